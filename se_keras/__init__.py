@@ -1,0 +1,30 @@
+"""Squeeze-and-Excitation networks (arXiv:1709.01507) for Keras 3, from training to the phone and the server."""
+
+from se_keras.applications import (
+    SENet154,
+    SEResNet50,
+    SEResNet101,
+    SEResNet152,
+    SEResNeXt50,
+    SEResNeXt101,
+)
+from se_keras.catalogue import create, names
+from se_keras.complexity import complexity
+from se_keras.layers import SqueezeExcite
+from se_keras.recalibration import SEConfig
+from se_keras.version import __version__
+
+__all__ = [
+    "SEConfig",
+    "SENet154",
+    "SEResNet50",
+    "SEResNet101",
+    "SEResNet152",
+    "SEResNeXt50",
+    "SEResNeXt101",
+    "SqueezeExcite",
+    "__version__",
+    "complexity",
+    "create",
+    "names",
+]

@@ -1,0 +1,1 @@
+"""Families of networks: each a frozen spec, a table of rows and a build function."""

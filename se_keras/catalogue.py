@@ -1,0 +1,146 @@
+"""Every network by name: `create` builds one, `names` lists them. Owns each keyword of keras.applications."""
+
+import difflib
+from dataclasses import replace
+from pathlib import Path
+
+import keras
+
+from se_keras.architectures import resnet
+from se_keras.blocks import classifier
+from se_keras.recalibration import check_fits
+
+FAMILIES = (resnet,)
+AS_PUBLISHED = "as published"
+
+
+def _merge(families):
+    rows = {}
+    for family in families:
+        for name, spec in family.SPECS.items():
+            if name in rows:
+                raise ValueError(f"Two rows are named {name!r}: in {rows[name][0].__name__} and {family.__name__}")
+            rows[name] = (family, spec)
+    return rows
+
+
+_ROWS = _merge(FAMILIES)
+
+
+def names():
+    """The names that `create` accepts: baselines, and their twins with squeeze-and-excitation."""
+    return sorted(_ROWS)
+
+
+def spec_of(network):
+    """The row behind a name, a frozen dataclass of its family.
+
+    Raises:
+        ValueError: If there is no such network; the message has the nearest names.
+    """
+    return _row(network)[1]
+
+
+def create(
+    network,
+    /,
+    *,
+    se=AS_PUBLISHED,
+    include_top=True,
+    weights=None,
+    input_tensor=None,
+    input_shape=None,
+    pooling=None,
+    classes=1000,
+    classifier_activation="softmax",
+    name=None,
+):
+    """Builds a network of the catalogue as a functional Keras model.
+
+    Args:
+        network: One of `names()`, such as `"se_resnet50"`.
+        se: An `SEConfig` in place of the row's own; `None` gives the plain baseline.
+        include_top: Whether the classifier stands at the end.
+        weights: `None` for random ones (He et al. 2015), or a `.weights.h5` or `.keras` file of the same network.
+        input_tensor: A Keras tensor to use as the images.
+        input_shape: `(height, width, channels)`; height and width may be `None`. Default: the row's own, and free
+            height and width without the top.
+        pooling: Without the top: `None` for the feature map, `"avg"` or `"max"` for a vector.
+        classes: Number of classes of the classifier.
+        classifier_activation: Its activation; `None` gives logits.
+        name: Of the model; default: the network's.
+
+    Returns:
+        A `keras.Model` from `(batch, height, width, channels)`, channels last, to `(batch, classes)`.
+
+    Raises:
+        ValueError, TypeError: If an argument is not one of the above, or if the weights do not fit.
+    """
+    family, spec = _row(network)
+    if se != AS_PUBLISHED:
+        check_fits(se, network=network, sites=family.SITES, stages=spec.stages)
+        spec = replace(spec, se=se)
+    if keras.config.image_data_format() != "channels_last":
+        raise ValueError("se_keras builds channels-last networks. Received: keras.config.image_data_format()="
+                         f"{keras.config.image_data_format()!r}")  # fmt: skip
+    if pooling not in (None, "avg", "max"):
+        raise ValueError(f"pooling must be None, 'avg' or 'max'. Received: pooling={pooling!r}")
+    if include_top and (isinstance(classes, bool) or not isinstance(classes, int) or classes < 1):
+        raise ValueError(f"classes must be a positive int. Received: classes={classes!r}")
+
+    if input_tensor is None:
+        images = keras.Input(_input_shape(input_shape, include_top, spec), name="images")
+    elif keras.utils.is_keras_tensor(input_tensor):
+        _input_shape(input_tensor.shape[1:], include_top, spec)
+        images = input_tensor
+    else:
+        raise TypeError(f"input_tensor must be a Keras tensor, as keras.Input returns. Received: {input_tensor!r}")
+
+    x = family.build(spec, images)
+    if include_top:
+        x = classifier(x, classes, activation=classifier_activation, dropout=spec.dropout)
+    elif pooling == "avg":
+        x = keras.layers.GlobalAveragePooling2D(name="avg_pool")(x)
+    elif pooling == "max":
+        x = keras.layers.GlobalMaxPooling2D(name="max_pool")(x)
+    inputs = images if input_tensor is None else keras.utils.get_source_inputs(input_tensor)
+    model = keras.Model(inputs, x, name=name or network)
+    if weights is not None:
+        _load(model, weights, f"{network} with {f'classes={classes}' if include_top else 'include_top=False'}")
+    return model
+
+
+def _row(network):
+    if not isinstance(network, str):
+        raise TypeError(f"The name of a network must be a string. Received: {network!r}")
+    if network in _ROWS:
+        return _ROWS[network]
+    nearest = difflib.get_close_matches(network.lower(), _ROWS, n=5, cutoff=0.5) or names()
+    raise ValueError(f"There is no network {network!r}. The nearest: {', '.join(nearest)}")
+
+
+def _input_shape(shape, include_top, spec):
+    if shape is None:
+        return spec.input_shape if include_top else (None, None, spec.input_shape[-1])
+    rule = f"input_shape must be (height, width, channels), height and width None or at least {spec.minimum_size}"
+    try:
+        height, width, channels = shape
+    except (TypeError, ValueError):
+        raise ValueError(f"{rule}. Received: input_shape={shape!r}") from None
+    sizes_fit = all(size is None or isinstance(size, int) and size >= spec.minimum_size for size in (height, width))
+    if not sizes_fit or not isinstance(channels, int) or channels < 1:
+        raise ValueError(f"{rule}. Received: input_shape={tuple(shape)}")
+    return tuple(shape)
+
+
+def _load(model, weights, what):
+    path = Path(weights)
+    if not path.name.endswith((".weights.h5", ".keras")):
+        raise ValueError(f"weights must be None or the path of a .weights.h5 or .keras file. Received: {weights!r}")
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file of weights {str(path)!r}")
+    try:
+        model.load_weights(path)
+    except Exception as error:  # h5py, zipfile and Keras raise their own kinds for a foreign or truncated file
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"{str(path)!r} does not hold the weights of {what}: {reason}") from error

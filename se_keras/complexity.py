@@ -1,0 +1,146 @@
+"""Parameters and multiply-adds of a model, layer by layer and in total."""
+
+import math
+from dataclasses import dataclass
+
+import keras
+from keras import layers
+
+from se_keras.graph import calls, endpoints
+from se_keras.layers import SqueezeExcite
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerComplexity:
+    """One call of a layer. Parameters of a shared layer count at its first call, multiply-adds at each."""
+
+    name: str
+    type: str
+    output_shape: tuple
+    trainable: int
+    statistics: int
+    macs: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Complexity:
+    """Of a whole model, for one image.
+
+    Args:
+        trainable: Parameters that training changes: BatchNorm's gamma and beta in, its moving statistics out. Frozen
+            layers count too: it is a fact of the network, not of a moment in its training.
+        statistics: BatchNorm's moving means and variances.
+        se_trainable: The share of `trainable` in SqueezeExcite layers.
+        macs: Multiply-adds of convolutions and fully connected layers alone; 1 multiply-add = 1.
+        se_macs: The share of `macs` in SqueezeExcite layers.
+        layers: The same per call, in order.
+    """
+
+    trainable: int
+    statistics: int
+    se_trainable: int
+    macs: int
+    se_macs: int
+    layers: tuple[LayerComplexity, ...]
+
+    @property
+    def parameters(self):
+        """What Keras' `count_params()` gives: moving statistics included."""
+        return self.trainable + self.statistics
+
+
+def complexity(model, *, input_shape=None):
+    """Counts parameters and multiply-adds of a functional model at any input size.
+
+    Args:
+        model: A functional or Sequential Keras model with one input; models inside it are counted through.
+        input_shape: `(height, width, channels)` to count at; needed where the model leaves a size free. Default: the
+            model's own.
+
+    Raises:
+        ValueError: If a size is left free, or if the model does not take `input_shape`.
+        TypeError: If the model is not functional.
+
+    Example: `complexity(se_keras.SEResNet50()).macs` is 3.8605e9: Table 2's 3.87 GFLOPs.
+    """
+    inputs, _ = endpoints(model)
+    shapes = [tuple(x.shape[1:]) for x in inputs]
+    if input_shape is not None:
+        if len(inputs) != 1:
+            raise ValueError(f"input_shape is for models with one input. Received: a model with {len(inputs)}")
+        shapes = [tuple(input_shape)]
+    if any(size is None for shape in shapes for size in shape):
+        raise ValueError(f"Multiply-adds need a size: give input_shape. Received: a model of {shapes[0]}")
+    images = [keras.KerasTensor((1, *shape), dtype=x.dtype) for shape, x in zip(shapes, inputs, strict=True)]
+    rows = []
+    try:
+        _count(model, images, rows, seen=set())
+    except ValueError as error:
+        raise ValueError(f"{model.name} does not take input_shape={shapes[0]}: {error}") from error
+    se_rows = [row for row in rows if row.type == SqueezeExcite.__name__]
+    return Complexity(
+        trainable=sum(row.trainable for row in rows),
+        statistics=sum(row.statistics for row in rows),
+        se_trainable=sum(row.trainable for row in se_rows),
+        macs=sum(row.macs for row in rows),
+        se_macs=sum(row.macs for row in se_rows),
+        layers=tuple(rows),
+    )
+
+
+def _count(model, images, rows, seen):
+    """Appends the rows of `model` called on the symbolic `images`; returns its outputs."""
+    inputs, outputs = endpoints(model)
+    values = {id(x): image for x, image in zip(inputs, images, strict=True)}
+    for call in calls(model):
+        operation = call.operation
+        if isinstance(operation, keras.Model):
+            results = _count(operation, [values[id(x)] for x in call.input_tensors], rows, seen)
+        else:
+            args, kwargs = call.arguments.fill_in(values)
+            results = keras.tree.flatten(operation.compute_output_spec(*args, **kwargs))
+            if isinstance(operation, layers.Layer):
+                rows.append(_row(operation, values[id(call.input_tensors[0])].shape, results[0].shape, seen))
+        values |= {id(x): result for x, result in zip(call.output_tensors, results, strict=True)}
+    return [values[id(x)] for x in outputs]
+
+
+def _row(layer, input_shape, output_shape, seen):
+    fresh = layer not in seen
+    seen.add(layer)
+    weights = layer.weights if fresh else []
+    statistics = [w for w in weights if w.name in _STATISTICS]
+    parameters = [w for w in weights if w.name not in _STATISTICS]
+    return LayerComplexity(
+        name=layer.name,
+        type=type(layer).__name__,
+        output_shape=tuple(output_shape[1:]),
+        trainable=sum(math.prod(w.shape) for w in parameters),
+        statistics=sum(math.prod(w.shape) for w in statistics),
+        macs=next((macs(layer, input_shape, output_shape) for kind, macs in _MACS if isinstance(layer, kind)), 0),
+    )
+
+
+# Of BatchNormalization and Normalization: gathered, not trained.
+_STATISTICS = ("moving_mean", "moving_variance", "mean", "variance", "count")
+
+
+def _positions(shape):
+    return math.prod(shape[1:-1])
+
+
+def _se_macs(layer, input_shape, output_shape):
+    positions = _positions(input_shape) if layer.squeeze == "none" else 1
+    return positions * 2 * math.prod(layer.reduce_kernel.shape)
+
+
+# A kernel is applied once per output position; a transposed convolution's once per input position.
+_MACS = (
+    (SqueezeExcite, _se_macs),
+    (layers.Dense, lambda layer, _, out: _positions(out) * math.prod(layer.kernel.shape)),
+    ((layers.Conv1DTranspose, layers.Conv2DTranspose), lambda layer, x, _: _positions(x) * math.prod(layer.kernel.shape)),
+    (layers.SeparableConv2D, lambda layer, _, out: _positions(out)
+        * (math.prod(layer.depthwise_kernel.shape) + math.prod(layer.pointwise_kernel.shape))),
+    ((layers.Conv1D, layers.Conv2D, layers.DepthwiseConv2D),
+        lambda layer, _, out: _positions(out) * math.prod(layer.kernel.shape)),
+)  # fmt: skip
