@@ -44,6 +44,7 @@ class SqueezeExcite(keras.layers.Layer):
         self.supports_masking = False
 
     def build(self, input_shape):
+        """Makes the weights; the number of channels must be known."""
         channels = input_shape[-1]
         if channels is None:
             raise ValueError(f"{self.name}: the number of channels must be known. Received: input shape={input_shape}")
@@ -59,6 +60,7 @@ class SqueezeExcite(keras.layers.Layer):
             self.expand_bias = self.add_weight((channels,), initializer="zeros", name="expand_bias")
 
     def call(self, inputs):
+        """Rescales each channel of `inputs` by its gate."""
         return inputs * self.gate(inputs)
 
     def gate(self, inputs):
@@ -78,9 +80,11 @@ class SqueezeExcite(keras.layers.Layer):
         return ops.cast(mean, self.compute_dtype)
 
     def compute_output_shape(self, input_shape):
+        """The input's own."""
         return input_shape
 
     def get_config(self):
+        """The arguments of the layer."""
         return super().get_config() | {
             "ratio": self.ratio,
             "squeeze": self.squeeze,
