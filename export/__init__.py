@@ -2,3 +2,21 @@
 
 if __name__ != "se_keras.export":
     raise ImportError(f"This package is se_keras.export: install se_keras and import that. Received: {__name__}")
+
+from se_keras.export.benchmark import compare
+from se_keras.export.litert import LiteRTModel, to_litert
+from se_keras.export.lower import Lowering, lower
+from se_keras.export.savedmodel import SavedModel, to_savedmodel
+from se_keras.export.verify import Agreement, agreement
+
+__all__ = [
+    "Agreement",
+    "LiteRTModel",
+    "Lowering",
+    "SavedModel",
+    "agreement",
+    "compare",
+    "lower",
+    "to_litert",
+    "to_savedmodel",
+]

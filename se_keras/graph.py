@@ -26,3 +26,8 @@ def endpoints(model):
     """The input and the output tensors of a functional or Sequential model, as flat lists."""
     functional = model._functional if isinstance(model, keras.Sequential) else model
     return functional.inputs, functional.outputs
+
+
+def producer(tensor):
+    """The layer or operation whose call gave a symbolic tensor."""
+    return tensor._keras_history.operation

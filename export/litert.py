@@ -1,0 +1,207 @@
+"""LiteRT (TFLite) files: builtin operators only, run and compared with the Keras model before they are handed out."""
+
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+from ai_edge_litert.interpreter import Interpreter
+from se_keras.export import savedmodel
+from se_keras.export.lower import lower
+from se_keras.export.manifest import manifest, sha256
+from se_keras.export.quantize import calibration_images, quantize_int8
+from se_keras.export.verify import agreement, noise
+
+from se_keras import storage
+
+PRECISIONS = ("float32", "int8")
+# Below it an int8 file is broken, not merely rounded: ranges from images unlike those that it is checked on, mostly.
+_MIN_COSINE = 0.9
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiteRTModel:
+    """A .tflite file and its manifest: what it is, what made it, how well it agrees with the Keras model."""
+
+    content: bytes
+    manifest: dict
+
+    def save(self, path):
+        """Writes the file and, beside it, `<path>.json` with the manifest; each whole or not at all.
+
+        Raises:
+            ValueError: If `path` does not end in .tflite.
+            OSError: If it cannot be written.
+        """
+        path = Path(path)
+        if path.suffix != ".tflite":
+            raise ValueError(f"A LiteRT file's name ends in .tflite. Received: {str(path)!r}")
+        storage.write_bytes(path, self.content)
+        storage.write_json(_manifest_path(path), self.manifest)
+
+    def runner(self, *, threads=1):
+        """The file, ready to run."""
+        return Runner(self.content, threads=threads)
+
+
+class Runner:
+    """A LiteRT file ready to run on the CPU with XNNPACK: `runner(images)` gives the outputs.
+
+    Args:
+        content: The file, as bytes.
+        threads: Number of threads.
+
+    Raises:
+        ValueError: If this is no LiteRT file with a signature, or if it needs operators that are not built in.
+    """
+
+    def __init__(self, content, *, threads=1):
+        try:
+            self._interpreter = Interpreter(model_content=content, num_threads=threads)
+            self._interpreter.allocate_tensors()
+            (signature,) = self._interpreter.get_signature_list()
+            self._run = self._interpreter.get_signature_runner(signature)
+            (self._input_name,) = self._run.get_input_details()
+        except (ValueError, RuntimeError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ValueError(f"Not a LiteRT file that can be run here: {reason}") from None
+
+    @property
+    def input_shape(self):
+        """Shape of the input, batch first."""
+        return tuple(self._interpreter.get_input_details()[0]["shape"].tolist())
+
+    def __call__(self, images):
+        """Outputs for `images`, `(samples, height, width, channels)`: `{name: array}`."""
+        batch = self.input_shape[0]
+        results = [
+            self._run(**{self._input_name: images[start : start + batch]}) for start in range(0, len(images), batch)
+        ]
+        return {name: np.concatenate([result[name] for result in results]) for name in results[0]}
+
+    def prepare(self, images):
+        """Sets the input and returns the bare call: what a benchmark times."""
+        self._interpreter.set_tensor(self._interpreter.get_input_details()[0]["index"], images)
+        return self._interpreter.invoke
+
+    def undelegated(self):
+        """Names of the operators that XNNPACK did not take: they run on slow kernels. Empty is as it should be."""
+        details = self._interpreter._get_ops_details()
+        produced_by = {}
+        for operator in details:  # delegates come last, and stand in for the operators that they took
+            produced_by |= {int(tensor): operator for tensor in operator["outputs"]}
+        needed = [int(output["index"]) for output in self._interpreter.get_output_details()]
+        executed = {}
+        while needed:
+            operator = produced_by.get(needed.pop())
+            if operator is not None and operator["index"] not in executed:
+                executed[operator["index"]] = operator["op_name"]
+                needed += [int(tensor) for tensor in operator["inputs"] if tensor >= 0]
+        return sorted(name for name in executed.values() if name != "DELEGATE")
+
+
+def to_litert(model, *, precision="float32", calibration=None, held_out=None, input_shape=None, lowering=True):
+    """Converts a functional model to a LiteRT file of builtin operators, and compares the two before handing it out.
+
+    The file has one signature, `serving_default`, with the model's input by name (`images` in this project's networks)
+    and its output (`probabilities` behind a softmax), both float32 in every precision, for one image at a time.
+
+    Args:
+        model: A functional Keras model with one input.
+        precision: `"float32"`, or `"int8"`: weights per channel and activations per tensor, for integer kernels.
+        calibration: For int8: images as the network will see them, an array `(samples, height, width, channels)` or an
+            iterable of images or batches. A hundred typical ones are enough.
+        held_out: Images to compare on. Default: every fifth calibration image, which then is not calibrated on (all of
+            them, where there are fewer than five); in float32, noise.
+        input_shape: `(height, width, channels)`; needed where the model leaves a size free.
+        lowering: Whether to `lower` the model first; `False` exports it as published.
+
+    Returns:
+        A `LiteRTModel` with `.content`, `.manifest` and `.save(path)`.
+
+    Raises:
+        ValueError: If an argument is not one of these, if int8 has no calibration images, or if the file does not
+            agree with the model: float32 to 1e-3 of the outputs' range, int8 with a cosine of at least 0.9.
+        TypeError: If the model is not functional.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {PRECISIONS}. Received: precision={precision!r}")
+    if precision == "int8" and calibration is None:
+        raise ValueError("precision='int8' needs calibration images: calibration=an array or an iterable of images")
+    savedmodel.require_one_input(model)
+    shape = tuple(input_shape or model.inputs[0].shape[1:])
+    if None in shape:
+        raise ValueError(f"A LiteRT file has a fixed size: give input_shape. Received: a model of {shape}")
+    seen, unseen = _calibration(calibration, shape) if precision == "int8" else (None, noise(shape))
+    exported = lower(model) if lowering else model
+    content = _convert(exported, (1, *shape))
+    if seen is not None:
+        (input_name,) = savedmodel.input_names(exported)
+        content = quantize_int8(content, seen, signature=savedmodel.SIGNATURE, input_name=input_name)
+    check_on = calibration_images(held_out, shape) if held_out is not None else seen if unseen is None else unseen
+    result = agreement(savedmodel.predict(model, check_on), Runner(content)(check_on))
+    if precision == "float32":
+        savedmodel.require_equal(result, "LiteRT file")
+    elif result.cosine < _MIN_COSINE:
+        raise ValueError(
+            f"The int8 file is far from the Keras model: {result}. Calibrate on more, and more typical, images"
+        )
+    return LiteRTModel(
+        content=content,
+        manifest=manifest(
+            network=model.name,
+            precision=precision,
+            signature=savedmodel.signature(exported, batch_shape=(1, *shape)),
+            lowering=getattr(exported, "lowering", None),
+            agreement=result,
+            held_out=check_on is not seen,
+            calibration_images=0 if seen is None else len(seen),
+            bytes=len(content),
+            sha256=sha256(content),
+        ),
+    )
+
+
+def read(path):
+    """The content of a .tflite file; where a manifest lies beside it, the content that the manifest speaks of.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no LiteRT file, or not the one that was exported.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no LiteRT file {str(path)!r}")
+    content = path.read_bytes()
+    if content[4:8] != b"TFL3":
+        raise ValueError(f"{str(path)!r} is not a LiteRT file")
+    if _manifest_path(path).is_file():
+        written = json.loads(_manifest_path(path).read_text()).get("sha256")
+        # A flipped or missing byte can load and run: only a checksum tells.
+        if written != sha256(content):
+            raise ValueError(
+                f"{str(path)!r} is not the file that was exported: its SHA-256 differs from its manifest's"
+            )
+    return content
+
+
+def _calibration(calibration, shape):
+    """Images to calibrate on, and those held out: every fifth, or None where there are fewer than five."""
+    images = calibration_images(calibration, shape)
+    every_fifth = np.arange(len(images)) % 5 == 4
+    return (images[~every_fifth], images[every_fifth]) if len(images) >= 5 else (images, None)
+
+
+def _convert(model, batch_shape):
+    """By way of a SavedModel: the converter loses the weights of a traced Keras 3 model."""
+    with tempfile.TemporaryDirectory() as folder:
+        savedmodel.trace(model, folder, batch_shape=batch_shape)
+        converter = tf.lite.TFLiteConverter.from_saved_model(folder)
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
+        return converter.convert()
+
+
+def _manifest_path(path):
+    return path.with_name(path.name + ".json")
