@@ -27,8 +27,13 @@ def manifest(*, network, precision, signature, lowering, agreement, held_out, **
         "lowering": lowering and {kind: len(found) for kind, found in asdict(lowering).items()},
         "agreement": asdict(agreement) | {"held_out": held_out},
         **more,
-        "versions": {package: version(package) for package in PACKAGES},
+        "versions": versions(),
     }
+
+
+def versions():
+    """Versions of the packages that make an export what it is."""
+    return {package: version(package) for package in PACKAGES}
 
 
 def sha256(content):

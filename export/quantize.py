@@ -67,6 +67,6 @@ def calibration_images(calibration, shape):
         raise ValueError(f"Calibration needs at least one image of {shape}. Received: none")
     bad = np.flatnonzero(~np.isfinite(images).reshape(len(images), -1).all(axis=1))
     if len(bad):
-        raise ValueError(f"Calibration images must be finite. Received: NaN or infinity in {len(bad)} of {len(images)}, "
-                         f"first in image {bad[0]}")  # fmt: skip
+        found = f"NaN or infinity in {len(bad)} of {len(images)} images, the first in image {bad[0]}"
+        raise ValueError(f"Calibration images must be finite. Received: {found}")
     return images

@@ -134,13 +134,23 @@ def _se_macs(layer, input_shape, output_shape):
     return positions * 2 * math.prod(layer.reduce_kernel.shape)
 
 
+def _kernel_macs(layer, _, output_shape):
+    return _positions(output_shape) * math.prod(layer.kernel.shape)
+
+
+def _separable_macs(layer, _, output_shape):
+    kernels = (layer.depthwise_kernel, layer.pointwise_kernel)
+    return _positions(output_shape) * sum(math.prod(kernel.shape) for kernel in kernels)
+
+
+def _transposed_macs(layer, input_shape, _):
+    return _positions(input_shape) * math.prod(layer.kernel.shape)
+
+
 # A kernel is applied once per output position; a transposed convolution's once per input position.
 _MACS = (
     (SqueezeExcite, _se_macs),
-    (layers.Dense, lambda layer, _, out: _positions(out) * math.prod(layer.kernel.shape)),
-    ((layers.Conv1DTranspose, layers.Conv2DTranspose), lambda layer, x, _: _positions(x) * math.prod(layer.kernel.shape)),
-    (layers.SeparableConv2D, lambda layer, _, out: _positions(out)
-        * (math.prod(layer.depthwise_kernel.shape) + math.prod(layer.pointwise_kernel.shape))),
-    ((layers.Conv1D, layers.Conv2D, layers.DepthwiseConv2D),
-        lambda layer, _, out: _positions(out) * math.prod(layer.kernel.shape)),
-)  # fmt: skip
+    ((layers.Conv1DTranspose, layers.Conv2DTranspose), _transposed_macs),
+    ((layers.SeparableConv1D, layers.SeparableConv2D), _separable_macs),
+    ((layers.Conv1D, layers.Conv2D, layers.DepthwiseConv1D, layers.DepthwiseConv2D, layers.Dense), _kernel_macs),
+)

@@ -1,0 +1,177 @@
+"""What squeeze-and-excitation costs: a network and its baseline, exported alike and timed in pairs."""
+
+import gc
+import os
+import platform
+from dataclasses import asdict, dataclass
+
+from se_keras.export.benchmark import Comparison, compare
+from se_keras.export.litert import to_litert
+from se_keras.export.manifest import sha256, versions
+from se_keras.export.verify import noise
+
+from se_keras.catalogue import create, spec_of
+
+FORMS = {"as published": False, "lowered": True}  # the exporter's `lowering`
+PAPER = {"resnet50_ms": 164, "se_resnet50_ms": 167, "ratio": 167 / 164, "source": "arXiv:1709.01507, section 4"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overhead:
+    """A measured pair of LiteRT files.
+
+    Args:
+        baseline: Name of what stands for 1.
+        network: Name of what is compared with it.
+        precision: Of both.
+        form: `"as published"` or `"lowered"`: both sides alike.
+        threads: Number of threads.
+        input_shape: `(1, height, width, channels)`.
+        comparison: The times; A is the baseline.
+        undelegated: Operators that fell off XNNPACK, on either side.
+        sha256: Of the baseline's file and the network's.
+    """
+
+    baseline: str
+    network: str
+    precision: str
+    form: str
+    threads: int
+    input_shape: tuple[int, ...]
+    comparison: Comparison
+    undelegated: tuple[str, ...]
+    sha256: tuple[str, str]
+
+    def to_json(self):
+        """The record as a dict for JSON."""
+        return asdict(self) | {"is_real": self.comparison.is_real}
+
+
+def overheads(network, *, precisions, forms=tuple(FORMS), input_shape=None, progress=None, **options):
+    """Exports and measures a network beside its baseline, yielding each `Overhead` as soon as it is there.
+
+    Args:
+        network: A network of the catalogue with squeeze-and-excitation.
+        precisions: Names of precisions of `to_litert`.
+        forms: Of `FORMS`.
+        input_shape: `(height, width, channels)`; default: the network's own.
+        progress: Called with what is done next, as a string.
+        **options: Of `measure`.
+
+    Raises:
+        ValueError: If the network has no squeeze-and-excitation, or as `measure` does.
+    """
+    for form in forms:
+        pairs = export_pairs(network, form=form, precisions=precisions, input_shape=input_shape, progress=progress)
+        gc.collect()  # Keras models are cycles of some hundred megabytes
+        for precision in precisions:
+            if progress:
+                progress(f"timing {network} beside {baseline_name(network)}, {precision} {form}")
+            yield measure(**pairs.pop(precision), form=form, **options)
+
+
+def export_pairs(network, *, form, precisions, input_shape=None, progress=None):
+    """Exports a network and its baseline with random weights, which cost as much time as trained ones.
+
+    Returns:
+        `{precision: {"baseline": LiteRTModel, "network": LiteRTModel}}`; the arguments are those of `overheads`.
+    """
+    if spec_of(network).se is None:
+        raise ValueError(f"{network} is a baseline: name a network with squeeze-and-excitation, such as se_resnet50")
+    pairs = {precision: {} for precision in precisions}
+    for side, arguments in {"baseline": {"se": None, "name": baseline_name(network)}, "network": {}}.items():
+        if progress:
+            progress(f"exporting {arguments.get('name', network)} {form}")
+        # Logits: the softmax of an untrained network is 0 and 1, and would hide how well the files agree.
+        model = create(network, input_shape=input_shape, classifier_activation=None, **arguments)
+        float32 = to_litert(model, lowering=FORMS[form])
+        for precision in precisions:
+            pairs[precision][side] = (
+                float32
+                if precision == "float32"
+                else to_litert(
+                    model,
+                    precision=precision,
+                    calibration=noise(model.input_shape[1:], samples=5),
+                    lowering=FORMS[form],
+                    converted=float32,
+                )
+            )
+    return pairs
+
+
+def measure(baseline, network, *, form, threads=1, blocks=30, runs=3, allow_undelegated=False, progress=None):
+    """Times two LiteRT files in pairs.
+
+    Args:
+        baseline: A `LiteRTModel`: what stands for 1.
+        network: Another, with the same input.
+        form: What to call both in the record.
+        threads: Number of threads of each.
+        blocks: Blocks of the comparison.
+        runs: Runs of each side in a block.
+        allow_undelegated: Whether to report a pair with operators that fell off XNNPACK.
+        progress: Called after each block with the number of blocks done.
+
+    Returns:
+        An `Overhead`.
+
+    Raises:
+        ValueError: If operators fell off XNNPACK, or if the inputs differ.
+    """
+    models = {"a": baseline, "b": network, "double": baseline}
+    runners = {side: model.runner(threads=threads) for side, model in models.items()}
+    shapes = {runner.input_shape for runner in runners.values()}
+    if len(shapes) != 1:
+        raise ValueError(f"A pair has the same input. Received: {' and '.join(map(str, sorted(shapes)))}")
+    undelegated = sorted(set(runners["a"].undelegated() + runners["b"].undelegated()))
+    if undelegated and not allow_undelegated:
+        raise ValueError(
+            f"{', '.join(undelegated)} fell off XNNPACK and run on slow kernels: the ratio would not be the networks'. "
+            "Allow it to measure all the same"
+        )
+    (shape,) = shapes
+    images = noise(shape[1:], samples=shape[0])
+    comparison = compare(
+        **{side: runner.prepare(images) for side, runner in runners.items()},
+        blocks=blocks,
+        runs=runs,
+        progress=progress,
+    )
+    return Overhead(
+        baseline=baseline.manifest["network"],
+        network=network.manifest["network"],
+        precision=network.manifest["precision"],
+        form=form,
+        threads=threads,
+        input_shape=shape,
+        comparison=comparison,
+        undelegated=tuple(undelegated),
+        sha256=(sha256(baseline.content), sha256(network.content)),
+    )
+
+
+def baseline_name(network):
+    """What the baseline of a network is called: se_resnet50's is resnet50."""
+    return network.removeprefix("se_") if network.startswith("se_") else f"{network}_without_se"
+
+
+def environment():
+    """Where a measurement was made: processor, system and versions."""
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "runtime": f"LiteRT {versions()['ai-edge-litert']} with XNNPACK",
+        "versions": versions(),
+    }
+
+
+def _processor():
+    """The model name where the system tells it, else the architecture."""
+    try:
+        with open("/proc/cpuinfo") as lines:
+            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
