@@ -174,12 +174,12 @@ def to_litert(
     )
 
 
-def read(path):
-    """The content of a .tflite file; where a manifest lies beside it, the content that the manifest speaks of.
+def load(path):
+    """Reads a .tflite file; a foreign one, without a manifest beside it, is named after its file.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is no LiteRT file, or not the one that was exported.
+        ValueError: If it is no LiteRT file, or not the one that its manifest speaks of.
     """
     path = Path(path)
     if not path.is_file():
@@ -187,14 +187,17 @@ def read(path):
     content = path.read_bytes()
     if content[4:8] != b"TFL3":
         raise ValueError(f"{str(path)!r} is not a LiteRT file")
-    if _manifest_path(path).is_file():
-        written = json.loads(_manifest_path(path).read_text()).get("sha256")
-        # A flipped or missing byte can load and run: only a checksum tells.
-        if written != sha256(content):
-            raise ValueError(
-                f"{str(path)!r} is not the file that was exported: its SHA-256 differs from its manifest's"
-            )
-    return content
+    if not _manifest_path(path).is_file():
+        return LiteRTModel(content=content, manifest={"network": path.stem, "precision": "unknown"})
+    try:
+        record = json.loads(_manifest_path(path).read_text())
+        checksum = record["sha256"]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{str(_manifest_path(path))!r} is not the manifest of a LiteRT file") from None
+    # A flipped or missing byte can load and run: only a checksum tells.
+    if checksum != sha256(content):
+        raise ValueError(f"{str(path)!r} is not the file that was exported: its SHA-256 is not its manifest's")
+    return LiteRTModel(content=content, manifest=record)
 
 
 def _calibration(calibration, shape):

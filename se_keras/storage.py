@@ -34,6 +34,14 @@ def staged(target):
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def check_writable(target):
+    """Raises OSError at once, not after an hour's work, if a file beside `target` cannot be written."""
+    target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=target.parent) as file:
+        file.write(b"0")
+
+
 def write_bytes(target, content):
     """Writes a file whole or not at all."""
     with staged(target) as path:

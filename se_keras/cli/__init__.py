@@ -1,0 +1,408 @@
+"""The console command se-keras: arguments in, one library call, output.
+
+Installed as the package `se_keras_cli`, beside se_keras, and imports it in the commands alone: Python would import
+se_keras, Keras and TensorFlow first if this were a part of it, and `se-keras --help` would take seconds.
+"""
+
+import argparse
+import contextlib
+import json
+import logging
+import os
+import signal
+import sys
+import tempfile
+import warnings
+from dataclasses import asdict, replace
+from importlib.metadata import version
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+if __name__ != "se_keras_cli":
+    raise ImportError(f"This package is se_keras_cli: the command se-keras. Received: {__name__}")
+
+USER_ERRORS = (ValueError, TypeError, OSError)
+EXIT_ERROR, EXIT_INTERRUPTED = 2, 130
+
+
+def main(arguments=None):
+    """Runs the command; returns its exit status: 0, 2 for what the user can mend, 130 after Ctrl-C."""
+    options = _parser().parse_args(arguments)
+    console = Console(stderr=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` interrupts as Ctrl-C does
+    warnings.simplefilter("ignore")
+    warnings.filterwarnings("default", module="se_keras")
+    warnings.showwarning = lambda message, *_: console.print(f"se-keras: warning: {message}", soft_wrap=True)
+    try:
+        with _native_logs_hidden():
+            options.command(options, console)
+        sys.stdout.flush()
+        return 0
+    except KeyboardInterrupt as interrupt:
+        console.print(f"se-keras: interrupted. {interrupt}".rstrip(), highlight=False, soft_wrap=True)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # `se-keras list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except USER_ERRORS as error:
+        if options.traceback:
+            raise
+        line = " ".join(str(error).split()) or type(error).__name__
+        console.print(f"se-keras: error: {line}", highlight=False, soft_wrap=True, markup=False)
+        return EXIT_ERROR
+
+
+def _parser():
+    parser = argparse.ArgumentParser(
+        prog="se-keras",
+        description="Squeeze-and-Excitation networks for Keras 3, from training to the phone and the server.",
+        epilog="Examples:\n  se-keras quickstart\n  se-keras show se_resnet50\n  se-keras COMMAND --help",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"se-keras {version('se-keras')}")
+    parser.set_defaults(traceback=False)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def add(name, command, summary, *examples, json_output=False):
+        sub = commands.add_parser(
+            name,
+            help=summary,
+            description=summary,
+            epilog="Examples:\n" + "\n".join(f"  se-keras {example}" for example in examples),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        sub.set_defaults(command=command)
+        sub.add_argument("--traceback", action="store_true", help="show where in the code an error came from")
+        if json_output:
+            sub.add_argument("--json", action="store_true", help="print JSON, for programs")
+        return sub
+
+    sub = add("list", _list, "List the networks.", "list", "list --counts", "list --json", json_output=True)
+    sub.add_argument("--counts", action="store_true", help="build each network and count it (a minute or two)")
+
+    sub = add("show", _show, "Show one network: its row, parameters and multiply-adds.", "show se_resnet50",
+              "show senet154 --layers", "show se_resnet50 --size 320 --json", json_output=True)  # fmt: skip
+    sub.add_argument("network", metavar="NAME")
+    sub.add_argument("--size", type=int, help="height and width to count at (default: the network's own)")
+    sub.add_argument("--layers", action="store_true", help="layer by layer")
+
+    sub = add("train", _train, "Train a network; the same command goes on where an interrupted one was.",
+              "train se_resnet11_digits -o runs/se", "train resnet11_digits --epochs 30 -o runs/plain")  # fmt: skip
+    sub.add_argument("network", metavar="NAME")
+    sub.add_argument("--data", default="digits", help="data set (default: %(default)s, the only one so far)")
+    sub.add_argument("-o", "--output", type=Path, required=True, help="folder of the run")
+    sub.add_argument("--epochs", type=int, help="passes over the data (default: the recipe's)")
+    sub.add_argument("--batch-size", type=int, help="images in a step (default: the recipe's)")
+    sub.add_argument("--learning-rate", type=float, help="the first one (default: the recipe's)")
+    sub.add_argument("--seed", type=int, help="of the weights and the order of the images (default: the recipe's)")
+
+    sub = add("export", _export, "Export a .keras file to LiteRT (-o FILE.tflite) or to a SavedModel (-o FOLDER).",
+              "export runs/se/model.keras -o digits.tflite",
+              "export runs/se/model.keras --precision int8 --calibration digits -o digits_int8.tflite",
+              "export runs/se/model.keras --precision int8 --calibration images.npy -o digits_int8.tflite",
+              "export runs/se/model.keras -o served/digits", json_output=True)  # fmt: skip
+    sub.add_argument("model", metavar="MODEL", type=Path, help="a .keras file")
+    sub.add_argument("-o", "--output", type=Path, required=True, help="FILE.tflite, or the SavedModel's folder")
+    sub.add_argument("--precision", default="float32", help="float32 (default) or int8")
+    sub.add_argument("--calibration", help="for int8: 'digits', or a .npy file of images (N, height, width, channels)")
+    sub.add_argument("--as-published", action="store_true", help="do not lower the model first")
+
+    sub = add("benchmark", _benchmark, "Measure what squeeze-and-excitation costs, or compare two LiteRT files.",
+              "benchmark", "benchmark --network se_resnext50_32x4d --precision int8 --threads 2",
+              "benchmark --files plain.tflite se.tflite --json", json_output=True)  # fmt: skip
+    sub.add_argument("--network", default="se_resnet50", help="measured beside its baseline (default: %(default)s)")
+    sub.add_argument("--files", type=Path, nargs=2, metavar=("A", "B"), help="two .tflite files instead: B over A")
+    sub.add_argument("--precision", nargs="+", default=["float32", "int8"], help="default: float32 int8")
+    sub.add_argument("--form", nargs="+", default=["as published", "lowered"], help="'as published', lowered, or both")
+    sub.add_argument("--size", type=int, help="height and width (default: the network's own)")
+    sub.add_argument("--threads", type=int, default=1, help="default: %(default)s")
+    sub.add_argument(
+        "--blocks", type=int, default=30, help="paired measurements, one ratio each (default: %(default)s)"
+    )
+    sub.add_argument("--allow-undelegated", action="store_true", help="report though operators fell off XNNPACK")
+
+    sub = add("quickstart", _quickstart, "Train on real digits, export, verify, and measure what SE costs (5 minutes).",
+              "quickstart", "quickstart -o /tmp/first --json", json_output=True)  # fmt: skip
+    sub.add_argument(
+        "-o", "--output", type=Path, default=Path("se_keras_quickstart"), help="folder (default: %(default)s)"
+    )
+    return parser
+
+
+def _list(options, console):
+    from se_keras import complexity, create, names
+    from se_keras.catalogue import spec_of
+
+    rows = []
+    with _progress(console) as progress:
+        for name in names():
+            spec = spec_of(name)
+            row = {"name": name, "se": spec.se is not None, "input_shape": spec.input_shape, "source": spec.source}
+            if options.counts:
+                progress(f"counting {name}")
+                row |= _totals(complexity(create(name)))
+            rows.append(row)
+    if options.json:
+        return _print_json(rows)
+    table = Table("network", "SE", "input", *(("parameters", "multiply-adds") if options.counts else ()), "source")
+    for row in rows:
+        counts = (f"{row['trainable']:,}", f"{row['macs'] / 1e9:.4f} G") if options.counts else ()
+        shape = "x".join(map(str, row["input_shape"]))
+        table.add_row(row["name"], "yes" if row["se"] else "", shape, *counts, row["source"])
+    Console().print(table)
+
+
+def _show(options, console):
+    from se_keras import complexity, create
+    from se_keras.catalogue import spec_of
+
+    spec = spec_of(options.network)
+    size = options.size
+    if size is not None and size < spec.minimum_size:
+        raise ValueError(f"{options.network} takes images of at least {spec.minimum_size}. Received: --size {size}")
+    shape = spec.input_shape if size is None else (size, size, spec.input_shape[-1])
+    with _progress(console) as progress:
+        progress(f"building {options.network}")
+        counts = complexity(create(options.network, input_shape=shape))
+    if options.json:
+        layers = [asdict(layer) for layer in counts.layers]
+        return _print_json({"name": options.network, "input_shape": shape, **_totals(counts), "source": spec.source,
+                            "se": spec.se and asdict(spec.se), "layers": layers})  # fmt: skip
+    out = Console()
+    out.print(f"[bold]{options.network}[/bold]: {spec.source}")
+    table = Table(show_header=False)
+    for title, value in {
+        "input": "x".join(map(str, shape)),
+        "parameters": f"{counts.trainable:,} trained, {counts.statistics:,} BatchNorm statistics",
+        "of which SE": f"{counts.se_trainable:,} ({counts.se_trainable / counts.trainable:.1%})",
+        "multiply-adds": f"{counts.macs / 1e9:.4f} G, of which SE {counts.se_macs / 1e9:.4f} G",
+        "squeeze-and-excitation": "none: a baseline" if spec.se is None else ", ".join(
+            f"{field} {value}" for field, value in asdict(spec.se).items()),
+    }.items():  # fmt: skip
+        table.add_row(title, value)
+    out.print(table)
+    if options.layers:
+        table = Table("layer", "type", "output", "parameters", "multiply-adds")
+        for layer in counts.layers:
+            output = "x".join(map(str, layer.output_shape))
+            table.add_row(layer.name, layer.type, output, f"{layer.trainable:,}", f"{layer.macs:,}")
+        out.print(table)
+
+
+def _train(options, console):
+    import keras
+
+    from se_keras import create
+    from se_keras.training import data, recipe
+    from se_keras.training.fit import MODEL_FILE, fit
+
+    dataset = data.load(options.data)
+    fields = ("epochs", "batch_size", "learning_rate", "seed")
+    given = {field: getattr(options, field) for field in fields if getattr(options, field) is not None}
+    chosen = replace(recipe.DIGITS, **given)
+    keras.utils.set_random_seed(chosen.seed)
+    model = create(options.network, classes=len(dataset.classes), input_shape=dataset.train.images.shape[1:])
+    file, finished = options.output / MODEL_FILE, 0
+
+    with _progress(console) as progress:
+
+        def told(done, figures):
+            nonlocal finished
+            finished = done
+            now = f", test accuracy {figures['val_accuracy'][-1]:.1%}" if done else ""
+            progress(f"training {options.network}: epoch {done} of {chosen.epochs}{now}")
+
+        try:
+            _, figures = fit(model, chosen, dataset, options.output, progress=told)
+        except KeyboardInterrupt:
+            kept = f"{file} holds epoch {finished} of {chosen.epochs}" if finished else "No epoch was finished"
+            raise KeyboardInterrupt(f"{kept}; the same command goes on") from None
+    _print(f"{file}: test accuracy {figures['val_accuracy'][-1]:.1%} after {chosen.epochs} epochs")
+
+
+def _export(options, console):
+    from se_keras import storage
+    from se_keras.export import to_litert, to_savedmodel
+
+    to_file = options.output.suffix == ".tflite"
+    if not to_file and options.precision != "float32":
+        raise ValueError(
+            f"{options.precision} is for -o FILE.tflite: a SavedModel is float32. Received: {options.output}"
+        )
+    if options.calibration and options.precision == "float32":
+        raise ValueError("--calibration is for --precision int8. Received: --precision float32")
+    lowering = not options.as_published
+    with _progress(console) as progress:
+        progress(f"loading {options.model}")
+        model = _load_model(options.model)
+        calibration = options.calibration and _calibration_data(options.calibration)
+        storage.check_writable(options.output)
+        progress(f"exporting {model.name}")
+        if to_file:
+            exported = to_litert(model, precision=options.precision, calibration=calibration, lowering=lowering)
+            exported.save(options.output)
+        else:
+            exported = to_savedmodel(model, options.output, lowering=lowering)
+    path = options.output if to_file else exported.path
+    if options.json:
+        return _print_json({"path": str(path), **exported.manifest})
+    done = exported.manifest["lowering"]
+    if done:
+        squeezes = done["hoisted"] + done["unhoisted"]
+        _print(f"lowered: {done['hoisted']} of {squeezes} squeezes hoisted, {done['folded']} BatchNormalization folded")
+    _print(f"wrote {path}: {_agreement(exported.manifest['agreement'])} with the Keras model")
+
+
+def _benchmark(options, console):
+    from se_keras.catalogue import spec_of
+    from se_keras.export import litert
+    from se_keras.export.overhead import PAPER, environment, measure, overheads
+
+    measuring = {
+        "threads": options.threads,
+        "blocks": options.blocks,
+        "allow_undelegated": options.allow_undelegated,
+    }
+    with _progress(console) as progress:
+        if options.files:
+            a, b = map(litert.load, options.files)
+            progress(f"timing {options.files[1]} beside {options.files[0]}")
+            results = [measure(a, b, form="as given", **measuring)]
+        else:
+            shape = options.size and (options.size, options.size, spec_of(options.network).input_shape[-1])
+            chosen = {"precisions": options.precision, "forms": options.form, "input_shape": shape}
+            results = list(overheads(options.network, **chosen, progress=progress, **measuring))
+    report = {
+        "schema": 1,
+        "environment": environment(),
+        "overhead": [result.to_json() for result in results],
+        "paper": PAPER,
+    }
+    if options.json:
+        return _print_json(report)
+    _print_overhead(report)
+
+
+def _quickstart(options, console):
+    from se_keras import storage
+    from se_keras.quickstart import quickstart
+
+    storage.check_writable(options.output / "report.json")
+    with _progress(console) as progress:
+        report = quickstart(options.output, progress=progress)
+    if options.json:
+        return _print_json(report)
+    table = Table("trained on the digits", "test accuracy", "size", "agreement with Keras", title="One small network")
+    for name, run in report["training"].items():
+        table.add_row(name, f"{run['test_accuracy']:.1%}", f"{run['parameters']:,} parameters", "")
+    for name, made in report["exports"].items():
+        accuracy = f"{made['test_accuracy']:.1%}" if "test_accuracy" in made else ""
+        table.add_row(name, accuracy, f"{made['bytes'] / 1e3:,.0f} kB", _agreement(made["agreement"]))
+    Console().print(table)
+    _print_overhead(report)
+    _print(f"All is in {options.output}, the figures in {options.output / 'report.json'} ({report['seconds']:.0f} s)")
+
+
+def _print_overhead(report):
+    """One row for each pair, the paper's figure above them."""
+    records, paper = report["overhead"], report["paper"]
+    first = records[0]
+    size = "x".join(map(str, first["input_shape"][1:3]))
+    threads = f"{first['threads']} thread{'s' * (first['threads'] > 1)}"
+    table = Table(
+        "", f"{first['baseline']}, ms", f"{first['network']}, ms", "ratio", "95 % interval", "A/A null",
+        title=f"What squeeze-and-excitation costs at {size}, {threads}",
+        caption=f"{report['environment']['processor']}, {report['environment']['runtime']}. Lowered: BatchNorm folded, "
+        "squeezes hoisted.",
+    )  # fmt: skip
+    table.add_row(
+        "the paper, CPU", f"{paper['resnet50_ms']}", f"{paper['se_resnet50_ms']}", f"{paper['ratio']:.3f}", "", ""
+    )
+    for record in records:
+        measured = record["comparison"]
+        ratio, null = measured["ratio"], measured["null"]
+        table.add_row(
+            f"{record['precision']} {record['form']}",
+            f"{measured['a_ms']:.1f}",
+            f"{measured['b_ms']:.1f}",
+            f"{ratio['median']:.3f}",
+            f"{ratio['low']:.3f} .. {ratio['high']:.3f}",
+            f"{null['low']:.3f} .. {null['high']:.3f}",
+        )
+    Console().print(table)
+
+
+def _load_model(path):
+    import keras
+
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no model file {str(path)!r}")
+    try:
+        return keras.saving.load_model(path)
+    except Exception as error:  # zipfile, h5py and Keras raise their own kinds for what is cut or foreign
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{str(path)!r} is not a Keras model that can be loaded: {reason}") from error
+
+
+def _calibration_data(given):
+    import numpy as np
+
+    if given == "digits":
+        from se_keras.training.data import digits
+
+        return digits().train.images
+    if not Path(given).is_file():
+        raise FileNotFoundError(f"There is no calibration file {given!r}: give 'digits' or a .npy file of images")
+    try:
+        return np.load(given, allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise ValueError(f"{given!r} is not a .npy file of images: {error}") from error
+
+
+def _agreement(record):
+    return f"top-1 agreement {record['top1']:.1%}, max error {record['max_error']:.0e} of the logits' range"
+
+
+def _totals(counts):
+    return {field: getattr(counts, field) for field in ("trainable", "statistics", "se_trainable", "macs", "se_macs")}
+
+
+def _print(line):
+    Console().print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+def _print_json(value):
+    print(json.dumps(value, indent=2))
+
+
+@contextlib.contextmanager
+def _progress(console):
+    """Yields a function that shows what is done now: beside a spinner on a terminal, a line each elsewhere."""
+    if not console.is_terminal:
+        yield lambda line: console.print(line, highlight=False, soft_wrap=True)
+        return
+    with console.status("starting") as status:
+        yield status.update
+
+
+@contextlib.contextmanager
+def _native_logs_hidden():
+    """Keeps what TensorFlow's C++ side writes to file descriptor 2 off the screen; shows it if all else fails."""
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    screen, hidden = os.fdopen(os.dup(2), "w"), tempfile.TemporaryFile()
+    python_stderr, sys.stderr = sys.stderr, screen
+    os.dup2(hidden.fileno(), 2)
+    try:
+        yield
+    except (*USER_ERRORS, KeyboardInterrupt):
+        raise
+    except BaseException:
+        hidden.seek(0)
+        screen.write(hidden.read().decode(errors="replace"))
+        raise
+    finally:
+        screen.flush()
+        os.dup2(screen.fileno(), 2)
+        sys.stderr = python_stderr
