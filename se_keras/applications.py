@@ -3,8 +3,8 @@
 from se_keras.catalogue import AS_PUBLISHED, create, spec_of
 
 
-def application(network):
-    """Returns a function that builds `network`; it takes the keywords of keras.applications, and `se`."""
+def application(function, network):
+    """Returns a function of that name that builds `network`, with the keywords of keras.applications and `se`."""
 
     def build(
         include_top=True,
@@ -31,7 +31,7 @@ def application(network):
             name=name,
         )
 
-    build.__name__ = build.__qualname__ = network
+    build.__name__ = build.__qualname__ = function
     build.__doc__ = f"""Builds `{network}`: {spec_of(network).source}.
 
     The arguments are those of `se_keras.create`, in the order of keras.applications.
@@ -39,18 +39,18 @@ def application(network):
     return build
 
 
-ResNet18 = application("resnet18")
-ResNet34 = application("resnet34")
-ResNet50 = application("resnet50")
-ResNet101 = application("resnet101")
-ResNet152 = application("resnet152")
-ResNeXt50 = application("resnext50_32x4d")
-ResNeXt101 = application("resnext101_32x4d")
-SEResNet18 = application("se_resnet18")
-SEResNet34 = application("se_resnet34")
-SEResNet50 = application("se_resnet50")
-SEResNet101 = application("se_resnet101")
-SEResNet152 = application("se_resnet152")
-SEResNeXt50 = application("se_resnext50_32x4d")
-SEResNeXt101 = application("se_resnext101_32x4d")
-SENet154 = application("senet154")
+ResNet18 = application("ResNet18", "resnet18")
+ResNet34 = application("ResNet34", "resnet34")
+ResNet50 = application("ResNet50", "resnet50")
+ResNet101 = application("ResNet101", "resnet101")
+ResNet152 = application("ResNet152", "resnet152")
+ResNeXt50 = application("ResNeXt50", "resnext50_32x4d")
+ResNeXt101 = application("ResNeXt101", "resnext101_32x4d")
+SEResNet18 = application("SEResNet18", "se_resnet18")
+SEResNet34 = application("SEResNet34", "se_resnet34")
+SEResNet50 = application("SEResNet50", "se_resnet50")
+SEResNet101 = application("SEResNet101", "se_resnet101")
+SEResNet152 = application("SEResNet152", "se_resnet152")
+SEResNeXt50 = application("SEResNeXt50", "se_resnext50_32x4d")
+SEResNeXt101 = application("SEResNeXt101", "se_resnext101_32x4d")
+SENet154 = application("SENet154", "senet154")

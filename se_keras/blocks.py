@@ -3,6 +3,7 @@
 from keras import layers
 
 BATCH_NORM = {"momentum": 0.9, "epsilon": 1e-5}  # as in the released networks; Keras' own are 0.99 and 1e-3
+TOP = "predictions"
 HE = "he_normal"  # "we adopt the weight initialisation strategy of [He et al. 2015]", section 5
 
 
@@ -56,5 +57,4 @@ def classifier(x, classes, *, activation, dropout):
     if dropout:
         x = layers.Dropout(dropout, name="dropout")(x)
     # Logits and probabilities stay in float32 under mixed precision.
-    x = layers.Dense(classes, kernel_initializer=HE, name="predictions", dtype="float32", activation=activation)(x)
-    return x
+    return layers.Dense(classes, kernel_initializer=HE, name=TOP, dtype="float32", activation=activation)(x)

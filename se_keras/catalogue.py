@@ -2,13 +2,13 @@
 
 import difflib
 from dataclasses import replace
-from pathlib import Path
 
 import keras
 
 from se_keras.architectures import resnet
-from se_keras.blocks import classifier
+from se_keras.blocks import TOP, classifier
 from se_keras.recalibration import check_fits
+from se_keras.weights import load
 
 FAMILIES = (resnet,)
 AS_PUBLISHED = "as published"
@@ -61,7 +61,8 @@ def create(
         network: One of `names()`, such as `"se_resnet50"`.
         se: An `SEConfig` in place of the row's own; `None` gives the plain baseline.
         include_top: Whether the classifier stands at the end.
-        weights: `None` for random ones (He et al. 2015), or a `.weights.h5` or `.keras` file of the same network.
+        weights: `None` for random ones (He et al. 2015), or a `.weights.h5` or `.keras` file of the same network,
+            whose classifier does not matter without the top.
         input_tensor: A Keras tensor to use as the images.
         input_shape: `(height, width, channels)`; height and width may be `None`. Default: the row's own, and free
             height and width without the top.
@@ -75,6 +76,7 @@ def create(
 
     Raises:
         ValueError, TypeError: If an argument is not one of the above, or if the weights do not fit.
+        FileNotFoundError: If there is no file of weights.
     """
     family, spec = _row(network)
     if se != AS_PUBLISHED:
@@ -94,7 +96,7 @@ def create(
         _input_shape(input_tensor.shape[1:], include_top, spec)
         images = input_tensor
     else:
-        raise TypeError(f"input_tensor must be a Keras tensor, as keras.Input returns. Received: {input_tensor!r}")
+        raise TypeError(f"input_tensor must be a Keras tensor, as keras.Input returns. Received: {type(input_tensor)}")
 
     x = family.build(spec, images)
     if include_top:
@@ -103,10 +105,11 @@ def create(
         x = keras.layers.GlobalAveragePooling2D(name="avg_pool")(x)
     elif pooling == "max":
         x = keras.layers.GlobalMaxPooling2D(name="max_pool")(x)
-    inputs = images if input_tensor is None else keras.utils.get_source_inputs(input_tensor)
-    model = keras.Model(inputs, x, name=name or network)
+    inputs = keras.utils.get_source_inputs(images)
+    model = keras.Model(inputs[0] if len(inputs) == 1 else inputs, x, name=name or network)
     if weights is not None:
-        _load(model, weights, f"{network} with {f'classes={classes}' if include_top else 'include_top=False'}")
+        before = set(keras.Model(inputs, images).layers)
+        load([layer for layer in model.layers if layer not in before], weights, ignore=() if include_top else (TOP,))
     return model
 
 
@@ -131,16 +134,3 @@ def _input_shape(shape, include_top, spec):
     if not sizes_fit or not isinstance(channels, int) or channels < 1:
         raise ValueError(f"{rule}. Received: input_shape={tuple(shape)}")
     return tuple(shape)
-
-
-def _load(model, weights, what):
-    path = Path(weights)
-    if not path.name.endswith((".weights.h5", ".keras")):
-        raise ValueError(f"weights must be None or the path of a .weights.h5 or .keras file. Received: {weights!r}")
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no file of weights {str(path)!r}")
-    try:
-        model.load_weights(path)
-    except Exception as error:  # h5py, zipfile and Keras raise their own kinds for a foreign or truncated file
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{str(path)!r} does not hold the weights of {what}: {reason}") from error

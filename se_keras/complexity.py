@@ -31,7 +31,7 @@ class Complexity:
             layers count too: it is a fact of the network, not of a moment in its training.
         statistics: BatchNorm's moving means and variances.
         se_trainable: The share of `trainable` in SqueezeExcite layers.
-        macs: Multiply-adds of convolutions and fully connected layers alone; 1 multiply-add = 1.
+        macs: Multiply-adds of convolutions and fully connected layers (Dense) alone; 1 multiply-add = 1.
         se_macs: The share of `macs` in SqueezeExcite layers.
         layers: The same per call, in order.
     """
@@ -68,6 +68,9 @@ def complexity(model, *, input_shape=None):
     if input_shape is not None:
         if len(inputs) != 1:
             raise ValueError(f"input_shape is for models with one input. Received: a model with {len(inputs)}")
+        own = shapes[0]
+        if not isinstance(input_shape, (tuple, list)) or len(input_shape) != len(own) or input_shape[-1] != own[-1]:
+            raise ValueError(f"{model.name} takes input_shape={own}, of any size. Received: input_shape={input_shape!r}")
         shapes = [tuple(input_shape)]
     if any(size is None for shape in shapes for size in shape):
         raise ValueError(f"Multiply-adds need a size: give input_shape. Received: a model of {shapes[0]}")

@@ -12,22 +12,28 @@ def calls(model):
     Raises:
         TypeError: If `model` is not functional: its graph cannot be read.
     """
-    if isinstance(model, keras.Sequential):
-        if not model.built:
-            raise TypeError(f"{model.name!r} is not built: give it an Input first")
-        model = model._functional
-    if not isinstance(model, keras.Model) or not hasattr(model, "_nodes_by_depth"):
-        raise TypeError(f"Only functional and Sequential Keras models have a graph to read. Received: {model!r}")
-    by_depth = model._nodes_by_depth
+    by_depth = _functional(model)._nodes_by_depth
     return [node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth] if not node.is_input]
 
 
 def endpoints(model):
-    """The input and the output tensors of a functional or Sequential model, as flat lists."""
-    functional = model._functional if isinstance(model, keras.Sequential) else model
+    """The input and the output tensors of a functional or Sequential model, as flat lists.
+
+    Raises:
+        TypeError: If `model` is not functional.
+    """
+    functional = _functional(model)
     return functional.inputs, functional.outputs
 
 
 def producer(tensor):
     """The layer or operation whose call gave a symbolic tensor."""
     return tensor._keras_history.operation
+
+
+def _functional(model):
+    functional = getattr(model, "_functional", None) if isinstance(model, keras.Sequential) else model
+    if not isinstance(functional, keras.Model) or not hasattr(functional, "_nodes_by_depth"):
+        what = f"{type(model).__name__} {getattr(model, 'name', '')}".strip()
+        raise TypeError(f"Only functional models, and Sequential ones with an Input, have a graph. Received: {what}")
+    return functional

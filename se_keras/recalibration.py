@@ -36,7 +36,7 @@ class SEConfig:
         if self.site not in SITES:
             raise ValueError(f"site must be one of {SITES}. Received: site={self.site!r}")
         if self.stages != "all":
-            if isinstance(self.stages, str) or not all(isinstance(stage, int) for stage in self.stages):
+            if not isinstance(self.stages, (tuple, list)) or not all(type(stage) is int for stage in self.stages):
                 raise TypeError(f"stages must be 'all' or a tuple of ints. Received: stages={self.stages!r}")
             object.__setattr__(self, "stages", tuple(self.stages))  # a list, as JSON has it, is as good
 

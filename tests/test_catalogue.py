@@ -239,8 +239,7 @@ def test_truncated_file_is_refused(suffix, part, saved, tmp_path):
     whole = saved[1][suffix].read_bytes()
     path = tmp_path / f"truncated{suffix}"
     path.write_bytes(whole[: int(part * len(whole))])
-    message = one_line(str(path), f"does not hold the weights of {DIGITS} with classes=10")
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=one_line(str(path), "is not a file of weights that can be read: ")):
         create(DIGITS, classes=CLASSES, weights=path)
 
 
@@ -248,12 +247,12 @@ def test_truncated_file_is_refused(suffix, part, saved, tmp_path):
 def test_text_under_a_known_suffix_is_refused(suffix, tmp_path):
     path = tmp_path / f"text{suffix}"
     path.write_text("not\nweights\n")
-    with pytest.raises(ValueError, match=one_line(str(path), f"does not hold the weights of {DIGITS}")):
+    with pytest.raises(ValueError, match=one_line(str(path), "is not a file of weights that can be read: ")):
         create(DIGITS, weights=path)
 
 
-def refuses(path, network, **keywords):
-    with pytest.raises(ValueError, match=one_line(str(path), f"does not hold the weights of {network}")):
+def refuses(path, network, *parts, **keywords):
+    with pytest.raises(ValueError, match=one_line(str(path), *parts)):
         create(network, weights=path, **keywords)
 
 
@@ -265,28 +264,49 @@ def save(model, path):
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_file_of_a_foreign_model_is_refused(suffix, tmp_path):
     foreign = keras.Sequential([keras.Input((8,)), keras.layers.Dense(3)])
-    refuses(save(foreign, tmp_path / f"foreign{suffix}"), DIGITS)
+    parts = ("is of another network: the file lacks conv1, conv1_bn, ", "; the network lacks dense")
+    refuses(save(foreign, tmp_path / f"foreign{suffix}"), DIGITS, *parts)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_file_of_another_class_count_is_refused(suffix, saved):
-    refuses(saved[1][suffix], DIGITS, classes=CLASSES + 1)
+    parts = ("predictions has [(256, 11), (11,)] here and [(256, 10), (10,)] in the file",)
+    refuses(saved[1][suffix], DIGITS, *parts, classes=CLASSES + 1)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_file_of_another_network_is_refused(suffix, saved):
-    refuses(saved[1][suffix], "se_resnet18", classes=CLASSES, input_shape=(32, 32, 1))
+    refuses(saved[1][suffix], "se_resnet18", "another network", classes=CLASSES, input_shape=(32, 32, 1))
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_file_of_the_baseline_is_refused_by_the_se_network(suffix, tmp_path):
     path = save(create("resnet11_digits", classes=CLASSES), tmp_path / f"baseline{suffix}")
-    refuses(path, DIGITS, classes=CLASSES)
+    refuses(path, DIGITS, "the file lacks stage2_block1_se, ", classes=CLASSES)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_file_of_the_se_network_is_refused_by_the_baseline(suffix, saved):
-    refuses(saved[1][suffix], "resnet11_digits", classes=CLASSES)
+    refuses(saved[1][suffix], "resnet11_digits", "the network lacks stage2_block1_se, ", classes=CLASSES)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_file_with_the_top_fills_the_network_without_it(suffix, saved):
+    model, paths = saved
+    loaded = create(DIGITS, include_top=False, weights=paths[suffix])
+    for layer in loaded.layers:
+        for ours, theirs in zip(layer.get_weights(), model.get_layer(layer.name).get_weights(), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_weights_pass_by_the_layers_in_front_of_an_input_tensor(suffix, saved):
+    model, paths = saved
+    images = keras.Input((8, 8, 1))
+    before = keras.layers.Conv2D(1, 1, name="before")
+    loaded = create(DIGITS, classes=CLASSES, input_tensor=before(images), weights=paths[suffix])
+    before.set_weights([np.ones((1, 1, 1, 1)), np.zeros(1)])
+    np.testing.assert_array_equal(loaded(noise(2, 8, 8, 1)).numpy(), model(noise(2, 8, 8, 1)).numpy())
 
 
 @pytest.mark.parametrize("se", [SEConfig(bias=False), SEConfig(ratio=8), SEConfig(stages=(3,))])
@@ -371,7 +391,7 @@ TENSOR = "input_tensor must be a Keras tensor, as keras.Input returns. Received:
         ({"pooling": "mean"}, ValueError, POOLING + "'mean'"),
         ({"pooling": True, "include_top": False}, ValueError, POOLING + "True"),
         ({"classifier_activation": "sofmax"}, ValueError, "sofmax"),
-        ({"input_tensor": "images"}, TypeError, TENSOR + "'images'"),
+        ({"input_tensor": "images"}, TypeError, TENSOR + "<class 'str'>"),
         ({"input_tensor": np.zeros((2, 8, 8, 1))}, TypeError, TENSOR),
         ({"se": "standard"}, TypeError, SE + "'standard'"),
         ({"se": True}, TypeError, SE + "True"),

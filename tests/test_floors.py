@@ -12,19 +12,20 @@ import se_keras
 # From the ground up. A module listed here may not exist yet; one that exists is listed.
 FLOORS = (
     ("version", "layers", "graph", "storage"),
-    ("recalibration", "blocks"),
+    ("recalibration", "blocks", "weights"),
     ("architectures.*",),
     ("catalogue",),
-    ("applications", "complexity", "weights", "training.recipe", "training.data"),
-    ("training.fit", "export.lower", "export.verify"),
+    ("applications", "complexity", "training.recipe", "training.data"),
+    ("training.fit", "export.lower", "export.verify", "export.manifest"),
     ("export.savedmodel", "export.quantize"),
     ("export.litert",),
     ("export.benchmark", "export.profiler", "export.android"),
+    ("export.overhead",),
     ("export.report", "quickstart"),
     ("cli",),
 )
 # The highest floor that a package's __init__.py reads, from its own children; "" is se_keras itself.
-PACKAGES = {"": 4, "architectures": 4, "training": 4, "export": 4}
+PACKAGES = {"": 4, "architectures": 4, "training": 4, "export": 8}
 CORE = 3
 
 SOURCE = Path(se_keras.__file__).parent
@@ -115,7 +116,7 @@ CORE_MODULES = [
 
 @pytest.mark.parametrize("module", CORE_MODULES)
 def test_core_imports_keras_and_the_standard_library_alone(module):
-    assert others(module) <= {"keras"}
+    assert others(module) <= {"keras", "h5py"}  # h5py is Keras' own: its files of weights
 
 
 def test_import_se_keras_does_not_import_export():
