@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
+
+from se_keras import storage
 from se_keras.export import savedmodel
 from se_keras.export.lower import lower
 from se_keras.export.manifest import manifest, sha256
 from se_keras.export.quantize import calibration_images, quantize_int8
 from se_keras.export.verify import agreement, noise
-
-from se_keras import storage
 
 PRECISIONS = ("float32", "int8")
 _LOW_COSINE = 0.9  # trained networks are above 0.99; below it, calibration did not show what the network sees

@@ -5,12 +5,11 @@ import os
 import platform
 from dataclasses import asdict, dataclass
 
+from se_keras.catalogue import create, spec_of
 from se_keras.export.benchmark import Comparison, compare
 from se_keras.export.litert import to_litert
 from se_keras.export.manifest import sha256, versions
 from se_keras.export.verify import noise
-
-from se_keras.catalogue import create, spec_of
 
 FORMS = {"as published": False, "lowered": True}  # the exporter's `lowering`
 PAPER = {"resnet50_ms": 164, "se_resnet50_ms": 167, "ratio": 167 / 164, "source": "arXiv:1709.01507, section 4"}
@@ -158,8 +157,11 @@ def baseline_name(network):
 
 def environment():
     """Where a measurement was made: processor, system and versions."""
+    processor, flags = _processor()
     return {
-        "processor": _processor(),
+        "processor": processor,
+        # Matrix units make int8 convolutions faster, not the multiplication of a gate: SE's share grows.
+        "matrix_units": sorted(flag for flag in flags if flag in _MATRIX_UNITS),
         "cores": os.cpu_count(),
         "system": platform.platform(),
         "python": platform.python_version(),
@@ -168,10 +170,16 @@ def environment():
     }
 
 
+_MATRIX_UNITS = ("amx_int8", "amx_bf16", "i8mm", "sme", "sme2")
+
+
 def _processor():
-    """The model name where the system tells it, else the architecture."""
+    """Model name and feature flags, where the system tells them."""
     try:
-        with open("/proc/cpuinfo") as lines:
-            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+        with open("/proc/cpuinfo") as file:
+            entries = dict(line.rstrip("\n").split(":", 1) for line in file if ":" in line)
+    except OSError:
+        entries = {}
+    entries = {key.strip(): value.strip() for key, value in entries.items()}
+    flags = entries.get("flags") or entries.get("Features") or ""
+    return entries.get("model name") or platform.processor() or platform.machine(), flags.split()

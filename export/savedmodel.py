@@ -5,12 +5,12 @@ from pathlib import Path
 
 import keras
 import tensorflow as tf
-from se_keras.export.lower import lower
-from se_keras.export.manifest import manifest, sha256
-from se_keras.export.verify import agreement, noise
 from tensorflow.core.protobuf import saved_model_pb2
 
 from se_keras import storage
+from se_keras.export.lower import lower
+from se_keras.export.manifest import manifest, sha256
+from se_keras.export.verify import agreement, noise
 from se_keras.graph import producer
 
 SIGNATURE = "serving_default"

@@ -70,7 +70,7 @@ def complexity(model, *, input_shape=None):
             raise ValueError(f"input_shape is for models with one input. Received: a model with {len(inputs)}")
         own = shapes[0]
         if not isinstance(input_shape, (tuple, list)) or len(input_shape) != len(own) or input_shape[-1] != own[-1]:
-            raise ValueError(f"{model.name} takes input_shape={own}, of any size. Received: input_shape={input_shape!r}")
+            raise ValueError(f"{model.name} takes input_shape={own}, of any size. Received: {input_shape=!r}")
         shapes = [tuple(input_shape)]
     if any(size is None for shape in shapes for size in shape):
         raise ValueError(f"Multiply-adds need a size: give input_shape. Received: a model of {shapes[0]}")

@@ -17,6 +17,7 @@ from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -146,7 +147,7 @@ def _list(options, console):
             rows.append(row)
     if options.json:
         return _print_json(rows)
-    table = Table("network", "SE", "input", *(("parameters", "multiply-adds") if options.counts else ()), "source")
+    table = _table("network", "SE", "input", *(("parameters", "multiply-adds") if options.counts else ()), "source")
     for row in rows:
         counts = (f"{row['trainable']:,}", f"{row['macs'] / 1e9:.4f} G") if options.counts else ()
         shape = "x".join(map(str, row["input_shape"]))
@@ -172,7 +173,7 @@ def _show(options, console):
                             "se": spec.se and asdict(spec.se), "layers": layers})  # fmt: skip
     out = Console()
     out.print(f"[bold]{options.network}[/bold]: {spec.source}")
-    table = Table(show_header=False)
+    table = _table(show_header=False)
     for title, value in {
         "input": "x".join(map(str, shape)),
         "parameters": f"{counts.trainable:,} trained, {counts.statistics:,} BatchNorm statistics",
@@ -184,7 +185,7 @@ def _show(options, console):
         table.add_row(title, value)
     out.print(table)
     if options.layers:
-        table = Table("layer", "type", "output", "parameters", "multiply-adds")
+        table = _table("layer", "type", "output", "parameters", "multiply-adds")
         for layer in counts.layers:
             output = "x".join(map(str, layer.output_shape))
             table.add_row(layer.name, layer.type, output, f"{layer.trainable:,}", f"{layer.macs:,}")
@@ -294,12 +295,13 @@ def _quickstart(options, console):
         report = quickstart(options.output, progress=progress)
     if options.json:
         return _print_json(report)
-    table = Table("trained on the digits", "test accuracy", "size", "agreement with Keras", title="One small network")
+    table = _table("", "test accuracy", "size", "top-1 as Keras", "max error", title="Trained on the digits")
     for name, run in report["training"].items():
-        table.add_row(name, f"{run['test_accuracy']:.1%}", f"{run['parameters']:,} parameters", "")
+        table.add_row(name, f"{run['test_accuracy']:.1%}", f"{run['parameters']:,} weights", "", "")
     for name, made in report["exports"].items():
         accuracy = f"{made['test_accuracy']:.1%}" if "test_accuracy" in made else ""
-        table.add_row(name, accuracy, f"{made['bytes'] / 1e3:,.0f} kB", _agreement(made["agreement"]))
+        top1, error = made["agreement"]["top1"], made["agreement"]["max_error"]
+        table.add_row(name, accuracy, f"{made['bytes'] / 1e3:,.0f} kB", f"{top1:.1%}", f"{error:.0e}")
     Console().print(table)
     _print_overhead(report)
     _print(f"All is in {options.output}, the figures in {options.output / 'report.json'} ({report['seconds']:.0f} s)")
@@ -307,19 +309,20 @@ def _quickstart(options, console):
 
 def _print_overhead(report):
     """One row for each pair, the paper's figure above them."""
-    records, paper = report["overhead"], report["paper"]
+    records, paper, environment = report["overhead"], report["paper"], report["environment"]
     first = records[0]
     size = "x".join(map(str, first["input_shape"][1:3]))
     threads = f"{first['threads']} thread{'s' * (first['threads'] > 1)}"
-    table = Table(
-        "", f"{first['baseline']}, ms", f"{first['network']}, ms", "ratio", "95 % interval", "A/A null",
-        title=f"What squeeze-and-excitation costs at {size}, {threads}",
-        caption=f"{report['environment']['processor']}, {report['environment']['runtime']}. Lowered: BatchNorm folded, "
-        "squeezes hoisted.",
-    )  # fmt: skip
-    table.add_row(
-        "the paper, CPU", f"{paper['resnet50_ms']}", f"{paper['se_resnet50_ms']}", f"{paper['ratio']:.3f}", "", ""
-    )
+    caption = f"{environment['processor']}, {environment['runtime']}."
+    if environment["matrix_units"]:
+        units = ", ".join(environment["matrix_units"])
+        caption += (
+            f" Matrix units ({units}) speed up int8 convolutions, not SE's multiplication: its share is larger here."
+        )
+    title = f"{first['network']} beside {first['baseline']} at {size}, {threads}"
+    table = _table("", "plain ms", "SE ms", "ratio", "95 % interval", "A/A null", title=title, caption=caption)
+    paper_ms = (str(paper["resnet50_ms"]), str(paper["se_resnet50_ms"]))
+    table.add_row("paper, ResNet-50", *paper_ms, f"{paper['ratio']:.3f}", "", "")
     for record in records:
         measured = record["comparison"]
         ratio, null = measured["ratio"], measured["null"]
@@ -328,8 +331,8 @@ def _print_overhead(report):
             f"{measured['a_ms']:.1f}",
             f"{measured['b_ms']:.1f}",
             f"{ratio['median']:.3f}",
-            f"{ratio['low']:.3f} .. {ratio['high']:.3f}",
-            f"{null['low']:.3f} .. {null['high']:.3f}",
+            f"{ratio['low']:.3f}..{ratio['high']:.3f}",
+            f"{null['low']:.3f}..{null['high']:.3f}",
         )
     Console().print(table)
 
@@ -363,6 +366,10 @@ def _calibration_data(given):
 
 def _agreement(record):
     return f"top-1 agreement {record['top1']:.1%}, max error {record['max_error']:.0e} of the logits' range"
+
+
+def _table(*columns, **options):
+    return Table(*columns, box=box.SIMPLE_HEAD, **options)  # no lines between columns: fits 80 characters
 
 
 def _totals(counts):
