@@ -15,7 +15,7 @@ from se_keras.export import savedmodel
 from se_keras.export.lower import lower
 from se_keras.export.manifest import manifest, sha256
 from se_keras.export.quantize import calibration_images, quantize_int8
-from se_keras.export.verify import agreement, noise
+from se_keras.export.verify import agreement, in_batches, noise
 
 PRECISIONS = ("float32", "int8")
 _LOW_COSINE = 0.9  # trained networks are above 0.99; below it, calibration did not show what the network sees
@@ -58,6 +58,8 @@ class Runner:
     """
 
     def __init__(self, content, *, threads=1):
+        if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
+            raise ValueError(f"threads must be an int of at least 1. Received: threads={threads!r}")
         try:
             self._interpreter = Interpreter(model_content=content, num_threads=threads)
             self._interpreter.allocate_tensors()
@@ -76,13 +78,12 @@ class Runner:
 
     def __call__(self, images):
         """Outputs for `images`, `(samples, height, width, channels)`: `{name: array}`."""
-        batch = self.input_shape[0]
-        results = {name: [] for name in self._outputs}
-        for start in range(0, len(images), batch):
-            self.prepare(images[start : start + batch])()
-            for name, index in self._outputs.items():
-                results[name].append(self._interpreter.get_tensor(index))
-        return {name: np.concatenate(values) for name, values in results.items()}
+
+        def run(batch):
+            self.prepare(batch)()
+            return {name: self._interpreter.get_tensor(index) for name, index in self._outputs.items()}
+
+        return in_batches(run, images, size=self.input_shape[0])
 
     def prepare(self, images):
         """Sets the input and returns the call that runs the file: what a benchmark times."""

@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass
 
 from se_keras.catalogue import create, spec_of
 from se_keras.export.benchmark import Comparison, compare
-from se_keras.export.litert import to_litert
+from se_keras.export.litert import PRECISIONS, to_litert
 from se_keras.export.manifest import sha256, versions
 from se_keras.export.verify import noise
 
-FORMS = {"as published": False, "lowered": True}  # the exporter's `lowering`
+FORMS = {"published": False, "lowered": True}  # the exporter's `lowering`
 PAPER = {"resnet50_ms": 164, "se_resnet50_ms": 167, "ratio": 167 / 164, "source": "arXiv:1709.01507, section 4"}
 
 
@@ -23,7 +23,7 @@ class Overhead:
         baseline: Name of what stands for 1.
         network: Name of what is compared with it.
         precision: Of both.
-        form: `"as published"` or `"lowered"`: both sides alike.
+        form: `"published"` or `"lowered"`: both sides alike.
         threads: Number of threads.
         input_shape: `(1, height, width, channels)`.
         comparison: The times; A is the baseline.
@@ -58,8 +58,11 @@ def overheads(network, *, precisions, forms=tuple(FORMS), input_shape=None, prog
         **options: Of `measure`.
 
     Raises:
-        ValueError: If the network has no squeeze-and-excitation, or as `measure` does.
+        ValueError: If the network has no squeeze-and-excitation, if a form or precision is none, or as `measure` does.
     """
+    for what, given, possible in (("form", forms, tuple(FORMS)), ("precision", precisions, PRECISIONS)):
+        if not given or not set(given) <= set(possible):
+            raise ValueError(f"{what} must be one or more of {possible}. Received: {', '.join(given) or 'none'}")
     for form in forms:
         pairs = export_pairs(network, form=form, precisions=precisions, input_shape=input_shape, progress=progress)
         gc.collect()  # Keras models are cycles of some hundred megabytes

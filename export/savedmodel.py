@@ -4,13 +4,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import keras
+import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
 from se_keras import storage
 from se_keras.export.lower import lower
 from se_keras.export.manifest import manifest, sha256
-from se_keras.export.verify import agreement, noise
+from se_keras.export.verify import agreement, in_batches, noise
 from se_keras.graph import producer
 
 SIGNATURE = "serving_default"
@@ -57,12 +58,14 @@ def to_savedmodel(model, folder, *, version=None, held_out=None, lowering=True):
 
     require_one_input(model)
     exported = lower(model) if lowering else model
-    images = check_images(model) if held_out is None else held_out
+    images = check_images(model) if held_out is None else np.asarray(held_out, dtype="float32")
     with storage.staged(target) as path:
         trace(exported, path)
         _forget_xla(path / "saved_model.pb")
         serve = tf.saved_model.load(path).signatures[SIGNATURE]
-        result = agreement(predict(model, images), serve(**{input_names(model)[0]: tf.constant(images)}))
+        (name,) = input_names(exported)
+        actual = in_batches(lambda batch: serve(**{name: tf.constant(batch)}), images)
+        result = agreement(predict(model, images), actual)
         require_equal(result, "SavedModel")
         files = sorted(file for file in path.rglob("*") if file.is_file())
         record = manifest(
@@ -151,8 +154,13 @@ def check_images(model, *, free_size=64):
 
 def predict(model, images):
     """Outputs of a Keras model in inference: `{name: array}`."""
-    outputs = keras.tree.flatten(model(images, training=False))
-    return dict(zip(output_names(model), map(keras.ops.convert_to_numpy, outputs), strict=True))
+    names = output_names(model)
+
+    def run(batch):
+        outputs = keras.tree.flatten(model(batch, training=False))
+        return dict(zip(names, map(keras.ops.convert_to_numpy, outputs), strict=True))
+
+    return in_batches(run, images)
 
 
 def require_one_input(model):

@@ -74,3 +74,9 @@ def _comparable(name, values):
 def noise(shape, *, samples=4, seed=0):
     """Seeded standard normal images, `(samples, *shape)`: to compare on where no real ones are given."""
     return np.random.default_rng(seed).normal(size=(samples, *shape)).astype("float32")
+
+
+def in_batches(run, images, *, size=8):
+    """Outputs of `run`, `{name: array}`, for `images`, a few at a time: all at once would hold every layer of each."""
+    results = [run(images[start : start + size]) for start in range(0, len(images), size)]
+    return {name: np.concatenate([np.asarray(result[name]) for result in results]) for name in results[0]}

@@ -116,7 +116,9 @@ def _parser():
     sub.add_argument("--network", default="se_resnet50", help="measured beside its baseline (default: %(default)s)")
     sub.add_argument("--files", type=Path, nargs=2, metavar=("A", "B"), help="two .tflite files instead: B over A")
     sub.add_argument("--precision", nargs="+", default=["float32", "int8"], help="default: float32 int8")
-    sub.add_argument("--form", nargs="+", default=["as published", "lowered"], help="'as published', lowered, or both")
+    sub.add_argument(
+        "--form", nargs="+", default=["published", "lowered"], help="published, lowered, or both (default)"
+    )
     sub.add_argument("--size", type=int, help="height and width (default: the network's own)")
     sub.add_argument("--threads", type=int, default=1, help="default: %(default)s")
     sub.add_argument(
