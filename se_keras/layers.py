@@ -53,8 +53,8 @@ class SqueezeExcite(keras.layers.Layer):
                 f"{self.name}: ratio must be at most the number of channels, {channels}. Received: ratio={self.ratio}"
             )
         reduced = channels // self.ratio
-        self.reduce_kernel = self.add_weight((channels, reduced), initializer="he_normal", name="reduce_kernel")
-        self.expand_kernel = self.add_weight((reduced, channels), initializer="he_normal", name="expand_kernel")
+        self.reduce_kernel = self.add_weight((channels, reduced), initializer="he_uniform", name="reduce_kernel")
+        self.expand_kernel = self.add_weight((reduced, channels), initializer="he_uniform", name="expand_kernel")
         if self.bias:
             self.reduce_bias = self.add_weight((reduced,), initializer="zeros", name="reduce_bias")
             self.expand_bias = self.add_weight((channels,), initializer="zeros", name="expand_bias")
