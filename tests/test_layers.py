@@ -1,6 +1,7 @@
 """SqueezeExcite against eq. 2-4 of arXiv:1709.01507, and as a Keras layer: saved, mixed precision, errors."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -190,3 +191,24 @@ def test_unknown_number_of_channels_is_refused():
 def test_input_without_height_and_width_is_refused():
     with pytest.raises(ValueError, match=r"expected ndim=4, found ndim=3"):
         SqueezeExcite()(keras.Input((16, 32)))
+
+
+@pytest.mark.parametrize("backend", ["torch", "jax"])
+def test_layer_computes_the_same_under_another_backend(backend, tmp_path):
+    pytest.importorskip(backend, reason=f"the backend {backend} is not installed")
+    layer = SqueezeExcite(ratio=4)
+    images = np.random.default_rng(0).normal(size=(2, 5, 6, 8)).astype("float32")
+    expected = layer(images).numpy()
+    np.savez(tmp_path / "case.npz", images=images, **{str(i): w for i, w in enumerate(layer.get_weights())})
+    script = (
+        "import keras, numpy as np, se_keras\n"
+        "case = np.load('case.npz')\n"
+        "layer = se_keras.SqueezeExcite(ratio=4)\n"
+        "layer.build(case['images'].shape)\n"
+        "layer.set_weights([case[str(i)] for i in range(4)])\n"
+        "np.save('result.npy', keras.ops.convert_to_numpy(layer(case['images'])))\n"
+    )
+    environment = os.environ | {"KERAS_BACKEND": backend}
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, check=True, capture_output=True)
+    # Sums of eight float32 products in another order: a few units in the last place.
+    np.testing.assert_allclose(np.load(tmp_path / "result.npy"), expected, rtol=1e-5, atol=1e-6)
