@@ -54,7 +54,7 @@ class Runner:
         threads: Number of threads.
 
     Raises:
-        ValueError: If this is no LiteRT file with a signature, or if it needs operators that are not built in.
+        ValueError: If this is no LiteRT file with one input, or if it needs operators that are not built in.
     """
 
     def __init__(self, content, *, threads=1):
@@ -63,13 +63,19 @@ class Runner:
         try:
             self._interpreter = Interpreter(model_content=content, num_threads=threads)
             self._interpreter.allocate_tensors()
-            (signature,) = self._interpreter.get_signature_list()
-            names = self._interpreter.get_signature_runner(signature)
-            ((_, self._input),) = names.get_input_details().items()
-            self._outputs = {name: detail["index"] for name, detail in names.get_output_details().items()}
         except (ValueError, RuntimeError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ValueError(f"Not a LiteRT file that can be run here: {reason}") from None
+        inputs = self._interpreter.get_input_details()
+        if len(inputs) != 1:
+            raise ValueError(f"A LiteRT file with one input can be run. Received: one with {len(inputs)}")
+        self._input = inputs[0]
+        signature = next(iter(self._interpreter.get_signature_list()), None)  # files of other makers may have none
+        if signature:
+            outputs = self._interpreter.get_signature_runner(signature).get_output_details()
+        else:
+            outputs = {detail["name"]: detail for detail in self._interpreter.get_output_details()}
+        self._outputs = {name: detail["index"] for name, detail in outputs.items()}
 
     @property
     def input_shape(self):
@@ -87,7 +93,7 @@ class Runner:
 
     def prepare(self, images):
         """Sets the input and returns the call that runs the file: what a benchmark times."""
-        self._interpreter.set_tensor(self._input["index"], images)
+        self._interpreter.set_tensor(self._input["index"], np.asarray(images, dtype=self._input["dtype"]))
         return self._interpreter.invoke
 
     def undelegated(self):
