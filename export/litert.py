@@ -15,7 +15,7 @@ from se_keras.export import savedmodel
 from se_keras.export.lower import lower
 from se_keras.export.manifest import manifest, sha256
 from se_keras.export.quantize import calibration_images, quantize_int8
-from se_keras.export.verify import agreement, in_batches, noise
+from se_keras.export.verify import agreement, in_batches
 
 PRECISIONS = ("float32", "int8")
 _LOW_COSINE = 0.9  # trained networks are above 0.99; below it, calibration did not show what the network sees
@@ -150,13 +150,18 @@ def to_litert(
     shape = tuple(input_shape or model.inputs[0].shape[1:])
     if None in shape:
         raise ValueError(f"A LiteRT file has a fixed size: give input_shape. Received: a model of {shape}")
-    seen, unseen = _calibration(calibration, shape) if precision == "int8" else (None, noise(shape))
+    seen, unseen = _calibration(calibration, shape) if precision == "int8" else (None, None)
     exported = lower(model) if lowering else model
     content = converted.content if converted else _convert(exported, (1, *shape))
     if seen is not None:
         (input_name,) = savedmodel.input_names(exported)
         content = quantize_int8(content, seen, signature=savedmodel.SIGNATURE, input_name=input_name)
-    check_on = calibration_images(held_out, shape) if held_out is not None else seen if unseen is None else unseen
+    if held_out is not None:
+        check_on = calibration_images(held_out, shape)
+    elif seen is not None:
+        check_on = seen if unseen is None else unseen
+    else:
+        check_on = savedmodel.check_images(model, shape=shape)
     result = agreement(savedmodel.predict(model, check_on), Runner(content)(check_on))
     if precision == "float32":
         savedmodel.require_equal(result, "LiteRT file")

@@ -5,10 +5,13 @@ import os
 import platform
 from dataclasses import asdict, dataclass
 
+import keras
+
 from se_keras.catalogue import create, spec_of
 from se_keras.export.benchmark import Comparison, compare
 from se_keras.export.litert import PRECISIONS, to_litert
 from se_keras.export.manifest import sha256, versions
+from se_keras.export.savedmodel import check_images
 from se_keras.export.verify import noise
 
 FORMS = {"published": False, "lowered": True}  # the exporter's `lowering`
@@ -80,13 +83,15 @@ def export_pairs(network, *, form, precisions, input_shape=None, progress=None):
     """
     if spec_of(network).se is None:
         raise ValueError(f"{network} is a baseline: name a network with squeeze-and-excitation, such as se_resnet50")
+    keras.utils.set_random_seed(0)  # the same weights, and so the same int8 scales, every time
     pairs = {precision: {} for precision in precisions}
     for side, arguments in {"baseline": {"se": None, "name": baseline_name(network)}, "network": {}}.items():
         if progress:
             progress(f"exporting {arguments.get('name', network)} {form}")
         # Logits: the softmax of an untrained network is 0 and 1, and would hide how well the files agree.
         model = create(network, input_shape=input_shape, classifier_activation=None, **arguments)
-        float32 = to_litert(model, lowering=FORMS[form])
+        images = check_images(model, samples=5)
+        float32 = to_litert(model, held_out=images, lowering=FORMS[form])
         for precision in precisions:
             pairs[precision][side] = (
                 float32
@@ -94,7 +99,7 @@ def export_pairs(network, *, form, precisions, input_shape=None, progress=None):
                 else to_litert(
                     model,
                     precision=precision,
-                    calibration=noise(model.input_shape[1:], samples=5),
+                    calibration=images,
                     lowering=FORMS[form],
                     converted=float32,
                 )

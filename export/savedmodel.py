@@ -147,9 +147,25 @@ def signature(model, *, batch_shape=None):
     return {"inputs": describe(input_names(model), [images]), "outputs": describe(output_names(model), outputs)}
 
 
-def check_images(model, *, free_size=64):
-    """Noise in the shape of a model's images; free sizes become `free_size`."""
-    return noise([size or free_size for size in model.inputs[0].shape[1:]])
+def check_images(model, *, shape=None, samples=4, free_size=64):
+    """Noise to compare a model and its export on, as loud as the model bears without amplifying rounding.
+
+    In inference nothing has normalized the activations of an untrained network yet: loud images saturate its gates, and
+    in a deep one a difference of 1e-6 becomes one of 1. A trained one bears standard normal noise.
+
+    Args:
+        model: A Keras model with one input.
+        shape: `(height, width, channels)`; default: the model's own, free sizes being `free_size`.
+        samples: Number of images.
+        free_size: See `shape`.
+    """
+    shape = shape or [size or free_size for size in model.inputs[0].shape[1:]]
+    for exponent in range(8):
+        images = noise(shape, samples=samples) * np.float32(10.0**-exponent)
+        one, nudged = images[:1], images[:1] * np.float32(1 + 1e-6)
+        if agreement(predict(model, one), predict(model, nudged)).max_error < 1e-5:
+            break
+    return images
 
 
 def predict(model, images):
@@ -171,7 +187,6 @@ def require_one_input(model):
 
 def require_equal(result, what):
     """Raises ValueError if an export in float32 is not the model that it was made from."""
-    # Trained networks differ by about 1e-6. The gates of an untrained one, whose activations nothing has normalized,
-    # amplify rounding to 3e-4; a wrong graph or a lost weight differs by more than 1e-2.
+    # Sums in another order differ by about 1e-6; a wrong graph or a lost weight by more than 1e-2.
     if result.max_error > 1e-3:
         raise ValueError(f"The {what} disagrees with the Keras model: {result}. Nothing was written")
