@@ -299,7 +299,7 @@ def _quickstart(options, console):
         return _print_json(report)
     table = _table("", "test accuracy", "size", "top-1 as Keras", "max error", title="Trained on the digits")
     for name, run in report["training"].items():
-        table.add_row(name, f"{run['test_accuracy']:.1%}", f"{run['parameters']:,} weights", "", "")
+        table.add_row(name, f"{run['test_accuracy']:.1%}", f"{run['parameters'] / 1e3:,.0f}k weights", "", "")
     for name, made in report["exports"].items():
         accuracy = f"{made['test_accuracy']:.1%}" if "test_accuracy" in made else ""
         top1, error = made["agreement"]["top1"], made["agreement"]["max_error"]
