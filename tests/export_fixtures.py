@@ -1,0 +1,74 @@
+"""What the tests of export share: networks of whose weights none could hide an error, and how far outputs are apart."""
+
+from unittest import mock
+
+import keras
+import numpy as np
+from keras import layers
+
+from se_keras.architectures import resnet
+from se_keras.blocks import classifier
+from se_keras.recalibration import SEConfig
+
+
+def images_for(model, *, samples=2, size=32, seed=0):
+    """Standard normal images in the shape of each input of `model`, in its own structure; free sizes become `size`."""
+    rng = np.random.default_rng(seed)
+    # A Sequential model has no `input` before it is called.
+    inputs = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
+    return keras.tree.map_structure(
+        lambda x: rng.normal(size=(samples, *(side or size for side in x.shape[1:]))).astype("float32"), inputs
+    )
+
+
+def scattered(model, *, images=None, seed=0):
+    """Gives the weights of `model`, in place, values as a trained network might have them, and returns it.
+
+    Keras starts with gamma = 1, beta = 0, mean = 0, variance = 1 and biases of 0: a graph that lost one of them would
+    still be equal. Values scattered about those alone would let activations grow from block to block until the gates
+    saturate and amplify rounding. So, as in `timm_port`'s parity test, the statistics are scattered about the true
+    ones, which `images` show on their way through the network, and residual branches end with small gammas.
+    """
+    rng = np.random.default_rng(seed)
+    for weight in model.weights:
+        if weight.name in ("bias", "beta", "reduce_bias", "expand_bias", "pointwise_bias"):
+            weight.assign(rng.uniform(-0.5, 0.5, weight.shape))
+        elif weight.name == "gamma":
+            ends_branch = "_conv3_bn" in weight.path or "_conv2_bn" in weight.path
+            weight.assign(rng.uniform(*((0.2, 0.6) if ends_branch else (0.5, 1.5)), weight.shape))
+    call = layers.BatchNormalization.call
+
+    def scatter_statistics(layer, inputs, **kwargs):
+        values = np.moveaxis(keras.ops.convert_to_numpy(inputs).astype("float64"), layer.axis, -1)
+        values = values.reshape(-1, values.shape[-1])
+        mean, variance = values.mean(axis=0), values.var(axis=0) + 1e-3
+        layer.moving_mean.assign(mean + np.sqrt(variance) * rng.uniform(-0.5, 0.5, mean.shape))
+        layer.moving_variance.assign(variance * rng.uniform(0.5, 2.0, variance.shape))
+        return call(layer, inputs, **kwargs)
+
+    with mock.patch.object(layers.BatchNormalization, "call", scatter_statistics):
+        model(images_for(model, seed=seed + 1) if images is None else images, training=False)
+    return model
+
+
+def outputs_of(model, images):
+    """The outputs of a Keras model in inference, as a flat list of arrays."""
+    return [keras.ops.convert_to_numpy(x) for x in keras.tree.flatten(model(images, training=False))]
+
+
+def difference(expected, actual):
+    """The largest difference of two lists of outputs, each as a share of the range of the expected one."""
+    assert [x.shape for x in expected] == [x.shape for x in actual]
+    # Infinite or constant outputs would agree in spite of errors in front of them.
+    assert all(np.isfinite(x).all() and np.ptp(x) > 1e-3 for x in expected)
+    return max(float(np.abs(x - y).max() / np.ptp(x)) for x, y in zip(expected, actual, strict=True))
+
+
+def grouped_network(*, name="se_resnext_small"):
+    """A ResNeXt of two blocks with squeeze-and-excitation, for 8x8 images: grouped convolutions in little time."""
+    spec = resnet.ResNetSpec(
+        blocks=(1, 1), cardinality=8, width_per_group=4, strides_at="3x3", stem=resnet.stem_small, se=SEConfig()
+    )
+    images = keras.Input((8, 8, 3), name="images")
+    x = classifier(resnet.build(spec, images), 10, activation="softmax", dropout=0.0)
+    return keras.Model(images, x, name=name)

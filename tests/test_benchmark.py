@@ -1,0 +1,491 @@
+"""Pairs under a clock that runs as the test says, and the record of what squeeze-and-excitation costs."""
+
+import io
+import json
+import os
+import platform
+import random
+import time
+from dataclasses import FrozenInstanceError, replace
+
+import keras
+import pytest
+from keras import layers
+
+from se_keras.export import overhead
+from se_keras.export.benchmark import Comparison, Ratio, compare
+from se_keras.export.litert import to_litert
+from se_keras.export.manifest import sha256
+from se_keras.export.overhead import Overhead, baseline_name, environment, export_pairs, measure, overheads
+
+
+class Clock:
+    """A clock that stands still but for the callables it makes; `pace` is the nanoseconds that a unit of work takes."""
+
+    def __init__(self):
+        self.now, self.pace, self.calls = 1_000, 1_000, []
+
+    def work(self, name, units):
+        """A callable of `units` of work, or of `units()`."""
+
+        def run():
+            self.calls.append(name)
+            self.now += (units() if callable(units) else units) * self.pace
+
+        return run
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(time, "perf_counter_ns", lambda: clock.now)
+    return clock
+
+
+def exact(value):
+    """A ratio is the exponential of a difference of logarithms of integers: a few roundings of 2e-16."""
+    return pytest.approx(value, rel=1e-12)
+
+
+def three(clock, a, b):
+    return {"a": clock.work("a", a), "b": clock.work("b", b), "double": clock.work("double", a)}
+
+
+# Pairs.
+
+
+@pytest.mark.parametrize(("a", "b"), [(100, 200), (200, 100), (1000, 1018), (7, 7)])
+def test_ratio_is_that_of_the_times(clock, a, b):
+    result = compare(**three(clock, a, b))
+    assert result.ratio.median == exact(b / a)
+    assert (result.ratio.low, result.ratio.high) == (exact(b / a), exact(b / a))
+
+
+def test_null_is_one(clock):
+    null = compare(**three(clock, 100, 200)).null
+    assert (null.low, null.median, null.high) == (1, 1, 1)
+
+
+def test_times_are_in_milliseconds(clock):
+    clock.pace = 1_000_000
+    result = compare(**three(clock, 3, 5))
+    assert (result.a_ms, result.b_ms) == (3, 5)
+
+
+def test_clock_that_drifts_between_blocks_does_not_move_the_ratio(clock):
+    # 1.8 times slower, the drift seen between runs, and back: unpaired means would be anywhere.
+    paces = random.Random(0)
+
+    def drift(done):
+        clock.pace = paces.choice([1_000, 1_100, 1_500, 1_800])
+
+    result = compare(**three(clock, 100, 102), progress=drift)
+    assert (result.ratio.low, result.ratio.median, result.ratio.high) == (exact(1.02),) * 3
+    assert (result.null.low, result.null.high) == (1, 1)
+    assert result.is_real
+
+
+def test_disturbance_of_one_run_does_not_count(clock):
+    # Of the three runs of a side in a block, the fastest counts.
+    runs = {"b": 0}
+
+    def disturbed():
+        runs["b"] += 1
+        return 2_000 if runs["b"] % 3 == 0 else 200
+
+    result = compare(**three(clock, 100, disturbed), warmup=0, runs=3)
+    assert (result.ratio.low, result.ratio.high) == (exact(2), exact(2))
+
+
+def test_median_is_of_the_blocks_and_does_not_see_a_few_disturbed_ones(clock):
+    blocks = {"done": 0}
+
+    def disturbed():
+        return 900 if blocks["done"] in (2, 5) else 200
+
+    result = compare(**three(clock, 100, disturbed), blocks=11, progress=lambda done: blocks.update(done=done))
+    assert result.ratio.median == exact(2)
+
+
+def test_interval_holds_the_median_and_lies_within_the_blocks_ratios(clock):
+    noise = random.Random(1)
+    result = compare(**three(clock, 1_000, lambda: noise.randint(1_900, 2_100)), runs=1)
+    assert 1.9 <= result.ratio.low <= result.ratio.median <= result.ratio.high <= 2.1
+    assert result.ratio.low < result.ratio.high
+
+
+def test_interval_of_more_blocks_is_narrower(clock):
+    def width(blocks):
+        noise = random.Random(1)
+        result = compare(**three(clock, 1_000, lambda: noise.randint(1_500, 2_500)), runs=1, blocks=blocks)
+        return result.ratio.high - result.ratio.low
+
+    # 16 times as many blocks: a quarter as wide, give or take.
+    assert width(320) < width(20) / 2
+
+
+def test_interval_is_repeatable(clock):
+    def measured():
+        noise = random.Random(1)
+        return compare(**three(clock, 1_000, lambda: noise.randint(1_900, 2_100)), runs=1)
+
+    assert measured() == measured()
+
+
+# The order.
+
+
+def order_of(clock, **options):
+    clock.calls.clear()
+    compare(**three(clock, 100, 200), **options)
+    return list(clock.calls)
+
+
+def test_every_side_runs_as_often(clock):
+    calls = order_of(clock, blocks=5, runs=4, warmup=3)
+    assert {name: calls.count(name) for name in ("a", "b", "double")} == dict.fromkeys(("a", "b", "double"), 3 + 5 * 4)
+
+
+def test_every_side_runs_as_often_in_every_block(clock):
+    calls = order_of(clock, blocks=5, runs=2, warmup=0)
+    blocks = [calls[start : start + 6] for start in range(0, len(calls), 6)]
+    assert all(sorted(block) == ["a", "a", "b", "b", "double", "double"] for block in blocks)
+
+
+def test_warm_up_comes_first_and_is_not_timed(clock):
+    warm = {"calls": 0}
+
+    def cold():
+        warm["calls"] += 1
+        return 5_000 if warm["calls"] <= 2 else 200
+
+    result = compare(**three(clock, 100, cold), warmup=2, runs=1, blocks=2)
+    assert clock.calls[:6] == ["a", "b", "double"] * 2
+    assert result.ratio.high == exact(2)
+
+
+def test_order_is_shuffled(clock):
+    calls = order_of(clock, blocks=20, runs=1, warmup=0)
+    blocks = {tuple(calls[start : start + 3]) for start in range(0, 60, 3)}
+    assert len(blocks) == 6  # every order of three sides comes within twenty blocks of this seed
+
+
+def test_order_is_that_of_the_seed(clock):
+    assert order_of(clock, seed=1) == order_of(clock, seed=1) != order_of(clock, seed=2)
+
+
+def test_progress_counts_the_blocks(clock):
+    told = []
+    compare(**three(clock, 100, 200), blocks=4, progress=told.append)
+    assert told == [1, 2, 3, 4]
+
+
+def test_comparison_says_how_it_was_made(clock):
+    result = compare(**three(clock, 100, 200), blocks=4, runs=2)
+    assert (result.blocks, result.runs) == (4, 2)
+
+
+@pytest.mark.parametrize("bad", [{"blocks": 1}, {"blocks": 0}, {"runs": 0}, {"runs": -1}, {"warmup": -1}], ids=repr)
+def test_too_few_blocks_or_runs_are_an_error(clock, bad):
+    with pytest.raises(ValueError, match="At least 2 blocks of 1 run. Received: blocks="):
+        compare(**three(clock, 100, 200), **bad)
+    assert clock.calls == []
+
+
+def test_error_of_a_side_comes_through(clock):
+    def broken():
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        compare(clock.work("a", 1), broken, clock.work("double", 1))
+
+
+# What counts as a difference.
+
+
+def comparison(ratio, null):
+    low, median, high = ratio
+    return Comparison(
+        ratio=Ratio(low=low, median=median, high=high),
+        null=Ratio(low=null[0], median=null[1], high=null[2]),
+        a_ms=1.0,
+        b_ms=1.0,
+        blocks=2,
+        runs=1,
+    )
+
+
+@pytest.mark.parametrize(
+    ("ratio", "null", "is_real"),
+    [
+        ((1.01, 1.02, 1.03), (0.999, 1.0, 1.001), True),
+        ((0.97, 0.98, 0.99), (0.999, 1.0, 1.001), True),
+        ((0.99, 1.02, 1.05), (0.999, 1.0, 1.001), False),  # the interval holds 1
+        ((1.01, 1.02, 1.03), (0.999, 1.01, 1.021), False),  # so slow is A's own double
+        ((1.01, 1.02, 1.03), (0.97, 1.0, 1.001), False),  # and so fast
+        ((0.97, 0.98, 0.99), (0.999, 1.01, 1.03), False),
+        ((1.0, 1.0, 1.0), (1.0, 1.0, 1.0), False),
+    ],
+)
+def test_difference_is_real_outside_one_and_beyond_the_null(ratio, null, is_real):
+    assert comparison(ratio, null).is_real is is_real
+
+
+def test_equal_sides_make_no_real_difference(clock):
+    assert not compare(**three(clock, 100, 100)).is_real
+
+
+def test_double_that_differs_from_a_makes_differences_as_small_unreal(clock):
+    result = compare(clock.work("a", 100), clock.work("b", 105), clock.work("double", 106))
+    assert not result.is_real
+
+
+def test_ratio_reads_with_its_interval():
+    assert str(Ratio(low=1.01, median=1.01829, high=1.0277)) == "1.0183 [1.0100, 1.0277]"
+
+
+def test_comparison_is_frozen(clock):
+    with pytest.raises(FrozenInstanceError):
+        compare(**three(clock, 100, 200)).a_ms = 1.0
+
+
+# Pairs of files.
+
+
+def tiny(channels=4, size=4, function=lambda x: x, name="tiny"):
+    images = keras.Input((size, size, 2), name="images")
+    x = layers.Conv2D(3, 1)(function(layers.Conv2D(channels, 1)(images)))
+    return to_litert(keras.Model(images, x, name=name))
+
+
+@pytest.fixture(scope="module")
+def narrow():
+    return tiny(name="narrow")
+
+
+@pytest.fixture(scope="module")
+def wide():
+    return tiny(channels=8, name="wide")
+
+
+@pytest.fixture(scope="module")
+def slow():
+    """A file with an operator that XNNPACK does not take."""
+    return tiny(function=lambda x: keras.ops.cumsum(x, axis=1), name="slow")
+
+
+@pytest.fixture(scope="module")
+def measured(narrow, wide):
+    return measure(narrow, wide, form="lowered", blocks=3, runs=2)
+
+
+def test_record_names_what_was_measured(measured, narrow, wide):
+    assert (measured.baseline, measured.network) == ("narrow", "wide")
+    assert (measured.precision, measured.form, measured.threads) == ("float32", "lowered", 1)
+    assert measured.input_shape == (1, 4, 4, 2)
+    assert measured.undelegated == ()
+
+
+def test_record_has_the_checksums_of_both_files(measured, narrow, wide):
+    assert measured.sha256 == (sha256(narrow.content), sha256(wide.content))
+
+
+def test_record_has_the_comparison(measured):
+    assert (measured.comparison.blocks, measured.comparison.runs) == (3, 2)
+    assert measured.comparison.ratio.low <= measured.comparison.ratio.median <= measured.comparison.ratio.high
+
+
+def test_record_goes_through_json(measured):
+    record = measured.to_json()
+    assert json.loads(json.dumps(record))["sha256"] == list(measured.sha256)
+    assert record["is_real"] is measured.comparison.is_real
+    assert set(record["comparison"]["ratio"]) == {"median", "low", "high"}
+
+
+def test_baseline_is_a_and_its_double_and_the_network_is_b(narrow, wide, monkeypatch):
+    prepared = {}
+
+    def record(**sides):
+        options = {key: sides.pop(key) for key in ("blocks", "runs", "progress")}
+        prepared.update(options)
+        # A bound method knows its interpreter, whose convolution knows its number of channels.
+        for side, call in sides.items():
+            call()
+            prepared[side] = max(detail["shape"][-1] for detail in call.__self__.get_tensor_details())
+        return comparison((1.0, 1.0, 1.0), (1.0, 1.0, 1.0))
+
+    monkeypatch.setattr(overhead, "compare", record)
+    measure(narrow, wide, form="lowered", blocks=7, runs=5)
+    assert prepared == {"a": 4, "b": 8, "double": 4, "blocks": 7, "runs": 5, "progress": None}
+
+
+def test_operator_off_xnnpack_is_refused_by_name(narrow, slow):
+    for pair in ((narrow, slow), (slow, narrow)):
+        with pytest.raises(ValueError, match="^CUMSUM fell off XNNPACK"):
+            measure(*pair, form="lowered")
+
+
+def test_operator_off_xnnpack_is_in_the_record_where_it_is_allowed(narrow, slow):
+    record = measure(narrow, slow, form="lowered", blocks=2, runs=1, allow_undelegated=True)
+    assert record.undelegated == ("CUMSUM",)
+
+
+def test_files_with_different_inputs_are_no_pair(narrow):
+    with pytest.raises(ValueError, match=r"same input. Received: \(1, 4, 4, 2\) and \(1, 5, 5, 2\)"):
+        measure(narrow, tiny(size=5), form="lowered")
+
+
+def test_number_of_threads_goes_to_every_file(narrow, wide):
+    assert measure(narrow, wide, form="lowered", threads=2, blocks=2, runs=1).threads == 2
+    with pytest.raises(ValueError, match="threads must be an int of at least 1"):
+        measure(narrow, wide, form="lowered", threads=0)
+
+
+@pytest.mark.parametrize("network", ["resnet50", "resnet11_digits"])
+def test_baseline_is_no_network_to_measure(network):
+    with pytest.raises(ValueError, match=f"^{network} is a baseline: name a network with squeeze-and-excitation"):
+        export_pairs(network, form="lowered", precisions=("float32",))
+    with pytest.raises(ValueError, match="is a baseline"):
+        next(overheads(network, precisions=("float32",)))
+
+
+@pytest.mark.parametrize(("network", "baseline"), [("se_resnet50", "resnet50"), ("senet154", "senet154_without_se")])
+def test_baseline_is_called_after_the_network(network, baseline):
+    assert baseline_name(network) == baseline
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    told = []
+    pairs = export_pairs("se_resnet11_digits", form="lowered", precisions=("float32", "int8"), progress=told.append)
+    return pairs, told
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_pair_is_the_network_and_its_baseline_alike(pairs, precision):
+    pair = pairs[0][precision]
+    assert {side: model.manifest["network"] for side, model in pair.items()} == {
+        "baseline": "resnet11_digits",
+        "network": "se_resnet11_digits",
+    }
+    assert {model.manifest["precision"] for model in pair.values()} == {precision}
+    assert [pair[side].manifest["lowering"]["hoisted"] for side in ("baseline", "network")] == [0, 3]
+
+
+def test_pair_is_measured_in_int8(pairs):
+    record = measure(**pairs[0]["int8"], form="lowered", blocks=2, runs=1)
+    assert (record.baseline, record.network, record.precision) == ("resnet11_digits", "se_resnet11_digits", "int8")
+
+
+def test_progress_names_what_is_exported(pairs):
+    assert pairs[1] == ["exporting resnet11_digits lowered", "exporting se_resnet11_digits lowered"]
+
+
+def test_published_pair_is_not_lowered(monkeypatch):
+    lowerings = []
+    monkeypatch.setattr(overhead, "to_litert", lambda model, lowering, **options: lowerings.append(lowering))
+    export_pairs("se_resnet11_digits", form="published", precisions=("float32",))
+    assert lowerings == [False, False]
+
+
+def test_size_goes_to_both_sides(monkeypatch):
+    shapes = []
+    monkeypatch.setattr(overhead, "to_litert", lambda model, **options: shapes.append(model.input_shape))
+    export_pairs("se_resnet11_digits", form="lowered", precisions=("float32",), input_shape=(16, 16, 1))
+    assert shapes == [(None, 16, 16, 1)] * 2
+
+
+@pytest.fixture
+def exported(narrow, wide, monkeypatch):
+    """`export_pairs` that has files at hand; the forms and precisions that it was asked for."""
+    asked = []
+
+    def pairs(network, *, form, precisions, input_shape, progress):
+        asked.append((form, tuple(precisions)))
+        return {precision: {"baseline": narrow, "network": replace(wide)} for precision in precisions}
+
+    monkeypatch.setattr(overhead, "export_pairs", pairs)
+    return asked
+
+
+def test_every_form_is_measured_in_every_precision(exported):
+    records = list(overheads("se_resnet50", precisions=("float32", "int8"), blocks=2, runs=1))
+    assert [record.form for record in records] == ["published", "published", "lowered", "lowered"]
+    assert all(isinstance(record, Overhead) for record in records)
+    assert exported == [("published", ("float32", "int8")), ("lowered", ("float32", "int8"))]
+
+
+def test_measurements_come_one_by_one(exported):
+    records = overheads("se_resnet50", precisions=("float32",), blocks=2, runs=1)
+    next(records)
+    assert exported == [("published", ("float32",))]
+
+
+def test_progress_names_what_is_timed(exported):
+    told = []
+    list(overheads("se_resnet50", precisions=("int8",), forms=("lowered",), blocks=2, runs=1, progress=told.append))
+    assert told == ["timing se_resnet50 beside resnet50, int8 lowered"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (
+            {"forms": ("folded",)},
+            r"form must be one or more of \('published', 'lowered'\). Received: folded",
+        ),
+        ({"forms": ()}, "form must be one or more of .* Received: none"),
+        ({"precisions": ("float16",)}, r"precision must be one or more of \('float32', 'int8'\). Received: float16"),
+        ({"precisions": ()}, "precision must be one or more of .* Received: none"),
+    ],
+)
+def test_form_or_precision_that_is_none_is_an_error(wrong, said, exported):
+    with pytest.raises(ValueError, match=said):
+        next(overheads("se_resnet50", **{"precisions": ("float32",)} | wrong))
+    assert exported == []
+
+
+# Where it was measured.
+
+
+def test_environment_goes_through_json():
+    assert json.loads(json.dumps(environment())) == environment()
+
+
+def test_environment_names_processor_cores_and_versions():
+    record = environment()
+    assert record["processor"] and record["cores"] == os.cpu_count()
+    assert record["versions"]["keras"] == keras.__version__
+    assert record["versions"]["ai-edge-litert"] in record["runtime"]
+
+
+def cpuinfo(monkeypatch, text):
+    def opened(path, *args):
+        if text is None:
+            raise FileNotFoundError(path)
+        return io.StringIO(text)
+
+    monkeypatch.setattr(overhead, "open", opened, raising=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "processor", "matrix_units"),
+    [
+        ("model name\t: Xeon\nflags\t\t: sse amx_int8 avx amx_bf16\n", "Xeon", ["amx_bf16", "amx_int8"]),
+        ("processor\t: 0\nmodel name\t: Zen: 4\nflags\t: avx2\n\nprocessor\t: 1\n", "Zen: 4", []),
+        ("processor\t: 0\nFeatures\t: asimd i8mm\n", None, ["i8mm"]),
+        ("", None, []),
+        (None, None, []),
+    ],
+    ids=["x86", "no matrix unit", "arm", "empty", "no such file"],
+)
+def test_processor_is_what_the_system_tells(monkeypatch, text, processor, matrix_units):
+    cpuinfo(monkeypatch, text)
+    record = environment()
+    assert record["processor"] == (processor or platform.processor() or platform.machine())
+    assert record["matrix_units"] == matrix_units
+
+
+def test_papers_figures_are_the_papers():
+    # Section 4: "164 ms ... compared to 167 ms" for a pass of SE-ResNet-50 on a CPU.
+    assert overhead.PAPER["ratio"] == pytest.approx(1.018, abs=5e-4)

@@ -1,0 +1,714 @@
+"""The command se-keras: what it prints and where, how it refuses, and that an interrupted run goes on."""
+
+import contextlib
+import errno
+import functools
+import hashlib
+import json
+import logging
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+import se_keras
+import se_keras_cli
+from se_keras.export import to_litert
+from se_keras.export.litert import load
+from se_keras.training import data as datasets
+from se_keras.training.fit import fit
+from se_keras.training.recipe import DIGITS
+
+COMMANDS = ("list", "show", "train", "export", "benchmark", "quickstart")
+SCRIPT = Path(sys.executable).with_name("se-keras")
+# What is done now, a line each on stderr: not part of an answer, nor of a refusal.
+PROGRESS = ("counting ", "building ", "training ", "loading ", "exporting ", "timing ")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What a command left: its exit status, stdout, and stderr without the lines of progress."""
+
+    status: int
+    out: str
+    err: str
+    progress: list
+
+
+@pytest.fixture
+def cli(capfd, monkeypatch):
+    """`cli(*arguments)`: the command in this process."""
+    monkeypatch.setenv("COLUMNS", "200")  # no line of a table is cut
+
+    def call(*arguments):
+        try:
+            status = se_keras_cli.main([str(argument) for argument in arguments])
+        except SystemExit as exit:  # argparse's
+            status = exit.code
+        out, err = capfd.readouterr()
+        lines = err.splitlines(keepends=True)
+        told = [line.startswith(PROGRESS) for line in lines]
+        return Result(
+            status=status,
+            out=out,
+            err="".join(line for line, is_progress in zip(lines, told, strict=True) if not is_progress),
+            progress=[line.rstrip("\n") for line, is_progress in zip(lines, told, strict=True) if is_progress],
+        )
+
+    # The command has a process of its own, and sets what is the process's: here it is put back.
+    handler, level = signal.getsignal(signal.SIGTERM), logging.getLogger("tensorflow").level
+    with warnings.catch_warnings():
+        yield call
+    signal.signal(signal.SIGTERM, handler)
+    logging.getLogger("tensorflow").setLevel(level)
+
+
+@pytest.fixture(scope="module")
+def few():
+    """256 digits to learn and 40 to be judged by."""
+    digits = datasets.digits()
+    return replace(
+        digits,
+        train=datasets.Split(images=digits.train.images[:256], labels=digits.train.labels[:256]),
+        test=datasets.Split(images=digits.test.images[:40], labels=digits.test.labels[:40]),
+    )
+
+
+@pytest.fixture
+def few_digits(few, monkeypatch):
+    monkeypatch.setitem(datasets.DATA, "digits", lambda: few)
+
+
+@pytest.fixture(scope="module")
+def files(few, tmp_path_factory):
+    """A folder of good files and bad ones."""
+    folder = tmp_path_factory.mktemp("files")
+    keras.utils.set_random_seed(0)
+    model, _ = fit(se_keras.create("se_resnet11_digits", classes=10), replace(DIGITS, epochs=3), few, folder / "run")
+    (folder / "model.keras").write_bytes((folder / "run" / "model.keras").read_bytes())
+    to_litert(model).save(folder / "se.tflite")
+    to_litert(se_keras.create("resnet11_digits", classes=10)).save(folder / "plain.tflite")
+    to_litert(se_keras.create("resnet11_digits", classes=10, input_shape=(12, 12, 1))).save(folder / "larger.tflite")
+
+    whole, litert = (folder / "model.keras").read_bytes(), (folder / "se.tflite").read_bytes()
+    (folder / "truncated.keras").write_bytes(whole[: len(whole) // 2])
+    (folder / "text.keras").write_text("weights\n")
+    (folder / "empty.keras").touch()
+    (folder / "truncated.tflite").write_bytes(litert[: len(litert) // 2])
+    (folder / "text.tflite").write_text("weights\n")
+    flipped = bytearray(litert)
+    flipped[len(litert) // 2] ^= 1
+    (folder / "flipped.tflite").write_bytes(flipped)
+    (folder / "flipped.tflite.json").write_bytes((folder / "se.tflite.json").read_bytes())
+
+    np.save(folder / "images.npy", few.train.images[:50])
+    np.save(folder / "larger.npy", np.zeros((5, 9, 9, 1), "float32"))
+    np.save(folder / "nan.npy", np.full((5, 8, 8, 1), np.nan, "float32"))
+    np.save(folder / "blank.npy", np.zeros((10, 8, 8, 1), "float32"))
+    np.save(folder / "none.npy", np.zeros((0, 8, 8, 1), "float32"))
+    np.save(folder / "words.npy", np.array(["seven", "eight"]))
+    np.save(folder / "pickled.npy", np.array([{}], dtype=object))
+    np.savez(folder / "arrays.npz", images=few.train.images[:5])
+    (folder / "foreign_zip.keras").write_bytes((folder / "arrays.npz").read_bytes())
+    (folder / "truncated_zip.npy").write_bytes((folder / "arrays.npz").read_bytes()[:200])
+    (folder / "truncated.npy").write_bytes((folder / "images.npy").read_bytes()[:500])
+    (folder / "text.npy").write_text("seven\n")
+    (folder / "empty.npy").touch()
+    (folder / "folder.tflite").mkdir()
+    return folder
+
+
+def written(folder):
+    """The files under a folder, hidden ones too."""
+    return [str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()]
+
+
+def sha256(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def run(*arguments, **options):
+    """The installed command, in a process of its own."""
+    return subprocess.run([SCRIPT, *map(str, arguments)], capture_output=True, text=True, timeout=300, **options)
+
+
+# Help
+
+
+def examples_of(text):
+    return [line.strip() for line in text.partition("Examples:\n")[2].splitlines() if line.strip()]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_a_command_has_examples_of_it(cli, command):
+    result = cli(command, "--help")
+    assert (result.status, result.err) == (0, "")
+    examples = examples_of(result.out)
+    assert examples and all(example.startswith(f"se-keras {command}") for example in examples)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_examples_in_the_help_are_commands_that_it_takes(cli, command):
+    for example in examples_of(cli(command, "--help").out):
+        se_keras_cli._parser().parse_args(shlex.split(example)[1:])
+
+
+def test_help_names_every_command(cli):
+    result = cli("--help")
+    assert (result.status, result.err) == (0, "")
+    assert all(re.search(rf"^ +{command}( |$)", result.out, re.MULTILINE) for command in COMMANDS)
+
+
+def test_help_comes_without_importing_keras():
+    script = f"""
+import contextlib, io, sys, se_keras_cli
+for arguments in ["--help"], ["--version"], *([command, "--help"] for command in {COMMANDS}):
+    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
+        se_keras_cli.main(arguments)
+print(sorted({{"keras", "tensorflow", "se_keras", "numpy", "sklearn"}} & set(sys.modules)))
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stdout.strip(), result.stderr) == (0, "[]", "")
+
+
+def test_installed_command_has_help():
+    result = run("--help")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.startswith("usage: se-keras")
+
+
+def test_version_is_the_packages(cli):
+    assert cli("--version").out == f"se-keras {se_keras.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "arguments, told",
+    [
+        ([], "COMMAND"),
+        (["lst"], "lst"),
+        (["show"], "NAME"),
+        (["train", "se_resnet11_digits"], "-o"),
+        (["show", "se_resnet50", "--size", "large"], "--size"),
+        (["list", "--colour"], "--colour"),
+    ],
+)
+def test_arguments_that_do_not_parse_are_told_with_the_usage(cli, arguments, told):
+    result = cli(*arguments)
+    assert (result.status, result.out) == (2, "")
+    assert result.err.startswith("usage: se-keras")
+    assert told in result.err.splitlines()[-1]
+
+
+# list and show
+
+
+def test_list_has_every_network(cli):
+    result = cli("list")
+    assert (result.status, result.err) == (0, "")
+    assert all(re.search(rf"\b{name}\b", result.out) for name in se_keras.names())
+
+
+def test_list_as_json_has_every_network(cli):
+    result = cli("list", "--json")
+    assert (result.status, result.err) == (0, "")
+    rows = json.loads(result.out)
+    assert [row["name"] for row in rows] == se_keras.names()
+    assert all(row["se"] == (row["name"].startswith("se_") or row["name"] == "senet154") for row in rows)
+
+
+def test_list_counts_networks(cli, monkeypatch):
+    monkeypatch.setattr(se_keras, "names", lambda: ["se_resnet11_digits"])
+    (row,) = json.loads(cli("list", "--counts", "--json").out)
+    counts = se_keras.complexity(se_keras.create("se_resnet11_digits"))
+    assert (row["trainable"], row["macs"]) == (counts.trainable, counts.macs)
+    assert f"{counts.trainable:,}" in cli("list", "--counts").out
+
+
+def test_show_prints_parameters_and_multiply_adds(cli):
+    result = cli("show", "se_resnet50")
+    assert (result.status, result.err) == (0, "")
+    # The released network's parameters and multiply-adds: tests/golden/published.json.
+    assert "28,088,024 trained" in result.out
+    assert "3.8605 G" in result.out
+
+
+def test_show_counts_at_another_size(cli):
+    at_8, at_16 = (json.loads(cli("show", "se_resnet11_digits", "--size", size, "--json").out) for size in (8, 16))
+    assert (at_8["input_shape"], at_16["input_shape"]) == ([8, 8, 1], [16, 16, 1])
+    assert at_16["trainable"] == at_8["trainable"]
+    # Convolutions take four times as many; SE and the classifier, which see one position, as many as before.
+    assert 3 * at_8["macs"] < at_16["macs"] < 4 * at_8["macs"]
+    assert at_16["se_macs"] == at_8["se_macs"]
+
+
+def test_show_prints_layers(cli):
+    assert "stage4_block1_se" in cli("show", "se_resnet11_digits", "--layers").out
+
+
+def test_show_says_that_a_baseline_has_no_se(cli):
+    assert "a baseline" in cli("show", "resnet11_digits").out
+    assert json.loads(cli("show", "resnet11_digits", "--json").out)["se"] is None
+
+
+def test_installed_command_prints_json_alone_on_stdout_and_progress_alone_on_stderr():
+    result = run("show", "se_resnet11_digits", "--json")
+    assert result.returncode == 0
+    assert json.loads(result.stdout)["name"] == "se_resnet11_digits"
+    assert result.stderr == "building se_resnet11_digits\n"
+
+
+@pytest.mark.parametrize("arguments", [["list"], ["list", "--json"]], ids=" ".join)
+def test_reader_that_leaves_early_is_no_error(arguments):
+    with subprocess.Popen([SCRIPT, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()  # before the command has anything to print, as `head` may
+        err = process.stderr.read()
+    assert (process.returncode, err) == (0, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
+def test_full_disk_under_stdout_is_an_error_of_one_line():
+    with open("/dev/full", "w") as full:
+        command = [SCRIPT, "list", "--json"]
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert (result.returncode, result.stderr) == (2, "se-keras: error: [Errno 28] No space left on device\n")
+
+
+# train
+
+
+def test_train_leaves_the_run_and_the_same_command_returns_at_once(cli, tmp_path, few_digits, monkeypatch):
+    command = ["train", "se_resnet11_digits", "--epochs", 2, "-o", tmp_path / "run"]
+    first = cli(*command)
+    assert (first.status, first.err) == (0, "")
+    assert re.fullmatch(
+        rf"{tmp_path}/run/model\.keras: test accuracy \d+\.\d% after 2 epochs\n", first.out
+    ), first.out  # fmt: skip
+    assert [line.partition(",")[0] for line in first.progress] == [
+        f"training se_resnet11_digits: epoch {epoch} of 2" for epoch in (0, 1, 2)
+    ]
+    assert sorted(written(tmp_path)) == ["run/model.keras", "run/run.json"]
+
+    monkeypatch.setattr(keras.Model, "fit", lambda *_, **__: pytest.fail("A finished run was trained"))
+    again = cli(*command)
+    assert (again.status, again.out, again.err) == (0, first.out, "")
+    assert again.progress == first.progress[-1:]
+
+
+def test_train_takes_the_recipe_from_its_options(cli, tmp_path, few_digits):
+    options = {"epochs": 1, "batch-size": 16, "learning-rate": 0.01, "seed": 3}
+    arguments = [argument for option, value in options.items() for argument in (f"--{option}", value)]
+    assert cli("train", "resnet11_digits", *arguments, "-o", tmp_path).status == 0
+    recipe = json.loads((tmp_path / "run.json").read_text())["recipe"]
+    assert (recipe["epochs"], recipe["batch_size"], recipe["learning_rate"], recipe["seed"]) == (1, 16, 0.01, 3)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_training_says_what_is_kept_and_the_same_command_finishes(cli, tmp_path, number):
+    command = ["train", "se_resnet11_digits", "--epochs", "3", "-o", str(tmp_path / "run")]
+    # Whoever starts the tests may have SIGINT ignored, as a shell does for what runs behind it; children inherit that.
+    heard = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+    with subprocess.Popen(
+        [sys.executable, "-c", heard, SCRIPT, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        before = []
+        for line in process.stderr:
+            before.append(line)
+            if "epoch 1 of 3" in line:
+                process.send_signal(number)
+                break
+        out, err = process.communicate(timeout=120)
+    assert process.returncode == 130, (before, err)
+    assert out == ""
+    kept = re.escape(str(tmp_path / "run" / "model.keras"))
+    *progress, last = err.splitlines()
+    assert all(line.startswith("training ") for line in progress)  # an epoch may end before the signal is heard
+    assert re.fullmatch(rf"se-keras: interrupted\. {kept} holds epoch [12] of 3; the same command goes on", last)
+    assert sorted(written(tmp_path)) == ["run/model.keras", "run/run.json"]
+
+    goes_on_from = int(re.search("epoch ([12])", last)[1])
+    result = cli(*command)
+    assert (result.status, result.err) == (0, "")
+    assert "after 3 epochs" in result.out
+    assert len(result.progress) == 1 + 3 - goes_on_from
+
+
+def test_training_interrupted_in_its_first_epoch_says_so(cli, tmp_path, few_digits, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(keras.Model, "fit", interrupted)
+    result = cli("train", "se_resnet11_digits", "-o", tmp_path / "run")
+    assert result.status == 130
+    assert result.err == "se-keras: interrupted. No epoch was finished; the same command goes on\n"
+
+
+# export
+
+
+def test_export_writes_a_litert_file_and_its_manifest(cli, files, tmp_path):
+    result = cli("export", files / "model.keras", "-o", tmp_path / "digits.tflite")
+    assert (result.status, result.err) == (0, "")
+    assert f"wrote {tmp_path}/digits.tflite: top-1 agreement 100.0%" in result.out
+    assert sorted(written(tmp_path)) == ["digits.tflite", "digits.tflite.json"]
+    assert load(tmp_path / "digits.tflite").manifest["precision"] == "float32"
+
+
+def test_export_prints_its_manifest_as_json_alone(cli, files, tmp_path):
+    result = cli("export", files / "model.keras", "-o", tmp_path / "digits.tflite", "--json")
+    assert (result.status, result.err) == (0, "")
+    printed = json.loads(result.out)
+    assert printed.pop("path") == str(tmp_path / "digits.tflite")
+    assert printed == json.loads((tmp_path / "digits.tflite.json").read_text())
+    assert printed["sha256"] == sha256(tmp_path / "digits.tflite")
+
+
+@pytest.mark.parametrize("calibration", ["digits", "images.npy"])
+def test_export_in_int8_calibrates(cli, files, tmp_path, few_digits, few, monkeypatch, calibration):
+    monkeypatch.setattr(datasets, "digits", lambda: few)
+    given = "digits" if calibration == "digits" else files / calibration
+    options = ["--precision", "int8", "--calibration", given, "--json"]
+    result = cli("export", files / "model.keras", *options, "-o", tmp_path / "digits.tflite")
+    assert (result.status, result.err) == (0, "")
+    printed = json.loads(result.out)
+    assert printed["precision"] == "int8"
+    # A byte in place of four for each weight.
+    assert printed["bytes"] < (files / "se.tflite").stat().st_size / 2
+    assert printed["agreement"]["top1"] >= 0.9
+
+
+def test_export_in_int8_warns_in_one_line_where_calibration_did_not_show_what_the_network_sees(
+    cli, files, few, tmp_path, monkeypatch
+):
+    np.save(tmp_path / "dim.npy", few.train.images[:20] * 0.3)
+    monkeypatch.setattr("se_keras.export.to_litert", functools.partial(to_litert, held_out=few.test.images))
+    options = ["--precision", "int8", "--calibration", tmp_path / "dim.npy"]
+    result = cli("export", files / "model.keras", *options, "-o", tmp_path / "digits.tflite")
+    assert result.status == 0
+    assert re.fullmatch(r"se-keras: warning: The int8 file is far from the Keras model: .+\n", result.err), result.err
+
+
+def test_export_as_published_does_not_lower(cli, files, tmp_path):
+    result = cli("export", files / "model.keras", "--as-published", "-o", tmp_path / "digits.tflite", "--json")
+    assert json.loads(result.out)["lowering"] is None
+
+
+def test_export_to_a_folder_writes_the_next_version_of_a_savedmodel(cli, files, tmp_path):
+    result = cli("export", files / "model.keras", "-o", tmp_path / "served", "--json")
+    assert (result.status, result.err) == (0, "")
+    assert json.loads(result.out)["path"] == str(tmp_path / "served" / "1")
+    result = cli("export", files / "model.keras", "-o", tmp_path / "served")
+    assert f"wrote {tmp_path}/served/2: " in result.out
+    assert {path.name for path in (tmp_path / "served").iterdir()} == {"1", "2"}
+
+
+@pytest.mark.parametrize("folder", ["runs[b]", "runs[", "a[red]b"])
+def test_brackets_in_a_path_are_printed_as_they_are(cli, files, tmp_path, folder):
+    # "runs[/b].keras" is a closing tag to rich, for which nothing was open.
+    model = tmp_path / folder / ("b].keras" if folder == "runs[" else "model.keras")
+    model.parent.mkdir()
+    model.write_bytes((files / "text.keras").read_bytes())
+    result = cli("export", model, "-o", tmp_path / "digits.tflite")
+    assert result.progress == [f"loading {model}"]
+    assert result.err.startswith(f"se-keras: error: '{model}' is not a Keras model")
+
+
+# benchmark
+
+
+def test_benchmark_of_two_files_prints_a_table(cli, files):
+    result = cli("benchmark", "--files", files / "plain.tflite", files / "se.tflite", "--blocks", 2)
+    assert (result.status, result.err) == (0, "")
+    assert result.progress == [f"timing {files}/se.tflite beside {files}/plain.tflite"]
+    for part in ("se_resnet11_digits", "resnet11_digits", "8x8", "1 thread", "ratio", "A/A null", "float32"):
+        assert part in result.out
+
+
+def test_benchmark_of_two_files_prints_json(cli, files):
+    result = cli("benchmark", "--files", files / "plain.tflite", files / "se.tflite", "--blocks", 2, "--json")
+    assert (result.status, result.err) == (0, "")
+    report = json.loads(result.out)
+    (record,) = report["overhead"]
+    assert (record["baseline"], record["network"]) == ("resnet11_digits", "se_resnet11_digits")
+    assert (record["threads"], record["input_shape"]) == (1, [1, 8, 8, 1])
+    assert record["sha256"] == [sha256(files / "plain.tflite"), sha256(files / "se.tflite")]
+    comparison = record["comparison"]
+    assert comparison["blocks"] == 2
+    for ratio in (comparison["ratio"], comparison["null"]):
+        assert 0 < ratio["low"] <= ratio["median"] <= ratio["high"]
+    assert report["environment"]["processor"]
+    assert report["environment"]["versions"]["ai-edge-litert"]
+    assert report["paper"]["ratio"] == pytest.approx(1.018, abs=1e-3)
+
+
+def test_benchmark_of_a_network_measures_it_beside_its_baseline(cli):
+    options = ["--precision", "float32", "--form", "lowered", "--size", 12, "--blocks", 2, "--threads", 2, "--json"]
+    result = cli("benchmark", "--network", "se_resnet11_digits", *options)
+    assert (result.status, result.err) == (0, "")
+    (record,) = json.loads(result.out)["overhead"]
+    assert (record["baseline"], record["network"]) == ("resnet11_digits", "se_resnet11_digits")
+    assert (record["precision"], record["form"], record["threads"]) == ("float32", "lowered", 2)
+    assert record["input_shape"] == [1, 12, 12, 1]
+    assert record["undelegated"] == []
+
+
+# Refusals: one line, exit status 2, nothing written
+
+INT8 = "--precision int8 --calibration"
+BENCHMARK = "benchmark --network se_resnet11_digits --precision float32 --form lowered --blocks 2"
+REFUSALS = {
+    "show se_resnet51": "There is no network 'se_resnet51'. The nearest: se_resnet50,",
+    "show resnet50 --size 3": r"resnet50 takes images of at least 32\b.*Received: .*\b3",
+    "show resnet50 --size 0": r"resnet50 takes images of at least 32\b.*Received: .*\b0",
+    "show resnet50 --size -1": r"resnet50 takes images of at least 32\b.*Received: .*-1",
+    "train se_resnet11_digit -o {new}/run": "There is no network 'se_resnet11_digit'. The nearest: se_resnet11_digits",
+    "train se_resnet50 -o {new}/run": r"at least 32\..*\(8, 8, 1\)",
+    "train se_resnet11_digits --data mnist -o {new}/run": r"one of \('digits',\). Received: 'mnist'",
+    "train se_resnet11_digits --epochs 0 -o {new}/run": "epochs.* Received: epochs=0",
+    "train se_resnet11_digits --batch-size 0 -o {new}/run": "batch_size.* Received: batch_size=0",
+    "train se_resnet11_digits --learning-rate nan -o {new}/run": "learning_rate.* Received: learning_rate=nan",
+    "train se_resnet11_digits --learning-rate -1 -o {new}/run": "learning_rate.* Received: learning_rate=-1",
+    "train se_resnet11_digits --seed -1 -o {new}/run": "(?i)seed",
+    "train resnet11_digits -o {files}/run": "holds another run: its network and recipe differ",
+    "export {new}/model.keras -o {new}/x.tflite": "There is no model file '{new}/model.keras'",
+    "export {new} -o {new}/x.tflite": "There is no model file '{new}'",
+    "export {files}/truncated.keras -o {new}/x.tflite": "'{files}/truncated.keras' is not a Keras model",
+    "export {files}/text.keras -o {new}/x.tflite": "'{files}/text.keras' is not a Keras model",
+    "export {files}/empty.keras -o {new}/x.tflite": "'{files}/empty.keras' is not a Keras model",
+    "export {files}/foreign_zip.keras -o {new}/x.tflite": "'{files}/foreign_zip.keras' is not a Keras model",
+    "export {files}/se.tflite -o {new}/x.tflite": "'{files}/se.tflite' is not a Keras model",
+    "export {files}/model.keras -o {files}/se.tflite/x.tflite": "(File exists|Not a directory): '{files}/se.tflite",
+    "export {files}/model.keras -o {files}/folder.tflite": "(?i)is a directory.*{files}/folder.tflite",
+    "export {files}/model.keras -o {files}/text.npy": "A SavedModel needs a folder.* '{files}/text.npy",
+    "export {files}/model.keras -o {files}/text.npy/served": "(File exists|Not a directory): '{files}/text.npy",
+    "export {files}/model.keras -o /proc/x/x.tflite": "'/proc/x",
+    "export {files}/model.keras -o /proc/x.tflite": "'/proc/",
+    "export {files}/model.keras --precision int8 -o {new}/x.tflite": "int8.* needs calibration images",
+    "export {files}/model.keras --precision int4 -o {new}/x.tflite": r"\('float32', 'int8'\).* Received: .*int4",
+    "export {files}/model.keras --precision int8 -o {new}/served": "int8 .* a SavedModel is float32",
+    f"export {{files}}/model.keras {INT8} digits -o {{new}}/served": "int8 .* a SavedModel is float32",
+    "export {files}/model.keras --calibration digits -o {new}/x.tflite": "--calibration is for --precision int8",
+    f"export {{files}}/model.keras {INT8} {{new}}/x.npy -o {{new}}/x.tflite": "no calibration file '{new}/x.npy'",
+    f"export {{files}}/model.keras {INT8} {{files}}/larger.npy -o {{new}}/x.tflite":
+        r"must be \(8, 8, 1\). Received: \(5, 9, 9, 1\)",
+    f"export {{files}}/model.keras {INT8} {{files}}/nan.npy -o {{new}}/x.tflite": "must be finite. Received: NaN",
+    f"export {{files}}/model.keras {INT8} {{files}}/none.npy -o {{new}}/x.tflite": "at least one image",
+    f"export {{files}}/model.keras {INT8} {{files}}/blank.npy -o {{new}}/x.tflite": "(?i)calibrat",
+    f"export {{files}}/model.keras {INT8} {{files}}/words.npy -o {{new}}/x.tflite": "must be arrays of numbers",
+    **{
+        f"export {{files}}/model.keras {INT8} {{files}}/{name}.npy -o {{new}}/x.tflite":
+            f"'{{files}}/{name}.npy' is not a .npy file"
+        for name in ("text", "empty", "pickled", "truncated", "truncated_zip")
+    },
+    f"export {{files}}/model.keras {INT8} {{files}}/arrays.npz -o {{new}}/x.tflite":
+        "'{files}/arrays.npz' is not a .npy",
+    "benchmark --network resnet50": "resnet50 is a baseline: name a network with squeeze-and-excitation",
+    "benchmark --network se_resnet51": "There is no network 'se_resnet51'. The nearest: se_resnet50",
+    f"{BENCHMARK} --size 3": r"at least 4\..*\(3, 3, 1\)",
+    "benchmark --files {files}/plain.tflite {new}/x.tflite": "no LiteRT file '{new}/x.tflite'",
+    "benchmark --files {files}/truncated.tflite {files}/se.tflite": "{files}/truncated.tflite",
+    "benchmark --files {files}/plain.tflite {files}/text.tflite": "'{files}/text.tflite' is not a LiteRT file",
+    "benchmark --files {files}/plain.tflite {files}/flipped.tflite": "'{files}/flipped.tflite' .*SHA-256",
+    "benchmark --files {files}/plain.tflite {files}/larger.tflite":
+        r"same input. Received: \(1, 8, 8, 1\) and \(1, 12, 12, 1\)",
+    "benchmark --files {files}/plain.tflite {files}/se.tflite --threads 0": "threads must be .*Received: threads=0",
+    "benchmark --files {files}/plain.tflite {files}/se.tflite --threads -1": "threads must be .*Received: threads=-1",
+    "benchmark --files {files}/plain.tflite {files}/se.tflite --blocks 1": "(?i)at least 2 blocks.*blocks=1",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("command, told", REFUSALS.items(), ids=REFUSALS)
+def test_bad_input_is_refused_in_one_line_with_nothing_written(cli, files, tmp_path, command, told):
+    before = {name: sha256(files / name) for name in written(files)}
+    told = told.replace("{files}", re.escape(str(files))).replace("{new}", re.escape(str(tmp_path)))
+    result = cli(*(argument.format(files=files, new=tmp_path) for argument in shlex.split(command)))
+    assert (result.status, result.out) == (2, "")
+    # The lines of progress that may precede it are not in `err`.
+    assert re.fullmatch(r"se-keras: error: .+\n", result.err), result.err
+    assert re.search(told, result.err), result.err
+    assert written(tmp_path) == []
+    assert {name: sha256(files / name) for name in written(files)} == before
+
+
+@pytest.mark.parametrize(
+    "arguments, told",
+    {
+        "--form lowred": "form must be .*'lowered'.* Received: .*lowred",
+        "--precision int4": "precision must be .*'int8'.* Received: .*int4",
+        "--threads 0": "threads must be .*at least 1. Received: threads=0",
+        "--threads -1": "threads must be .*at least 1. Received: threads=-1",
+        "--blocks 1": "(?i)at least 2 blocks.* Received: blocks=1",
+    }.items(),
+)
+def test_benchmark_refuses_before_it_exports(cli, arguments, told):
+    result = cli(*shlex.split(BENCHMARK), *shlex.split(arguments))
+    assert (result.status, result.out) == (2, "")
+    assert re.fullmatch(r"se-keras: error: .+\n", result.err) and re.search(told, result.err), result.err
+    # The exports of SE-ResNet-50 take a minute.
+    assert result.progress == []
+
+
+@contextlib.contextmanager
+def full_at_fsync(number):
+    """The disk is full at call `number` of os.fsync."""
+    original, calls = os.fsync, 0
+
+    def fsync(descriptor):
+        nonlocal calls
+        calls += 1
+        if calls == number:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        original(descriptor)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        yield
+
+
+@contextlib.contextmanager
+def full_at_half_a_file():
+    write_bytes = Path.write_bytes
+
+    def half(path, content):
+        write_bytes(path, content[: len(content) // 2])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "write_bytes", half)
+        yield
+
+
+FULL = "se-keras: error: [Errno 28] No space left on device"
+
+
+@pytest.mark.parametrize("full", [lambda: full_at_fsync(1), full_at_half_a_file], ids=["fsync", "write"])
+@pytest.mark.parametrize("output", ["digits.tflite", "served"])
+def test_full_disk_leaves_nothing_of_an_export(cli, files, tmp_path, full, output):
+    with full():
+        result = cli("export", files / "model.keras", "-o", tmp_path / output)
+    assert (result.status, result.out) == (2, "")
+    assert result.err.startswith(FULL) and result.err.count("\n") == 1
+    assert written(tmp_path) == []
+
+
+def test_full_disk_at_the_manifest_leaves_no_litert_file_without_one(cli, files, tmp_path):
+    with full_at_fsync(3):  # the file's own, its folder's, then the manifest's
+        result = cli("export", files / "model.keras", "-o", tmp_path / "digits.tflite")
+    assert (result.status, result.out, result.err) == (2, "", f"{FULL}\n")
+    assert written(tmp_path) == []
+
+
+def test_full_disk_at_the_manifest_leaves_the_export_that_was_there(cli, files, tmp_path):
+    for name in ("se.tflite", "se.tflite.json"):
+        (tmp_path / name).write_bytes((files / name).read_bytes())
+    with full_at_fsync(3):
+        result = cli("export", files / "model.keras", "--as-published", "-o", tmp_path / "se.tflite")
+    assert (result.status, result.err) == (2, f"{FULL}\n")
+    assert load(tmp_path / "se.tflite").manifest["lowering"] is not None
+
+
+def test_full_disk_leaves_nothing_of_a_training(cli, tmp_path, few_digits):
+    with full_at_fsync(1):
+        result = cli("train", "se_resnet11_digits", "-o", tmp_path / "run")
+    assert (result.status, result.out, result.err) == (2, "", f"{FULL}\n")
+    assert written(tmp_path) == []
+
+
+def test_quickstart_refuses_a_folder_that_cannot_be_written_before_it_trains(cli, tmp_path):
+    (tmp_path / "file").touch()
+    result = cli("quickstart", "-o", tmp_path / "file")
+    assert (result.status, result.out, result.progress) == (2, "", [])
+    assert re.fullmatch(rf"se-keras: error: .+{re.escape(str(tmp_path / 'file'))}.*\n", result.err)
+
+
+# What is the process's
+
+
+def command_that(does, monkeypatch):
+    """Puts `does()` in place of `se-keras list`."""
+    monkeypatch.setattr(se_keras_cli, "_list", lambda options, console: does())
+
+
+def test_error_of_the_program_itself_is_not_swallowed(cli, monkeypatch):
+    def fails():
+        raise RuntimeError("a bug")
+
+    command_that(fails, monkeypatch)
+    with pytest.raises(RuntimeError, match="a bug"):
+        cli("list")
+
+
+def test_installed_command_shows_the_traceback_of_an_error_of_the_program_itself():
+    script = "import se_keras_cli\ndef fails(options, console): raise RuntimeError('a bug')\n"
+    script += "se_keras_cli._list = fails\nse_keras_cli.main(['list'])"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert result.returncode == 1
+    assert "Traceback" in result.stderr and result.stderr.endswith("RuntimeError: a bug\n")
+
+
+def test_traceback_of_a_refusal_is_shown_on_demand(cli):
+    with pytest.raises(ValueError, match="There is no network"):
+        cli("show", "se_resnet51", "--traceback")
+
+
+@pytest.mark.parametrize(
+    "error, shown",
+    [(None, False), (ValueError("told"), False), (KeyboardInterrupt(), False), (RuntimeError("a bug"), True)],
+    ids=["success", "refusal", "interruption", "bug"],
+)
+def test_notes_of_native_code_are_shown_with_a_bug_alone(cli, capfd, monkeypatch, error, shown):
+    def notes():
+        os.write(2, b"a note of native code\n")
+        if error:
+            raise error
+
+    command_that(notes, monkeypatch)
+    if isinstance(error, RuntimeError):
+        with pytest.raises(RuntimeError):
+            cli("list")
+        err = capfd.readouterr().err
+    else:
+        err = cli("list").err
+    assert ("a note of native code" in err) == shown
+
+
+@pytest.mark.parametrize("error", [None, ValueError("told"), KeyboardInterrupt()], ids=repr)
+def test_stderr_is_as_before_once_the_command_has_ended(cli, capfd, monkeypatch, error):
+    def does():
+        if error:
+            raise error
+
+    command_that(does, monkeypatch)
+    before = sys.stderr
+    cli("list")
+    assert sys.stderr is before
+    os.write(2, b"a later note\n")
+    print("a later line", file=sys.stderr, flush=True)
+    assert capfd.readouterr().err == "a later note\na later line\n"
+
+
+def test_interruption_names_a_path_with_brackets_as_it_is(cli, monkeypatch):
+    def interrupted():
+        raise KeyboardInterrupt("runs[b]/model.keras holds epoch 1 of 2")
+
+    command_that(interrupted, monkeypatch)
+    assert cli("list").err == "se-keras: interrupted. runs[b]/model.keras holds epoch 1 of 2\n"
+
+
+def test_warning_of_se_keras_is_one_line_as_it_is(cli, monkeypatch):
+    command_that(lambda: warnings.warn_explicit("runs[b] is odd", UserWarning, "x.py", 1, "se_keras.x"), monkeypatch)
+    result = cli("list")
+    assert (result.status, result.err) == (0, "se-keras: warning: runs[b] is odd\n")
+
+
+def test_warning_of_a_library_is_not_shown(cli, monkeypatch):
+    command_that(lambda: warnings.warn_explicit("is deprecated", DeprecationWarning, "x.py", 1, "keras.x"), monkeypatch)
+    assert cli("list").err == ""

@@ -1,0 +1,718 @@
+"""A lowered model equals its original, is cheaper in the ways it says, and needs Keras alone."""
+
+import functools
+import gc
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+import keras
+import numpy as np
+import pytest
+from export_fixtures import difference, grouped_network, images_for, outputs_of, scattered
+from keras import layers, ops
+from keras.layers import BatchNormalization, Conv2D, Dense, DepthwiseConv2D, Dropout, ReLU
+
+from se_keras.catalogue import create
+from se_keras.export.lower import lower
+from se_keras.layers import EXCITATIONS, SQUEEZES, SqueezeExcite
+from se_keras.recalibration import SITES, SEConfig
+
+# The share of the outputs' range that is promised. Folding rounds each weight once (6e-8) and a hoisted mean sums in
+# another order, so that what is left is float32's own noise: up to 4e-6 in the deepest networks below, 1e-6 in the
+# small ones. A lost bias, a wrong epsilon or a swapped channel is beyond 1e-3.
+BOUND = 1e-5
+
+
+def graph(function, shape=(6, 6, 8)):
+    """A model of `function`, from its input tensor to its outputs."""
+    images = keras.Input(shape, name="images")
+    return keras.Model(images, function(images), name="graph")
+
+
+def pointwise(x, channels=16, **arguments):
+    """The convolution behind which a squeeze can be hoisted."""
+    return Conv2D(channels, 1, use_bias=False, **arguments)(x)
+
+
+def norm(x, **arguments):
+    return BatchNormalization(epsilon=1e-5, **arguments)(x)
+
+
+def recalibrate(x, **arguments):
+    return SqueezeExcite(4, **arguments)(x)
+
+
+def two_readers(x):
+    y = pointwise(x)
+    return layers.Add()([y, norm(y)])
+
+
+def two_readers_one_behind_dropout(x):
+    y = pointwise(x)
+    return layers.Add()([y, norm(Dropout(0.5)(y))])
+
+
+def two_readers_one_in_a_nested_model(x):
+    y = pointwise(x)
+    return layers.Add()([y, graph(norm, shape=(6, 6, 16))(y)])
+
+
+def two_readers_one_within_the_nested_model(x):
+    def inner(x):
+        y = pointwise(x)
+        return [y, ReLU()(y)]
+
+    y, rectified = graph(inner)(x)
+    return layers.Add()([norm(y), rectified])
+
+
+def read_and_given_out(x):
+    y = pointwise(x)
+    return [y, norm(y)]
+
+
+def identities(x):
+    y = layers.GaussianNoise(0.1)(pointwise(Dropout(0.5)(x)))
+    y = layers.SpatialDropout2D(0.5)(layers.AlphaDropout(0.1)(y))
+    return recalibrate(layers.Identity()(layers.ActivityRegularization(1e-3)(norm(y))))
+
+
+def shared_convolution(x):
+    convolution = Conv2D(8, 1)
+    return recalibrate(norm(convolution(ReLU()(norm(convolution(x))))))
+
+
+def shared_squeeze_excite(x):
+    recalibrate = SqueezeExcite(4)
+    return recalibrate(ReLU()(recalibrate(norm(pointwise(x, 8)))))
+
+
+def shared_batchnorm(x):
+    norm = BatchNormalization()
+    return layers.Add()([norm(pointwise(x)), ReLU()(norm(pointwise(x)))])
+
+
+def bottleneck(x):
+    return recalibrate(norm(pointwise(ReLU()(norm(Conv2D(8, 3, padding="same", use_bias=False)(x))))))
+
+
+def nested(x):
+    inner = graph(bottleneck)
+    return ReLU()(inner(x))
+
+
+def nested_twice(x):
+    inner = graph(lambda x: recalibrate(norm(pointwise(x, 8))))
+    return inner(ReLU()(inner(x)))
+
+
+def nested_in_nested(x):
+    outer = graph(lambda x: graph(bottleneck)(ReLU()(x)))
+    return outer(x)
+
+
+def nested_several(x):
+    inputs = {"b": keras.Input((6, 6, 8), name="b"), "a": keras.Input((6, 6, 8), name="a")}
+    outputs = [layers.Subtract()([pointwise(inputs["b"], 8), inputs["a"]]), ReLU()(inputs["a"])]
+    subtracted, rectified = keras.Model(inputs, outputs)({"a": x, "b": ReLU()(x)})
+    return layers.Concatenate()([norm(subtracted), rectified])
+
+
+def nested_sequential(x):
+    inner = keras.Sequential([keras.Input((6, 6, 8)), Conv2D(16, 1), BatchNormalization(), SqueezeExcite(4)])
+    return ReLU()(inner(x))
+
+
+def operations(x):
+    y = norm(pointwise(x)) * 2 - 0.5
+    y = ops.concatenate([y, ops.relu(x)], axis=-1)
+    return recalibrate(ops.transpose(y, (0, 2, 1, 3)) / (1 + ops.mean(ops.abs(y), axis=(1, 2), keepdims=True)))
+
+
+def several_inputs():
+    images, mask = keras.Input((6, 6, 8), name="images"), keras.Input((6, 6, 1), name="mask")
+    return keras.Model([images, mask], recalibrate(norm(pointwise(layers.Multiply()([images, mask])))))
+
+
+def several_by_name():
+    inputs = {"right": keras.Input((6, 6, 8), name="right"), "left": keras.Input((6, 6, 8), name="left")}
+    y = layers.Subtract()([norm(pointwise(inputs["right"])), pointwise(inputs["left"])])
+    return keras.Model(inputs, {"maps": recalibrate(y), "vector": layers.GlobalAveragePooling2D()(y)})
+
+
+def sequential():
+    stack = [Conv2D(16, 1), BatchNormalization(), SqueezeExcite(4), Dropout(0.5), layers.Flatten(), Dense(5)]
+    return keras.Sequential([keras.Input((6, 6, 8), name="images"), *stack], name="graph")
+
+
+def normalization(x):
+    layer = layers.Normalization()
+    layer.adapt(np.random.default_rng(0).normal(3, 2, size=(50, 6, 6, 8)).astype("float32"))
+    return norm(pointwise(layer(x)))
+
+
+def augmented(x):
+    x = layers.RandomFlip("horizontal")(x)
+    x = layers.RandomTranslation(0.1, 0.1)(x)
+    return norm(pointwise(layers.RandomContrast(0.1)(x)))
+
+
+def other_layers(x):
+    y = layers.PReLU()(norm(layers.SeparableConv2D(8, 3, padding="same")(x)))
+    y = layers.LayerNormalization()(norm(layers.Conv2DTranspose(8, 3, padding="same")(y)))
+    y = layers.Reshape((36, 8))(layers.LeakyReLU()(layers.UpSampling2D(2)(layers.AveragePooling2D(2)(y))))
+    y = layers.Add()([y, layers.MultiHeadAttention(2, 4)(y, y)])
+    return layers.LSTM(6)(layers.Conv1D(8, 3)(layers.ZeroPadding1D(1)(y)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A network of a user's, and how many layers of which kind `lower` must hoist, fold or drop in it."""
+
+    build: Callable
+    hoisted: int = 0
+    unhoisted: int = 0
+    folded: int = 0
+    dropped: int = 0
+
+
+def case(function, **counts):
+    return Case(build=lambda: graph(function), **counts)
+
+
+CASES = {
+    # What stands in front of a squeeze.
+    "1x1": case(lambda x: recalibrate(norm(pointwise(x))), hoisted=1, folded=1),
+    "1x1 grouped": case(lambda x: recalibrate(norm(pointwise(x, groups=4))), hoisted=1, folded=1),
+    "1x1 one channel a group": case(lambda x: recalibrate(norm(pointwise(x, groups=8))), hoisted=1, folded=1),
+    "1x1 with bias alone": case(lambda x: recalibrate(Conv2D(16, 1)(x)), hoisted=1),
+    "1x1 with bias and BatchNorm": case(lambda x: recalibrate(norm(Conv2D(16, 1)(x))), hoisted=1, folded=1),
+    "1x1 without either": case(lambda x: recalibrate(pointwise(x)), hoisted=1),
+    "1x1 as wide as its input": case(lambda x: recalibrate(norm(pointwise(x, 8))), hoisted=1, folded=1),
+    "1x1 from wide to narrow": case(lambda x: recalibrate(norm(pointwise(x, 4))), unhoisted=1, folded=1),
+    "1x1 with stride": case(lambda x: recalibrate(norm(pointwise(x, strides=2))), unhoisted=1, folded=1),
+    "1x1 with activation": case(lambda x: recalibrate(norm(Conv2D(16, 1, activation="relu")(x))), unhoisted=1),
+    "1x1 and ReLU": case(lambda x: recalibrate(ReLU()(norm(pointwise(x)))), unhoisted=1, folded=1),
+    "two 1x1": case(lambda x: recalibrate(pointwise(norm(pointwise(x)))), hoisted=1, folded=1),
+    "3x3": case(lambda x: recalibrate(norm(Conv2D(16, 3, use_bias=False)(x))), unhoisted=1, folded=1),
+    "1x3": case(lambda x: recalibrate(norm(Conv2D(16, (1, 3))(x))), unhoisted=1, folded=1),
+    "3x3 dilated": case(lambda x: norm(Conv2D(4, 3, dilation_rate=2, padding="same")(x)), folded=1),
+    "Dense on a map": case(lambda x: recalibrate(norm(Dense(16, use_bias=False)(x))), hoisted=1, folded=1),
+    "Dense with activation": case(lambda x: recalibrate(Dense(16, activation="tanh")(x)), unhoisted=1),
+    "depthwise": case(lambda x: recalibrate(norm(DepthwiseConv2D(3)(x))), unhoisted=1, folded=1),
+    "depthwise multiplied": case(
+        lambda x: recalibrate(norm(DepthwiseConv2D(3, depth_multiplier=2, use_bias=False)(x))), unhoisted=1, folded=1
+    ),
+    "input": case(recalibrate, unhoisted=1),
+    "SqueezeExcite": case(lambda x: recalibrate(recalibrate(norm(pointwise(x)))), hoisted=1, unhoisted=1, folded=1),
+    # The recalibration itself.
+    "max": case(lambda x: recalibrate(norm(pointwise(x)), squeeze="max"), unhoisted=1, folded=1),
+    "no squeeze": case(lambda x: recalibrate(norm(pointwise(x)), squeeze="none"), unhoisted=1, folded=1),
+    "without bias": case(lambda x: recalibrate(norm(pointwise(x)), bias=False), hoisted=1, folded=1),
+    "hard_sigmoid": case(lambda x: recalibrate(norm(pointwise(x)), excitation="hard_sigmoid"), hoisted=1, folded=1),
+    # BatchNorm.
+    "without scale": case(lambda x: norm(pointwise(x), scale=False), folded=1),
+    "without center": case(lambda x: norm(pointwise(x), center=False), folded=1),
+    "without both": case(lambda x: recalibrate(norm(pointwise(x), scale=False, center=False)), hoisted=1, folded=1),
+    "axis 3": case(lambda x: norm(pointwise(x), axis=3), folded=1),
+    "axis 1": case(lambda x: recalibrate(norm(pointwise(x), axis=1)), unhoisted=1),
+    "twice": case(lambda x: recalibrate(norm(norm(pointwise(x)))), hoisted=1, folded=2),
+    "first": case(lambda x: pointwise(norm(x))),
+    "behind ReLU": case(lambda x: norm(ReLU()(pointwise(x)))),
+    "behind Dense": case(lambda x: norm(Dense(4)(layers.Flatten()(x))), folded=1),
+    "frozen": case(lambda x: norm(pointwise(x), trainable=False), folded=1),
+    "in training mode": case(lambda x: BatchNormalization()(pointwise(x), training=True)),
+    # Values that others read.
+    "two readers": case(two_readers),
+    "two readers, one behind Dropout": case(two_readers_one_behind_dropout, dropped=1),
+    "two readers, one in a nested model": case(two_readers_one_in_a_nested_model),
+    "two readers, one within the nested model": case(two_readers_one_within_the_nested_model),
+    "read and given out": case(read_and_given_out),
+    "given out twice": case(lambda x: [norm(pointwise(x))] * 2, folded=1),
+    "shared convolution": case(shared_convolution, hoisted=1, folded=2),
+    "shared SqueezeExcite": case(shared_squeeze_excite, hoisted=1, unhoisted=1, folded=1),
+    "shared BatchNorm": case(shared_batchnorm, folded=2),
+    "what only training needs": case(identities, hoisted=1, folded=1, dropped=6),
+    # Forms of models.
+    "nested": case(nested, hoisted=1, folded=2),
+    "nested twice": case(nested_twice, hoisted=2, folded=2),
+    "nested in nested": case(nested_in_nested, hoisted=1, folded=2),
+    "nested with several inputs and outputs": case(nested_several),
+    "nested Sequential": case(nested_sequential, hoisted=1, folded=1),
+    "Sequential": Case(build=sequential, hoisted=1, folded=1, dropped=1),
+    "several inputs": Case(build=several_inputs, hoisted=1, folded=1),
+    "several by name": Case(build=several_by_name, unhoisted=1, folded=1),
+    "operations": case(operations, unhoisted=1, folded=1),
+    "Rescaling": case(lambda x: norm(pointwise(layers.Rescaling(1 / 255, -0.5)(x))), folded=1),
+    "Rescaling by channel": case(lambda x: layers.Rescaling([0.5] * 8, [0.1 * i for i in range(8)])(x)),
+    "Normalization": case(normalization, folded=1),
+    "Normalization by constants": case(lambda x: layers.Normalization(mean=[1.0] * 8, variance=[4.0] * 8)(x)),
+    "augmentation": case(augmented, folded=1),
+    "other layers": case(other_layers),
+    "output is the input": case(Dropout(0.5), dropped=1),
+}
+every_case = pytest.mark.parametrize("name", CASES)
+
+
+def built(name):
+    keras.utils.set_random_seed(0)
+    return scattered(CASES[name].build())
+
+
+@functools.cache
+def pair(name):
+    """The model of a case, and it lowered: for tests that change neither."""
+    model = built(name)
+    return model, lower(model)
+
+
+def found(lowering):
+    """`{kind: number of layers}` of a Lowering."""
+    return {field.name: len(getattr(lowering, field.name)) for field in fields(lowering)}
+
+
+def all_layers(model):
+    """The layers of a model and of the models inside it."""
+    for layer in model.layers:
+        yield layer
+        if isinstance(layer, keras.Model):
+            yield from all_layers(layer)
+
+
+@pytest.fixture
+def without_se_keras(monkeypatch):
+    """Keras cannot find the project's layers: neither registered nor by import."""
+    registered = dict(keras.saving.get_custom_objects())
+    keras.saving.get_custom_objects().clear()
+    for name in [name for name in sys.modules if name.partition(".")[0] == "se_keras"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    yield
+    keras.saving.get_custom_objects().update(registered)
+
+
+# Graphs of users.
+
+
+@every_case
+def test_lowered_graph_equals_the_original(name):
+    model, lowered = pair(name)
+    images = images_for(model)
+    assert difference(outputs_of(model, images), outputs_of(lowered, images)) <= BOUND
+
+
+@every_case
+def test_what_is_hoisted_folded_and_dropped(name):
+    expected = {kind: getattr(CASES[name], kind) for kind in ("hoisted", "unhoisted", "folded", "dropped")}
+    assert found(pair(name)[1].lowering) == expected
+
+
+@every_case
+def test_lowered_graph_has_stock_layers_alone(name):
+    _, lowered = pair(name)
+    assert {type(x).__module__.partition(".")[0] for x in lowered.operations} == {"keras"}
+    assert not any(isinstance(layer, keras.Model) for layer in lowered.layers)
+    assert "se_keras" not in lowered.to_json()
+
+
+@every_case
+def test_lowered_graph_loads_without_se_keras_and_is_the_same(name, tmp_path, without_se_keras):
+    _, lowered = pair(name)
+    lowered.save(tmp_path / "lowered.keras")
+    loaded = keras.saving.load_model(tmp_path / "lowered.keras")
+    images = images_for(lowered)
+    # The same weights in the same operations: equal to the bit.
+    for expected, actual in zip(outputs_of(lowered, images), outputs_of(loaded, images), strict=True):
+        np.testing.assert_array_equal(actual, expected)
+
+
+@every_case
+def test_lower_leaves_its_input_as_it_was(name):
+    model = built(name)
+    images = images_for(model)
+    outputs, weights, config = outputs_of(model, images), model.get_weights(), model.to_json()
+    calls = {layer.name: len(layer._inbound_nodes) for layer in all_layers(model)}
+    lower(model)
+    assert {layer.name: len(layer._inbound_nodes) for layer in all_layers(model)} == calls
+    assert model.to_json() == config
+    assert all(map(np.array_equal, model.get_weights(), weights))
+    assert all(map(np.array_equal, outputs_of(model, images), outputs))
+
+
+@every_case
+def test_lowered_graph_is_lowered_already(name):
+    _, once = pair(name)
+    twice = lower(once)
+    assert found(twice.lowering) == dict.fromkeys(found(twice.lowering), 0)
+    assert [(type(layer), layer.name) for layer in twice.layers] == [(type(layer), layer.name) for layer in once.layers]
+    images = images_for(once)
+    for expected, actual in zip(outputs_of(once, images), outputs_of(twice, images), strict=True):
+        np.testing.assert_array_equal(actual, expected)
+
+
+def test_a_network_with_squeeze_and_excitation_does_not_load_without_se_keras(tmp_path, without_se_keras):
+    built("1x1").save(tmp_path / "model.keras")
+    with pytest.raises(TypeError, match="SqueezeExcite"):
+        keras.saving.load_model(tmp_path / "model.keras")
+
+
+@pytest.mark.parametrize("name", ["several by name", "several inputs", "given out twice", "1x1"])
+def test_lowered_graph_has_the_structure_of_the_original(name):
+    model = CASES[name].build()
+    lowered = lower(model)
+    keras.tree.assert_same_structure(lowered.input, model.input)
+    keras.tree.assert_same_structure(lowered.output, model.output)
+    assert [x.name for x in lowered.inputs] == [x.name for x in model.inputs]
+    assert lowered.name == model.name
+
+
+def test_time_distributed_recalibration_does_not_stay_a_layer_of_se_keras():
+    images = keras.Input((3, 6, 6, 8))
+    model = keras.Model(images, layers.TimeDistributed(SqueezeExcite(4))(images))
+    try:
+        lowered = lower(model)
+    except ValueError as error:
+        assert "SqueezeExcite" in str(error)
+    else:
+        assert "se_keras" not in lowered.to_json()
+
+
+def test_dense_layer_in_int8_is_not_lowered_to_something_else():
+    images = keras.Input((8,), name="images")
+    model = scattered(keras.Model(images, Dense(4)(images)))
+    model.quantize("int8")
+    x = images_for(model)
+    try:
+        lowered = lower(model)
+    except ValueError as error:
+        assert "int8" in str(error)
+    else:
+        # Keras computes the original in int8 throughout, the lowered one in float32: a step of either in 127.
+        assert difference(outputs_of(model, x), outputs_of(lowered, x)) <= 0.02
+
+
+# Random graphs.
+
+
+def random_chain(seed):
+    """A chain of fifteen layers in random order, with additions of what came before it."""
+    rng = np.random.default_rng(seed)
+    keras.utils.set_random_seed(seed)
+    x = keras.Input((6, 6, 8), name="images")
+    images, seen = x, [x]
+    steps = {
+        "1x1": lambda x: Conv2D(int(rng.choice([4, 8, 16])), 1, use_bias=bool(rng.integers(2)))(x),
+        "grouped": lambda x: Conv2D(int(rng.choice([8, 16])), int(rng.choice([1, 3])), padding="same", groups=4)(x),
+        "3x3": lambda x: Conv2D(8, 3, padding="same", use_bias=False)(x),
+        "depthwise": lambda x: DepthwiseConv2D(3, padding="same", depth_multiplier=int(rng.integers(1, 3)))(x),
+        "dense": lambda x: Dense(8)(x),
+        "norm": norm,
+        "relu": lambda x: ReLU()(x),
+        "dropout": lambda x: Dropout(0.5)(x),
+        "se": lambda x: recalibrate(x, squeeze=str(rng.choice(SQUEEZES)), bias=bool(rng.integers(2))),
+        "add": lambda x: layers.Add()([x, seen[rng.choice([i for i, y in enumerate(seen) if y.shape == x.shape])]]),
+    }
+    weights = np.array([3, 1, 1, 1, 1, 4, 2, 1, 3, 2])
+    for step in rng.choice(list(steps), size=15, p=weights / weights.sum()):
+        x = steps[step](x)
+        seen.append(x)
+    return keras.Model(images, x)
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_random_chain_equals_the_original(seed):
+    model = scattered(random_chain(seed))
+    images = images_for(model)
+    assert difference(outputs_of(model, images), outputs_of(lower(model), images)) <= BOUND
+
+
+# Networks of the catalogue.
+
+
+@pytest.fixture
+def frugal():
+    yield
+    keras.utils.clear_session()
+    gc.collect()
+
+
+@pytest.mark.parametrize("squeeze", SQUEEZES)
+@pytest.mark.parametrize("site", SITES)
+def test_every_place_and_squeeze_equals_the_original(site, squeeze):
+    se = SEConfig(site=site, squeeze=squeeze, ratio=4)
+    model = create("se_resnet11_digits", se=se, classes=10, classifier_activation=None)
+    images = images_for(scattered(model))
+    assert difference(outputs_of(model, images), outputs_of(lower(model), images)) <= BOUND
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("excitation", EXCITATIONS)
+def test_every_excitation_equals_the_original(excitation, bias):
+    se = SEConfig(excitation=excitation, bias=bias)
+    model = create("se_resnet11_digits", se=se, classes=10, classifier_activation=None)
+    images = images_for(scattered(model))
+    assert difference(outputs_of(model, images), outputs_of(lower(model), images)) <= BOUND
+
+
+NETWORKS = {
+    "se_resnet18": {"hoisted": 0, "unhoisted": 8, "folded": 20, "dropped": 0},
+    "se_resnet50": {"hoisted": 16, "unhoisted": 0, "folded": 53, "dropped": 0},
+    "se_resnext50_32x4d": {"hoisted": 16, "unhoisted": 0, "folded": 53, "dropped": 0},
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_network_of_a_fixed_size_equals_the_original(name, frugal):
+    model = create(name, input_shape=(64, 64, 3), classifier_activation=None)
+    images = images_for(scattered(model))
+    assert difference(outputs_of(model, images), outputs_of(lower(model), images)) <= BOUND
+
+
+@pytest.fixture(scope="module", params=NETWORKS)
+def network(request):
+    """A network of a free size, and it lowered; gone before the next one comes."""
+    keras.utils.set_random_seed(0)
+    model = create(request.param, input_shape=(None, None, 3), classifier_activation=None)
+    yield request.param, model, lower(scattered(model, images=images_for(model, size=64)))
+    del model
+    keras.utils.clear_session()
+    gc.collect()
+
+
+@pytest.mark.parametrize("size", [64, 97])  # even and odd: padding and pooling round
+def test_network_of_a_free_size_equals_the_original_at_every_size(network, size):
+    _, model, lowered = network
+    images = images_for(model, size=size)
+    assert difference(outputs_of(model, images), outputs_of(lowered, images)) <= BOUND
+
+
+def test_free_size_stays_free(network):
+    assert network[-1].input_shape == (None, None, None, 3)
+
+
+def test_what_is_hoisted_and_folded_in_the_networks(network):
+    # No BatchNorm is left: 1 of the stem, 2 or 3 of each block, and that of each projection.
+    name, _, lowered = network
+    assert found(lowered.lowering) == NETWORKS[name]
+
+
+@pytest.mark.parametrize(
+    ("site", "hoisted"),
+    [
+        ("standard", ("stage2_block1_se", "stage3_block1_se", "stage4_block1_se")),
+        # The only projection without a stride is that of stage 2: 1x1, from 16 to 64 channels.
+        ("identity", ("stage2_block1_se",)),
+        ("pre", ()),  # behind a ReLU, like the next two
+        ("3x3", ()),
+        ("post", ()),
+    ],
+)
+def test_which_squeezes_are_hoisted_by_site(site, hoisted):
+    lowering = lower(create("se_resnet11_digits", se=SEConfig(site=site), classes=10)).lowering
+    assert lowering.hoisted == hoisted
+    assert len(lowering.hoisted + lowering.unhoisted) == 3
+
+
+@pytest.mark.parametrize("squeeze", ["max", "none"])
+def test_only_the_mean_is_hoisted(squeeze):
+    lowering = lower(create("se_resnet11_digits", se=SEConfig(squeeze=squeeze), classes=10)).lowering
+    assert (len(lowering.hoisted), len(lowering.unhoisted)) == (0, 3)
+
+
+def test_baseline_has_nothing_to_hoist(frugal):
+    lowering = lower(create("resnet11_digits", classes=10)).lowering
+    assert lowering.hoisted == lowering.unhoisted == ()
+    assert len(lowering.folded) == 13
+
+
+def test_senet154s_dropout_is_dropped_by_name():
+    model = create("se_resnet11_digits", classes=10, include_top=False, pooling="avg")
+    outputs = Dropout(0.2, name="dropout")(model.output)
+    assert lower(keras.Model(model.input, outputs)).lowering.dropped == ("dropout",)
+
+
+def test_lowering_reads_as_a_sentence():
+    lowering = lower(create("se_resnet11_digits", classes=10)).lowering
+    assert str(lowering) == "3 of 3 squeezes hoisted, 13 BatchNormalization layers folded, 0 layers dropped"
+
+
+def test_names_in_nested_models_are_prefixed_with_the_models():
+    inner = graph(lambda x: SqueezeExcite(4, name="se")(BatchNormalization(name="bn")(Conv2D(16, 1, name="conv")(x))))
+    inner.name = "backbone"
+    images = keras.Input((6, 6, 8))
+    lowered = lower(keras.Model(images, ReLU(name="relu")(inner(images))))
+    assert lowered.lowering.hoisted == ("backbone_se",)
+    assert lowered.lowering.folded == ("backbone_bn",)
+    assert {"backbone_conv", "relu"} <= {layer.name for layer in lowered.layers}
+
+
+# What hoisting is for.
+
+
+@pytest.fixture(scope="module")
+def lowered_digits():
+    keras.utils.set_random_seed(0)
+    return lower(create("se_resnet11_digits", classes=10))
+
+
+@pytest.mark.parametrize(("stage", "channels"), [(2, 64), (3, 128), (4, 256)])
+def test_hoisted_squeeze_reads_a_quarter_of_the_channels(lowered_digits, stage, channels):
+    squeeze = lowered_digits.get_layer(f"stage{stage}_block1_se_squeeze")
+    assert squeeze.input.shape[-1] == channels // 4
+    reduce = lowered_digits.get_layer(f"stage{stage}_block1_se_reduce")
+    assert tuple(reduce.kernel.shape) == (1, 1, channels // 4, channels // 16)
+
+
+@pytest.mark.parametrize("stage", [2, 3, 4])
+def test_product_alone_reads_the_convolution_behind_which_the_squeeze_was(lowered_digits, stage):
+    # So that XNNPACK can multiply in place.
+    convolution = lowered_digits.get_layer(f"stage{stage}_block1_conv3")
+    readers = [node.operation.name for node in convolution._outbound_nodes]
+    assert readers == [f"stage{stage}_block1_se_scale"]
+
+
+def test_no_batchnorm_is_left_in_the_networks(lowered_digits):
+    assert not any(isinstance(layer, BatchNormalization) for layer in lowered_digits.layers)
+
+
+# Mixed precision.
+
+
+@pytest.fixture
+def mixed_float16():
+    keras.config.set_dtype_policy("mixed_float16")
+    yield
+    keras.config.set_dtype_policy("float32")
+
+
+def mixed_twins():
+    """Two networks with the same weights: one in float32, one that computes in float16."""
+    arguments = {"classes": 10, "classifier_activation": None}
+    keras.config.set_dtype_policy("float32")
+    full = scattered(create("se_resnet11_digits", **arguments))
+    keras.config.set_dtype_policy("mixed_float16")
+    half = create("se_resnet11_digits", **arguments)
+    half.set_weights(full.get_weights())
+    return full, half
+
+
+def test_mixed_precision_is_lowered_to_float32(mixed_float16):
+    full, half = mixed_twins()
+    images = images_for(full)
+    # The variables of both are float32: the lowered network is the one that computes in float32.
+    assert difference(outputs_of(full, images), outputs_of(lower(half), images)) <= BOUND
+
+
+def test_lowered_mixed_network_equals_its_original_to_float16(mixed_float16):
+    _, half = mixed_twins()
+    images = images_for(half)
+    # float16 has 11 bits: 5e-4 at each of eleven layers; 1e-3 is what it comes to.
+    assert difference(outputs_of(half, images), outputs_of(lower(half), images)) <= 5e-3
+
+
+def test_lowered_mixed_network_computes_in_float32_throughout(mixed_float16):
+    lowered = lower(mixed_twins()[1])
+    computing = [layer for layer in lowered.layers if not isinstance(layer, layers.InputLayer)]
+    assert {layer.compute_dtype for layer in computing} == {"float32"}
+    assert {str(x.dtype) for x in (*lowered.inputs, *lowered.outputs)} == {"float32"}
+
+
+# Inputs of bytes.
+
+
+def test_input_of_bytes_stays_one():
+    images = keras.Input((6, 6, 3), dtype="uint8", name="images")
+    model = scattered(
+        keras.Model(images, norm(pointwise(layers.Rescaling(1 / 255)(images)))),
+        images=np.random.default_rng(0).integers(0, 256, (2, 6, 6, 3)).astype("uint8"),
+    )
+    lowered = lower(model)
+    x = np.random.default_rng(1).integers(0, 256, (2, 6, 6, 3)).astype("uint8")
+    assert lowered.inputs[0].dtype == "uint8"
+    assert difference(outputs_of(model, x), outputs_of(lowered, x)) <= BOUND
+
+
+# Errors.
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Foreign(layers.Layer):
+    def call(self, inputs):
+        return inputs * 2
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class ForeignConvolution(Conv2D):
+    """Could compute anything, as a subclass."""
+
+
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__(name="subclassed")
+        self.convolution = Conv2D(4, 1)
+
+    def call(self, inputs):
+        return self.convolution(inputs)
+
+
+def test_custom_layer_is_refused_by_name():
+    model = graph(lambda x: Foreign(name="mine")(x))
+    with pytest.raises(ValueError, match=r"Keras' own layers and SqueezeExcite. Received: mine \(Foreign\)$"):
+        lower(model)
+
+
+def test_subclass_of_a_keras_layer_is_custom():
+    with pytest.raises(ValueError, match=r"Received: mine \(ForeignConvolution\)$"):
+        lower(graph(ForeignConvolution(4, 1, name="mine")))
+
+
+def test_every_custom_layer_is_named_those_in_nested_models_too():
+    inner = graph(Foreign(name="inner"))
+    model = graph(lambda x: Foreign(name="outer")(inner(x)))
+    with pytest.raises(ValueError, match=r"Received: inner \(Foreign\), outer \(Foreign\)$"):
+        lower(model)
+
+
+def doubled(x):
+    return x * 2
+
+
+def test_function_of_a_user_as_activation_is_refused_by_name():
+    # The lowered model would not load without it.
+    with pytest.raises(ValueError, match="mine"):
+        lower(graph(Conv2D(4, 1, activation=doubled, name="mine")))
+
+
+def test_subclassed_model_is_refused():
+    with pytest.raises(TypeError, match="functional"):
+        lower(Subclassed())
+
+
+def test_subclassed_model_inside_is_refused():
+    with pytest.raises(TypeError, match="functional"):
+        lower(graph(Subclassed()))
+
+
+def test_sequential_model_without_input_is_refused():
+    with pytest.raises(TypeError, match="Input"):
+        lower(keras.Sequential([Conv2D(4, 1)]))
+
+
+@pytest.mark.parametrize("value", [None, "se_resnet50", Conv2D(4, 1)], ids=["None", "name", "layer"])
+def test_what_is_no_model_is_refused(value):
+    with pytest.raises(TypeError, match="functional"):
+        lower(value)
+
+
+def test_refused_model_stays_as_it_was():
+    model = graph(lambda x: Foreign()(norm(pointwise(x))))
+    before = model.to_json()
+    with pytest.raises(ValueError):
+        lower(model)
+    assert model.to_json() == before
+
+
+def test_grouped_network_equals_the_original():
+    model = scattered(grouped_network())
+    images = images_for(model)
+    assert difference(outputs_of(model, images), outputs_of(lower(model), images)) <= BOUND

@@ -1,0 +1,182 @@
+"""Wheel, sdist and editable install: the same packages in each, and export/ as se_keras.export alone."""
+
+import configparser
+import importlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from email.parser import Parser
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+import se_keras
+
+ROOT = Path(__file__).parents[1]
+# Folder of the checkout -> package.
+FOLDERS = {"se_keras": "se_keras", "export": "se_keras/export", "se_keras/cli": "se_keras_cli"}
+
+
+def modules():
+    """The installed path of each .py file of the checkout's packages."""
+    installed = set()
+    for path in (*ROOT.glob("se_keras/**/*.py"), *ROOT.glob("export/**/*.py")):
+        within = path.relative_to(ROOT).as_posix()
+        folder = max((folder for folder in FOLDERS if within.startswith(f"{folder}/")), key=len)
+        installed.add(FOLDERS[folder] + within.removeprefix(folder))
+    return installed
+
+
+def run(*command, folder, **environment):
+    """A process that finds no package by the environment of this one; its stdout."""
+    inherited = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
+    result = subprocess.run(
+        [sys.executable, *map(str, command)], cwd=folder, env=inherited | environment, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory):
+    """The folder with the sdist, and the wheel that was built from it."""
+    source, target = (tmp_path_factory.mktemp(name) for name in ("source", "dist"))
+    # A copy: a build leaves folders in the checkout, and takes old ones for its own.
+    left_out = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "runs")
+    shutil.copytree(ROOT, source, ignore=left_out, dirs_exist_ok=True)
+    # Without isolation nothing is downloaded, where setuptools is as recent as pyproject.toml asks.
+    recent = int(metadata.version("setuptools").partition(".")[0]) >= 77
+    run("-m", "build", *(["--no-isolation"] if recent else []), "--outdir", target, source, folder=target)
+    return target
+
+
+@pytest.fixture(scope="session")
+def wheel(built):
+    (path,) = built.glob("*.whl")
+    return path
+
+
+@pytest.fixture(scope="session")
+def sdist(built):
+    (path,) = built.glob("*.tar.gz")
+    return path
+
+
+@pytest.fixture(scope="session")
+def installed(wheel, tmp_path_factory):
+    """A folder with nothing but the wheel's content."""
+    folder = tmp_path_factory.mktemp("installed")
+    arguments = ["install", "--quiet", "--no-deps", "--no-index", "--disable-pip-version-check", "--target", folder]
+    run("-m", "pip", *arguments, wheel, folder=folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def information(wheel):
+    """The wheel's METADATA."""
+    with zipfile.ZipFile(wheel) as file:
+        (name,) = (name for name in file.namelist() if name.endswith(".dist-info/METADATA"))
+        return Parser().parsestr(file.read(name).decode())
+
+
+def test_wheel_has_every_module_of_the_checkout_and_no_other(wheel):
+    with zipfile.ZipFile(wheel) as file:
+        assert {name for name in file.namelist() if name.endswith(".py")} == modules()
+
+
+def test_wheel_has_two_packages_at_its_top(wheel):
+    with zipfile.ZipFile(wheel) as file:
+        top = {name.partition("/")[0] for name in file.namelist()}
+    assert top == {"se_keras", "se_keras_cli", f"se_keras-{se_keras.__version__}.dist-info"}
+
+
+def test_setup_cfg_lists_every_package_of_the_checkout():
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    packages = {Path(name).parent.as_posix().replace("/", ".") for name in modules()}
+    assert set(config["options"]["packages"].split()) - {""} >= packages
+
+
+@pytest.mark.parametrize("name", ["LICENSE", "README.md", "setup.cfg", "pyproject.toml", "export/__init__.py"])
+def test_sdist_has_what_a_build_needs(sdist, name):
+    with tarfile.open(sdist) as file:
+        assert f"se_keras-{se_keras.__version__}/{name}" in file.getnames()
+
+
+def test_sdist_has_every_module_of_the_checkout(sdist):
+    with tarfile.open(sdist) as file:
+        names = {name.partition("/")[2] for name in file.getnames()}
+    sources = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("*/**/*.py") if path.parts[-2] != "tests"}
+    assert {name for name in sources if name.startswith(("se_keras/", "export/"))} <= names
+
+
+WHERE = """
+import json, se_keras, se_keras.export, se_keras.export.litert, se_keras_cli
+print(json.dumps([module.__file__ for module in (se_keras, se_keras.export, se_keras.export.litert, se_keras_cli)]))
+"""
+
+
+def test_wheel_is_imported_from_where_it_was_installed(installed, tmp_path):
+    files = json.loads(run("-c", WHERE, folder=tmp_path, PYTHONPATH=str(installed)))
+    names = ["se_keras/__init__.py", "se_keras/export/__init__.py", "se_keras/export/litert.py"]
+    assert files == [str(installed / name) for name in (*names, "se_keras_cli/__init__.py")]
+
+
+def test_wheel_brings_the_command(installed, tmp_path):
+    out = run(installed / "bin" / "se-keras", "--version", folder=tmp_path, PYTHONPATH=str(installed))
+    assert out == f"se-keras {se_keras.__version__}\n"
+
+
+@pytest.mark.parametrize("inside", [True, False], ids=["inside", "outside"])
+def test_editable_install_is_imported_inside_the_checkout_and_outside(tmp_path, inside):
+    files = json.loads(run("-c", WHERE, folder=ROOT if inside else tmp_path))
+    names = ["se_keras/__init__.py", "export/__init__.py", "export/litert.py", "se_keras/cli/__init__.py"]
+    assert files == [str(ROOT / name) for name in names]
+
+
+def test_export_is_refused_under_the_name_of_its_folder():
+    result = subprocess.run([sys.executable, "-c", "import export"], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 1
+    *_, last = result.stderr.splitlines()
+    assert last == (
+        "ImportError: This package is se_keras.export: install se_keras and import that. Received: export"
+    )  # fmt: skip
+
+
+def test_cli_is_refused_under_the_name_of_its_folder():
+    with pytest.raises(ImportError, match="This package is se_keras_cli: .+ Received: se_keras.cli"):
+        importlib.import_module("se_keras.cli")
+
+
+def test_version_is_one(wheel, sdist, information):
+    version = se_keras.__version__
+    assert metadata.version("se-keras") == information["Version"] == version
+    assert wheel.name.startswith(f"se_keras-{version}-")
+    assert sdist.name == f"se_keras-{version}.tar.gz"
+
+
+@pytest.mark.parametrize(
+    "extra, requirements", [("test", {"pytest", "ruff", "build"}), ("parity", {"torch", "timm"})]
+)  # fmt: skip
+def test_extra_brings_its_requirements(information, extra, requirements):
+    assert extra in information.get_all("Provides-Extra")
+    lines = [line for line in information.get_all("Requires-Dist") if f'extra == "{extra}"' in line]
+    assert requirements <= {line.partition(">=")[0] for line in lines}
+
+
+def test_wheel_requires_what_the_packages_import(information):
+    required = {line.partition(">=")[0] for line in information.get_all("Requires-Dist") if "extra ==" not in line}
+    assert {"tensorflow", "keras", "numpy", "ai-edge-litert", "ai-edge-quantizer", "rich", "scikit-learn"} <= required
+
+
+def test_metadata_have_the_readme_and_the_license(information, wheel):
+    assert information.get_payload().strip() == (ROOT / "README.md").read_text().strip()
+    assert information["License-Expression"] == "Apache-2.0"
+    with zipfile.ZipFile(wheel) as file:
+        (license,) = (name for name in file.namelist() if name.endswith("/LICENSE"))
+        assert file.read(license) == (ROOT / "LICENSE").read_bytes()

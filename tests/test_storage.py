@@ -1,0 +1,251 @@
+"""Files are whole or absent: what a failure, an interrupt or a full disk leaves behind."""
+
+import errno
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from se_keras import storage
+
+
+class Interrupted(Exception):
+    pass
+
+
+FAILURES = (Interrupted, OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt, SystemExit)
+
+
+def names_in(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def write_file(path):
+    path.write_text("new")
+
+
+def write_folder(path):
+    (path / "variables").mkdir(parents=True)
+    (path / "variables" / "data").write_text("new")
+
+
+@pytest.fixture
+def flushed(monkeypatch):
+    """The paths that `os.fsync` was called for, in order, with "replace" where the name was given."""
+    events, opened = [], {}
+    open_, fsync, replace = os.open, os.fsync, os.replace
+
+    def opening(path, *args, **kwargs):
+        descriptor = open_(path, *args, **kwargs)
+        opened[descriptor] = Path(path).name
+        return descriptor
+
+    monkeypatch.setattr(os, "open", opening)
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (events.append(opened[descriptor]), fsync(descriptor)))
+    monkeypatch.setattr(os, "replace", lambda *paths: (events.append("replace"), replace(*paths)))
+    return events
+
+
+def test_file_takes_the_place_of_its_target(tmp_path):
+    with storage.staged(tmp_path / "model") as path:
+        write_file(path)
+    assert (tmp_path / "model").read_text() == "new"
+
+
+def test_folder_takes_the_place_of_its_target(tmp_path):
+    with storage.staged(tmp_path / "1") as path:
+        write_folder(path)
+    assert (tmp_path / "1" / "variables" / "data").read_text() == "new"
+
+
+def test_missing_folders_are_made(tmp_path):
+    storage.write_bytes(tmp_path / "a" / "b" / "file", b"new")
+    assert (tmp_path / "a" / "b" / "file").read_bytes() == b"new"
+
+
+def test_existing_file_is_replaced(tmp_path):
+    (tmp_path / "file").write_text("old")
+    storage.write_bytes(tmp_path / "file", b"new")
+    assert (tmp_path / "file").read_bytes() == b"new"
+
+
+def test_open_reader_of_the_replaced_file_reads_the_old_one_to_its_end(tmp_path):
+    (tmp_path / "file").write_text("old")
+    with open(tmp_path / "file") as reader:
+        storage.write_bytes(tmp_path / "file", b"new")
+        assert reader.read() == "old"
+
+
+def test_target_is_absent_until_the_block_ends(tmp_path):
+    with storage.staged(tmp_path / "file") as path:
+        write_file(path)
+        assert not (tmp_path / "file").exists()
+
+
+def test_staged_name_is_on_the_targets_file_system_and_taken_for_nothing_finished(tmp_path):
+    with storage.staged(tmp_path / "7") as path:
+        write_folder(path)
+        (beside,) = tmp_path.iterdir()
+        assert path.is_relative_to(beside)
+        assert beside.name.startswith(".") and not beside.name.isdecimal()  # TF Serving loads numbered folders
+
+
+def test_two_writers_of_one_target_do_not_meet(tmp_path):
+    with storage.staged(tmp_path / "file") as first, storage.staged(tmp_path / "file") as second:
+        assert first != second
+        write_file(first)
+        second.write_text("newer")
+    assert names_in(tmp_path) == ["file"]
+
+
+def test_nothing_temporary_is_left_behind_a_success(tmp_path):
+    storage.write_bytes(tmp_path / "file", b"new")
+    with storage.staged(tmp_path / "1") as path:
+        write_folder(path)
+    assert names_in(tmp_path) == ["1", "file"]
+
+
+@pytest.mark.parametrize("write", [write_file, write_folder, lambda path: None], ids=["file", "folder", "nothing yet"])
+@pytest.mark.parametrize("failure", FAILURES, ids=repr)
+def test_failure_in_the_block_leaves_nothing(failure, write, tmp_path):
+    with pytest.raises(failure if isinstance(failure, type) else type(failure)):
+        with storage.staged(tmp_path / "target") as path:
+            write(path)
+            raise failure
+    assert names_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("failure", FAILURES, ids=repr)
+def test_failure_in_the_block_leaves_the_old_file(failure, tmp_path):
+    (tmp_path / "target").write_text("old")
+    with pytest.raises(failure if isinstance(failure, type) else type(failure)):
+        with storage.staged(tmp_path / "target") as path:
+            write_file(path)
+            raise failure
+    assert names_in(tmp_path) == ["target"]
+    assert (tmp_path / "target").read_text() == "old"
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+@pytest.mark.parametrize("failure", FAILURES, ids=repr)
+def test_failure_behind_the_block_leaves_the_old_file(failure, call, tmp_path, monkeypatch):
+    def fail(*args):
+        raise failure
+
+    (tmp_path / "target").write_text("old")
+    monkeypatch.setattr(os, call, fail)
+    with pytest.raises(failure if isinstance(failure, type) else type(failure)):
+        storage.write_bytes(tmp_path / "target", b"new")
+    assert names_in(tmp_path) == ["target"]
+    assert (tmp_path / "target").read_text() == "old"
+
+
+def test_half_written_file_is_not_seen(tmp_path, monkeypatch):
+    write_bytes = Path.write_bytes
+
+    def full_disk(path, content):
+        write_bytes(path, content[: len(content) // 2])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        storage.write_bytes(tmp_path / "file", b"new content")
+    assert names_in(tmp_path) == []
+
+
+def test_block_that_wrote_nothing_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError), storage.staged(tmp_path / "file"):
+        pass
+    assert names_in(tmp_path) == []
+
+
+def test_existing_folder_is_not_replaced_by_a_folder(tmp_path):
+    write_folder(tmp_path / "1")
+    (tmp_path / "1" / "variables" / "data").write_text("old")
+    with pytest.raises(FileExistsError, match="1' exists: nothing was written"), storage.staged(tmp_path / "1") as path:
+        write_folder(path)
+    assert (tmp_path / "1" / "variables" / "data").read_text() == "old"
+    assert names_in(tmp_path) == ["1"]
+
+
+@pytest.mark.parametrize("content", [(), ("data",)], ids=["empty", "full"])
+def test_existing_folder_is_not_replaced_by_a_file(content, tmp_path):
+    (tmp_path / "target").mkdir()
+    for name in content:
+        (tmp_path / "target" / name).touch()
+    with pytest.raises(OSError):
+        storage.write_bytes(tmp_path / "target", b"new")
+    assert names_in(tmp_path) == ["target"]
+    assert names_in(tmp_path / "target") == list(content)
+
+
+def test_file_is_on_the_disk_before_its_name_and_its_name_thereafter(tmp_path, flushed):
+    storage.write_bytes(tmp_path / "file", b"new")
+    assert flushed == ["file", "replace", tmp_path.name]
+
+
+def test_every_file_of_a_folder_is_on_the_disk_before_its_name(tmp_path, flushed):
+    with storage.staged(tmp_path / "1") as path:
+        write_folder(path)
+    assert sorted(flushed[:-2]) == ["1", "data", "variables"]
+    assert flushed[-2:] == ["replace", tmp_path.name]
+
+
+def test_json_is_written_whole(tmp_path):
+    value = {"bytes": 3, "names": ["a", "ü"], "nothing": None}
+    storage.write_json(tmp_path / "file.json", value)
+    assert json.loads((tmp_path / "file.json").read_text()) == value
+
+
+def test_json_is_for_people_too(tmp_path):
+    storage.write_json(tmp_path / "file.json", {"bytes": 3})
+    assert (tmp_path / "file.json").read_text() == '{\n  "bytes": 3\n}\n'
+
+
+def test_value_that_is_not_json_leaves_the_old_file(tmp_path):
+    storage.write_json(tmp_path / "file.json", ["old"])
+    with pytest.raises(TypeError):
+        storage.write_json(tmp_path / "file.json", [object()])
+    assert names_in(tmp_path) == ["file.json"]
+    assert json.loads((tmp_path / "file.json").read_text()) == ["old"]
+
+
+WRITERS = {
+    "write_bytes": lambda path: storage.write_bytes(path, b"new"),
+    "write_json": lambda path: storage.write_json(path, ["new"]),
+    "check_writable": storage.check_writable,
+}
+
+
+@pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
+def test_target_under_a_file_is_an_os_error(write, tmp_path):
+    (tmp_path / "file").write_text("old")
+    with pytest.raises(OSError):
+        write(tmp_path / "file" / "target")
+    assert (tmp_path / "file").read_text() == "old"
+
+
+def test_check_writable_leaves_nothing(tmp_path):
+    storage.check_writable(tmp_path / "report.json")
+    assert names_in(tmp_path) == []
+
+
+def test_check_writable_makes_the_folder(tmp_path):
+    storage.check_writable(tmp_path / "new" / "report.json")
+    assert names_in(tmp_path) == ["new"]
+
+
+def test_check_writable_leaves_an_existing_target_as_it_is(tmp_path):
+    (tmp_path / "file").write_text("old")
+    storage.check_writable(tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "old"
+
+
+def test_check_writable_notices_a_full_disk(tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(storage.tempfile, "TemporaryFile", full)
+    with pytest.raises(OSError, match="No space left"):
+        storage.check_writable(tmp_path / "file")
