@@ -127,6 +127,12 @@ def files(few, tmp_path_factory):
     return folder
 
 
+@pytest.fixture
+def converted(files, monkeypatch):
+    """Puts a LiteRT file that is there in place of each conversion, for tests of what is done with it."""
+    monkeypatch.setattr("se_keras.export.to_litert", lambda *_, **__: load(files / "se.tflite"))
+
+
 def written(folder):
     """The files under a folder, hidden ones too."""
     return [str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()]
@@ -303,17 +309,21 @@ def test_train_leaves_the_run_and_the_same_command_returns_at_once(cli, tmp_path
     assert again.progress == first.progress[-1:]
 
 
-def test_train_takes_the_recipe_from_its_options(cli, tmp_path, few_digits):
+def test_train_takes_the_recipe_from_its_options(cli, tmp_path, monkeypatch):
+    def told(model, recipe, data, folder, *, progress):
+        return model, {"val_accuracy": [1.0], "given": given.append(recipe)}
+
+    given = []
+    monkeypatch.setattr("se_keras.training.fit.fit", told)
     options = {"epochs": 1, "batch-size": 16, "learning-rate": 0.01, "seed": 3}
     arguments = [argument for option, value in options.items() for argument in (f"--{option}", value)]
     assert cli("train", "resnet11_digits", *arguments, "-o", tmp_path).status == 0
-    recipe = json.loads((tmp_path / "run.json").read_text())["recipe"]
-    assert (recipe["epochs"], recipe["batch_size"], recipe["learning_rate"], recipe["seed"]) == (1, 16, 0.01, 3)
+    assert given == [replace(DIGITS, epochs=1, batch_size=16, learning_rate=0.01, seed=3)]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_training_says_what_is_kept_and_the_same_command_finishes(cli, tmp_path, number):
-    command = ["train", "se_resnet11_digits", "--epochs", "3", "-o", str(tmp_path / "run")]
+    command = ["train", "se_resnet11_digits", "--epochs", "6", "--batch-size", "128", "-o", str(tmp_path / "run")]
     # Whoever starts the tests may have SIGINT ignored, as a shell does for what runs behind it; children inherit that.
     heard = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
     with subprocess.Popen(
@@ -322,7 +332,7 @@ def test_interrupted_training_says_what_is_kept_and_the_same_command_finishes(cl
         before = []
         for line in process.stderr:
             before.append(line)
-            if "epoch 1 of 3" in line:
+            if "epoch 1 of 6" in line:
                 process.send_signal(number)
                 break
         out, err = process.communicate(timeout=120)
@@ -331,14 +341,14 @@ def test_interrupted_training_says_what_is_kept_and_the_same_command_finishes(cl
     kept = re.escape(str(tmp_path / "run" / "model.keras"))
     *progress, last = err.splitlines()
     assert all(line.startswith("training ") for line in progress)  # an epoch may end before the signal is heard
-    assert re.fullmatch(rf"se-keras: interrupted\. {kept} holds epoch [12] of 3; the same command goes on", last)
+    assert re.fullmatch(rf"se-keras: interrupted\. {kept} holds epoch [1-5] of 6; the same command goes on", last)
     assert sorted(written(tmp_path)) == ["run/model.keras", "run/run.json"]
 
-    goes_on_from = int(re.search("epoch ([12])", last)[1])
+    goes_on_from = int(re.search("epoch ([1-5])", last)[1])
     result = cli(*command)
     assert (result.status, result.err) == (0, "")
-    assert "after 3 epochs" in result.out
-    assert len(result.progress) == 1 + 3 - goes_on_from
+    assert "after 6 epochs" in result.out
+    assert len(result.progress) == 1 + 6 - goes_on_from
 
 
 def test_training_interrupted_in_its_first_epoch_says_so(cli, tmp_path, few_digits, monkeypatch):
@@ -362,7 +372,7 @@ def test_export_writes_a_litert_file_and_its_manifest(cli, files, tmp_path):
     assert load(tmp_path / "digits.tflite").manifest["precision"] == "float32"
 
 
-def test_export_prints_its_manifest_as_json_alone(cli, files, tmp_path):
+def test_export_prints_its_manifest_as_json_alone(cli, files, tmp_path, converted):
     result = cli("export", files / "model.keras", "-o", tmp_path / "digits.tflite", "--json")
     assert (result.status, result.err) == (0, "")
     printed = json.loads(result.out)
@@ -591,7 +601,7 @@ FULL = "se-keras: error: [Errno 28] No space left on device"
 
 @pytest.mark.parametrize("full", [lambda: full_at_fsync(1), full_at_half_a_file], ids=["fsync", "write"])
 @pytest.mark.parametrize("output", ["digits.tflite", "served"])
-def test_full_disk_leaves_nothing_of_an_export(cli, files, tmp_path, full, output):
+def test_full_disk_leaves_nothing_of_an_export(cli, files, tmp_path, converted, full, output):
     with full():
         result = cli("export", files / "model.keras", "-o", tmp_path / output)
     assert (result.status, result.out) == (2, "")
@@ -599,27 +609,20 @@ def test_full_disk_leaves_nothing_of_an_export(cli, files, tmp_path, full, outpu
     assert written(tmp_path) == []
 
 
-def test_full_disk_at_the_manifest_leaves_no_litert_file_without_one(cli, files, tmp_path):
+def test_full_disk_at_the_manifest_leaves_no_litert_file_without_one(cli, files, tmp_path, converted):
     with full_at_fsync(3):  # the file's own, its folder's, then the manifest's
         result = cli("export", files / "model.keras", "-o", tmp_path / "digits.tflite")
     assert (result.status, result.out, result.err) == (2, "", f"{FULL}\n")
     assert written(tmp_path) == []
 
 
-def test_full_disk_at_the_manifest_leaves_the_export_that_was_there(cli, files, tmp_path):
-    for name in ("se.tflite", "se.tflite.json"):
-        (tmp_path / name).write_bytes((files / name).read_bytes())
+def test_full_disk_at_the_manifest_leaves_the_export_that_was_there(cli, files, tmp_path, converted):
+    load(files / "plain.tflite").save(tmp_path / "digits.tflite")
     with full_at_fsync(3):
-        result = cli("export", files / "model.keras", "--as-published", "-o", tmp_path / "se.tflite")
+        result = cli("export", files / "model.keras", "-o", tmp_path / "digits.tflite")
     assert (result.status, result.err) == (2, f"{FULL}\n")
-    assert load(tmp_path / "se.tflite").manifest["lowering"] is not None
-
-
-def test_full_disk_leaves_nothing_of_a_training(cli, tmp_path, few_digits):
-    with full_at_fsync(1):
-        result = cli("train", "se_resnet11_digits", "-o", tmp_path / "run")
-    assert (result.status, result.out, result.err) == (2, "", f"{FULL}\n")
-    assert written(tmp_path) == []
+    # `load` refuses a file that is not its manifest's.
+    assert load(tmp_path / "digits.tflite").manifest["network"] == "resnet11_digits"
 
 
 def test_quickstart_refuses_a_folder_that_cannot_be_written_before_it_trains(cli, tmp_path):

@@ -356,6 +356,12 @@ def test_a_network_with_squeeze_and_excitation_does_not_load_without_se_keras(tm
         keras.saving.load_model(tmp_path / "model.keras")
 
 
+def test_shared_layer_stays_one_layer():
+    prelu = layers.PReLU(name="shared")
+    lowered = lower(graph(lambda x: layers.Add()([prelu(x), prelu(layers.Rescaling(-1.0)(x))])))
+    assert [layer.name for layer in lowered.layers if isinstance(layer, layers.PReLU)] == ["shared"]
+
+
 @pytest.mark.parametrize("name", ["several by name", "several inputs", "given out twice", "1x1"])
 def test_lowered_graph_has_the_structure_of_the_original(name):
     model = CASES[name].build()

@@ -6,10 +6,10 @@ from dataclasses import replace
 import keras
 import pytest
 import tensorflow as tf
-from se_keras.export.litert import load
 
 import se_keras.quickstart as module
 import se_keras_cli
+from se_keras.export.litert import load
 from se_keras.training.recipe import DIGITS
 
 NETWORKS = ("resnet11_digits", "se_resnet11_digits")
@@ -152,8 +152,10 @@ def test_folder_holds_the_files_of_the_report_and_no_partial_ones(folder):
 
 @pytest.fixture(scope="module")
 def again(made):
-    """The report of a second run in the first one's folder; it may not train, and need not measure."""
+    """The report of a second run in the first one's folder; it may not train, and need not convert nor measure."""
+    converted = {"float32": load(made[1] / "digits.tflite"), "int8": load(made[1] / "digits_int8.tflite")}
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "to_litert", lambda _, precision="float32", **__: converted[precision])
         patch.setattr(keras.Model, "fit", lambda *_, **__: pytest.fail("A finished run was trained"))
         patch.setattr(module, "overheads", lambda *_, **__: [])
         return module.quickstart(made[1], **SHORT, progress=lambda line: None)

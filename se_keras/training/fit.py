@@ -41,6 +41,7 @@ def fit(model, recipe, data, folder, *, progress=None):
             f"Received: {model.name} from {model.input_shape[1:]} to {outputs[1:]}"
         )
     description = {"network": model.name, "data": data.name, "recipe": asdict(recipe)}
+    storage.check_writable(folder / MODEL_FILE)
     steps = math.ceil(len(data.train) / recipe.batch_size)
     figures = {}
     if (folder / MODEL_FILE).exists():
@@ -64,9 +65,11 @@ def fit(model, recipe, data, folder, *, progress=None):
             shuffle=False,
             verbose=0,
         ).history
-        if not np.isfinite(history["loss"][0]):
+        # The loss on the test images too: the last step of an epoch can ruin weights that the loss before it had not.
+        ruined = next((history[name][0] for name in ("loss", "val_loss") if not np.isfinite(history[name][0])), None)
+        if ruined is not None:
             kept = f"{str(folder / MODEL_FILE)!r} holds epoch {epoch}" if epoch else "nothing was saved"
-            raise ValueError(f"The loss is {history['loss'][0]} in epoch {epoch + 1}: {kept}. Lower the learning rate")
+            raise ValueError(f"The loss is {ruined} in epoch {epoch + 1}: {kept}. Lower the learning rate")
         figures = {name: [*figures.get(name, []), values[0]] for name, values in history.items()}
         # The model goes last: its step count tells which epochs of the figures it has been through.
         storage.write_json(folder / RUN_FILE, description | {"figures": figures})
@@ -91,6 +94,7 @@ def _resume(folder, description):
         run = json.loads((folder / RUN_FILE).read_text())
         figures = run.pop("figures")
         model = keras.saving.load_model(folder / MODEL_FILE)
+        model.optimizer.iterations  # noqa: B018: a model saved by other means has no optimizer
     except Exception as error:  # json, zipfile, h5py and Keras raise their own kinds for what is cut or foreign
         raise ValueError(f"{str(folder)!r} holds no run that can be resumed: {_first_line(error)}") from error
     differing = [key for key in description if run.get(key) != description[key]]

@@ -30,8 +30,9 @@ class Recipe:
 
     def __post_init__(self):
         for field, fits in {
-            "epochs": self.epochs >= 1,
-            "batch_size": self.batch_size >= 1,
+            "epochs": type(self.epochs) is int and self.epochs >= 1,
+            "batch_size": type(self.batch_size) is int and self.batch_size >= 1,
+            "seed": type(self.seed) is int and self.seed >= 0,
             "learning_rate": 0 < self.learning_rate < float("inf"),
             "momentum": 0 <= self.momentum < 1,
             "label_smoothing": 0 <= self.label_smoothing < 1,
