@@ -71,8 +71,7 @@ def compare(a, b, double, *, blocks=30, runs=3, warmup=3, seed=0, progress=None)
     Raises:
         ValueError: If there are fewer than two blocks or one run.
     """
-    if blocks < 2 or runs < 1 or warmup < 0:
-        raise ValueError(f"At least 2 blocks of 1 run. Received: blocks={blocks}, runs={runs}, warmup={warmup}")
+    check_plan(blocks, runs, warmup)
     sides = {"a": a, "b": b, "double": double}
     for side in list(sides.values()) * warmup:
         side()
@@ -96,6 +95,12 @@ def compare(a, b, double, *, blocks=30, runs=3, warmup=3, seed=0, progress=None)
         blocks=blocks,
         runs=runs,
     )
+
+
+def check_plan(blocks, runs, warmup=0):
+    """Raises ValueError unless a comparison can be made of so many blocks, runs and runs to warm up."""
+    if blocks < 2 or runs < 1 or warmup < 0:
+        raise ValueError(f"At least 2 blocks of 1 run. Received: blocks={blocks}, runs={runs}, warmup={warmup}")
 
 
 def _ratio(numerators, denominators, seed, *, resamples=2000):

@@ -29,7 +29,7 @@ class LiteRTModel:
     manifest: dict
 
     def save(self, path):
-        """Writes the file and, beside it, `<path>.json` with the manifest; each whole or not at all.
+        """Writes the file and, beside it, `<path>.json` with the manifest: both whole, or neither.
 
         Raises:
             ValueError: If `path` does not end in .tflite.
@@ -38,8 +38,7 @@ class LiteRTModel:
         path = Path(path)
         if path.suffix != ".tflite":
             raise ValueError(f"A LiteRT file's name ends in .tflite. Received: {str(path)!r}")
-        storage.write_bytes(path, self.content)
-        storage.write_json(_manifest_path(path), self.manifest)
+        storage.write_together({path: self.content, _manifest_path(path): storage.as_json(self.manifest)})
 
     def runner(self, *, threads=1):
         """The file, ready to run."""
@@ -58,8 +57,7 @@ class Runner:
     """
 
     def __init__(self, content, *, threads=1):
-        if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
-            raise ValueError(f"threads must be an int of at least 1. Received: threads={threads!r}")
+        check_threads(threads)
         try:
             self._interpreter = Interpreter(model_content=content, num_threads=threads)
             self._interpreter.allocate_tensors()
@@ -110,6 +108,12 @@ class Runner:
                 executed[operator["index"]] = operator["op_name"]
                 needed += [int(tensor) for tensor in operator["inputs"] if tensor >= 0]
         return sorted(name for name in executed.values() if name != "DELEGATE")
+
+
+def check_threads(threads):
+    """Raises ValueError unless this is a number of threads."""
+    if type(threads) is not int or threads < 1:
+        raise ValueError(f"threads must be an int of at least 1. Received: threads={threads!r}")
 
 
 def to_litert(
@@ -199,6 +203,10 @@ def load(path):
     content = path.read_bytes()
     if content[4:8] != b"TFL3":
         raise ValueError(f"{str(path)!r} is not a LiteRT file")
+    try:
+        Runner(content)
+    except ValueError as error:
+        raise ValueError(f"{str(path)!r}: {error}") from None
     if not _manifest_path(path).is_file():
         return LiteRTModel(content=content, manifest={"network": path.stem, "precision": "unknown"})
     try:

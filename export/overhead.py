@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 import keras
 
 from se_keras.catalogue import create, spec_of
-from se_keras.export.benchmark import Comparison, compare
-from se_keras.export.litert import PRECISIONS, to_litert
+from se_keras.export.benchmark import Comparison, check_plan, compare
+from se_keras.export.litert import PRECISIONS, check_threads, to_litert
 from se_keras.export.manifest import sha256, versions
 from se_keras.export.savedmodel import check_images
 from se_keras.export.verify import noise
@@ -49,7 +49,18 @@ class Overhead:
         return asdict(self) | {"is_real": self.comparison.is_real}
 
 
-def overheads(network, *, precisions, forms=tuple(FORMS), input_shape=None, progress=None, **options):
+def overheads(
+    network,
+    *,
+    precisions,
+    forms=tuple(FORMS),
+    input_shape=None,
+    threads=1,
+    blocks=30,
+    runs=3,
+    allow_undelegated=False,
+    progress=None,
+):
     """Exports and measures a network beside its baseline, yielding each `Overhead` as soon as it is there.
 
     Args:
@@ -57,8 +68,8 @@ def overheads(network, *, precisions, forms=tuple(FORMS), input_shape=None, prog
         precisions: Names of precisions of `to_litert`.
         forms: Of `FORMS`.
         input_shape: `(height, width, channels)`; default: the network's own.
+        threads, blocks, runs, allow_undelegated: As in `measure`.
         progress: Called with what is done next, as a string.
-        **options: Of `measure`.
 
     Raises:
         ValueError: If the network has no squeeze-and-excitation, if a form or precision is none, or as `measure` does.
@@ -66,13 +77,16 @@ def overheads(network, *, precisions, forms=tuple(FORMS), input_shape=None, prog
     for what, given, possible in (("form", forms, tuple(FORMS)), ("precision", precisions, PRECISIONS)):
         if not given or not set(given) <= set(possible):
             raise ValueError(f"{what} must be one or more of {possible}. Received: {', '.join(given) or 'none'}")
+    check_threads(threads)
+    check_plan(blocks, runs)
+    measuring = {"threads": threads, "blocks": blocks, "runs": runs, "allow_undelegated": allow_undelegated}
     for form in forms:
         pairs = export_pairs(network, form=form, precisions=precisions, input_shape=input_shape, progress=progress)
         gc.collect()  # Keras models are cycles of some hundred megabytes
         for precision in precisions:
             if progress:
                 progress(f"timing {network} beside {baseline_name(network)}, {precision} {form}")
-            yield measure(**pairs.pop(precision), form=form, **options)
+            yield measure(**pairs.pop(precision), form=form, **measuring)
 
 
 def export_pairs(network, *, form, precisions, input_shape=None, progress=None):

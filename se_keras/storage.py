@@ -44,13 +44,45 @@ def check_writable(target):
 
 def write_bytes(target, content):
     """Writes a file whole or not at all."""
-    with staged(target) as path:
-        path.write_bytes(content)
+    write_together({target: content})
 
 
 def write_json(target, value):
     """Writes a JSON file whole or not at all."""
-    write_bytes(target, (json.dumps(value, indent=2) + "\n").encode())
+    write_bytes(target, as_json(value))
+
+
+def write_together(contents):
+    """Writes files that belong together, `{target: bytes}`: none takes its place before all are on the disk."""
+    written = {}
+    try:
+        for target, content in contents.items():
+            target = Path(target)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.partial-", dir=target.parent)
+            os.close(descriptor)
+            written[target] = Path(name)
+            written[target].write_bytes(content)
+            _flush(written[target])
+        for target, path in written.items():
+            path.chmod(0o666 & ~_umask())
+            os.replace(path, target)
+        for target in written:
+            _flush(target.parent)
+    finally:
+        for path in written.values():
+            path.unlink(missing_ok=True)
+
+
+def as_json(value):
+    """A value as the bytes of a JSON file."""
+    return (json.dumps(value, indent=2) + "\n").encode()
+
+
+def _umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def _flush(path):

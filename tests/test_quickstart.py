@@ -12,6 +12,8 @@ import se_keras_cli
 from se_keras.export.litert import load
 from se_keras.training.recipe import DIGITS
 
+pytestmark = pytest.mark.slow
+
 NETWORKS = ("resnet11_digits", "se_resnet11_digits")
 EXPORTS = ("digits.tflite", "digits_int8.tflite", "savedmodel/1")
 SHORT = {"recipe": replace(DIGITS, epochs=3), "measured": "se_resnet11_digits", "blocks": 2}

@@ -182,7 +182,8 @@ def test_existing_folder_is_not_replaced_by_a_file(content, tmp_path):
 
 def test_file_is_on_the_disk_before_its_name_and_its_name_thereafter(tmp_path, flushed):
     storage.write_bytes(tmp_path / "file", b"new")
-    assert flushed == ["file", "replace", tmp_path.name]
+    assert flushed[0].startswith(".file.partial-")
+    assert flushed[1:] == ["replace", tmp_path.name]
 
 
 def test_every_file_of_a_folder_is_on_the_disk_before_its_name(tmp_path, flushed):

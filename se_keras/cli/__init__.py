@@ -19,6 +19,7 @@ from pathlib import Path
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 if __name__ != "se_keras_cli":
@@ -35,14 +36,14 @@ def main(arguments=None):
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` interrupts as Ctrl-C does
     warnings.simplefilter("ignore")
     warnings.filterwarnings("default", module="se_keras")
-    warnings.showwarning = lambda message, *_: console.print(f"se-keras: warning: {message}", soft_wrap=True)
+    warnings.showwarning = lambda message, *_: _say(console, f"se-keras: warning: {message}")
     try:
         with _native_logs_hidden():
             options.command(options, console)
         sys.stdout.flush()
         return 0
     except KeyboardInterrupt as interrupt:
-        console.print(f"se-keras: interrupted. {interrupt}".rstrip(), highlight=False, soft_wrap=True)
+        _say(console, f"se-keras: interrupted. {interrupt}".rstrip())
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # `se-keras list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -51,7 +52,7 @@ def main(arguments=None):
         if options.traceback:
             raise
         line = " ".join(str(error).split()) or type(error).__name__
-        console.print(f"se-keras: error: {line}", highlight=False, soft_wrap=True, markup=False)
+        _say(console, f"se-keras: error: {line}")
         return EXIT_ERROR
 
 
@@ -154,7 +155,7 @@ def _list(options, console):
         counts = (f"{row['trainable']:,}", f"{row['macs'] / 1e9:.4f} G") if options.counts else ()
         shape = "x".join(map(str, row["input_shape"]))
         table.add_row(row["name"], "yes" if row["se"] else "", shape, *counts, row["source"])
-    Console().print(table)
+    _Output().print(table)
 
 
 def _show(options, console):
@@ -173,7 +174,7 @@ def _show(options, console):
         layers = [asdict(layer) for layer in counts.layers]
         return _print_json({"name": options.network, "input_shape": shape, **_totals(counts), "source": spec.source,
                             "se": spec.se and asdict(spec.se), "layers": layers})  # fmt: skip
-    out = Console()
+    out = _Output()
     out.print(f"[bold]{options.network}[/bold]: {spec.source}")
     table = _table(show_header=False)
     for title, value in {
@@ -304,7 +305,7 @@ def _quickstart(options, console):
         accuracy = f"{made['test_accuracy']:.1%}" if "test_accuracy" in made else ""
         top1, error = made["agreement"]["top1"], made["agreement"]["max_error"]
         table.add_row(name, accuracy, f"{made['bytes'] / 1e3:,.0f} kB", f"{top1:.1%}", f"{error:.0e}")
-    Console().print(table)
+    _Output().print(table)
     _print_overhead(report)
     _print(f"All is in {options.output}, the figures in {options.output / 'report.json'} ({report['seconds']:.0f} s)")
 
@@ -336,7 +337,7 @@ def _print_overhead(report):
             f"{ratio['low']:.3f}..{ratio['high']:.3f}",
             f"{null['low']:.3f}..{null['high']:.3f}",
         )
-    Console().print(table)
+    _Output().print(table)
 
 
 def _load_model(path):
@@ -361,8 +362,9 @@ def _calibration_data(given):
     if not Path(given).is_file():
         raise FileNotFoundError(f"There is no calibration file {given!r}: give 'digits' or a .npy file of images")
     try:
-        return np.load(given, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+        with open(given, "rb") as file:
+            return np.lib.format.read_array(file, allow_pickle=False)
+    except (ValueError, EOFError) as error:
         raise ValueError(f"{given!r} is not a .npy file of images: {error}") from error
 
 
@@ -378,8 +380,17 @@ def _totals(counts):
     return {field: getattr(counts, field) for field in ("trainable", "statistics", "se_trainable", "macs", "se_macs")}
 
 
+class _Output(Console):
+    def on_broken_pipe(self):
+        raise  # noqa: PLE0704  within rich's own except: main ends quietly
+
+
+def _say(console, line):
+    console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
 def _print(line):
-    Console().print(line, highlight=False, soft_wrap=True, markup=False)
+    _say(_Output(), line)
 
 
 def _print_json(value):
@@ -390,10 +401,10 @@ def _print_json(value):
 def _progress(console):
     """Yields a function that shows what is done now: beside a spinner on a terminal, a line each elsewhere."""
     if not console.is_terminal:
-        yield lambda line: console.print(line, highlight=False, soft_wrap=True)
+        yield lambda line: _say(console, line)
         return
     with console.status("starting") as status:
-        yield status.update
+        yield lambda line: status.update(escape(line))
 
 
 @contextlib.contextmanager

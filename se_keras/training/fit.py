@@ -45,8 +45,8 @@ def fit(model, recipe, data, folder, *, progress=None):
     steps = math.ceil(len(data.train) / recipe.batch_size)
     figures = {}
     if (folder / MODEL_FILE).exists():
-        model, figures = _resume(folder, description)
-        done = int(keras.ops.convert_to_numpy(model.optimizer.iterations)) // steps
+        model, figures, taken = _resume(folder, description)
+        done = taken // steps
         figures = {name: values[:done] for name, values in figures.items()}
     else:
         done = 0
@@ -94,13 +94,13 @@ def _resume(folder, description):
         run = json.loads((folder / RUN_FILE).read_text())
         figures = run.pop("figures")
         model = keras.saving.load_model(folder / MODEL_FILE)
-        model.optimizer.iterations  # noqa: B018: a model saved by other means has no optimizer
+        taken = int(keras.ops.convert_to_numpy(model.optimizer.iterations))
     except Exception as error:  # json, zipfile, h5py and Keras raise their own kinds for what is cut or foreign
         raise ValueError(f"{str(folder)!r} holds no run that can be resumed: {_first_line(error)}") from error
     differing = [key for key in description if run.get(key) != description[key]]
     if differing:
         raise ValueError(f"{str(folder)!r} holds another run: its {' and '.join(differing)} differ. Take a new folder")
-    return model, figures
+    return model, figures, taken
 
 
 def _first_line(error):
