@@ -223,6 +223,8 @@ def load(path):
 def _calibration(calibration, shape):
     """Images to calibrate on, and those held out: every fifth, or None where there are fewer than five."""
     images = calibration_images(calibration, shape)
+    if np.ptp(images) == 0:
+        raise ValueError(f"Calibration images must show what the network sees. Received: {images.flat[0]} everywhere")
     every_fifth = np.arange(len(images)) % 5 == 4
     return (images[~every_fifth], images[every_fifth]) if len(images) >= 5 else (images, None)
 
