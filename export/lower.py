@@ -16,7 +16,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from se_keras.graph import calls, endpoints
+from se_keras.graph import calls, endpoints, structures
 from se_keras.layers import SqueezeExcite
 
 # Layers that pass their input through in inference.
@@ -85,9 +85,10 @@ def lower(model):
     walk = _Walk()
     inputs = {id(x): _like(x) for x in endpoints(model)[0]}
     values = walk.model(model, {key: Emitted(x) for key, x in inputs.items()})
+    taken, given = structures(model)
     lowered = keras.Model(
-        keras.tree.map_structure(lambda x: inputs[id(x)], model.input),
-        keras.tree.map_structure(lambda x: values[id(x)].emit(), model.output),
+        keras.tree.map_structure(lambda x: inputs[id(x)], taken),
+        keras.tree.map_structure(lambda x: values[id(x)].emit(), given),
         name=model.name,
     )
     lowered.lowering = Lowering(**{kind: tuple(found) for kind, found in walk.log.items()})
@@ -195,17 +196,19 @@ class _Walk:
         self.log = {"hoisted": [], "unhoisted": [], "folded": [], "dropped": []}
         self._names = Counter()
         self._copies = {}
+        self._shared = set()  # values with several readers, whatever names they pass under
 
     def model(self, model, values, prefix=""):
         """Adds the values of all tensors of `model` to those of its inputs: `{id(tensor): value}`."""
         graph, outputs = calls(model), endpoints(model)[1]
         readers = Counter(id(x) for call in graph for x in call.input_tensors) + Counter(map(id, outputs))
         for call in graph:
-            results = self._call(call, values, readers, prefix)
+            self._shared |= {values[id(x)] for x in call.input_tensors if readers[id(x)] > 1}
+            results = self._call(call, values, prefix)
             values |= {id(x): result for x, result in zip(call.output_tensors, results, strict=True)}
         return values
 
-    def _call(self, call, values, readers, prefix):
+    def _call(self, call, values, prefix):
         """The values of one call's outputs."""
         operation, name = call.operation, prefix + call.operation.name
         value = values[id(call.input_tensors[0])]
@@ -224,7 +227,7 @@ class _Walk:
                 return [self._affine(value, operation, name)]
             if isinstance(operation, layers.BatchNormalization) and isinstance(value, Affine):
                 # A second reader of the convolution would have it computed twice.
-                if readers[id(call.input_tensors[0])] == 1 and _reads_last_axis(operation, call):
+                if value not in self._shared and _reads_last_axis(operation, call):
                     self.log["folded"].append(name)
                     return [fold_batchnorm(value, operation)]
         args, kwargs = call.arguments.fill_in({id(x): values[id(x)].emit() for x in call.input_tensors})
@@ -273,6 +276,8 @@ class _Walk:
             if isinstance(operation, layers.Layer) and operation.weights:
                 copy.build_from_config(operation.get_build_config())
                 copy.set_weights(operation.get_weights())
+                if isinstance(operation, layers.Normalization):
+                    copy.finalize_state()  # it computes with what it derived from its weights
             self._copies[operation] = copy
         return self._copies[operation]
 

@@ -12,7 +12,7 @@ from se_keras import storage
 from se_keras.export.lower import lower
 from se_keras.export.manifest import manifest, sha256
 from se_keras.export.verify import agreement, in_batches, noise
-from se_keras.graph import producer
+from se_keras.graph import producer, structures
 
 SIGNATURE = "serving_default"
 
@@ -98,7 +98,7 @@ def trace(model, folder, *, batch_shape=None):
     names = output_names(model)
 
     def serve(*images):
-        outputs = model(keras.tree.pack_sequence_as(model.input, list(images)), training=False)
+        outputs = model(keras.tree.pack_sequence_as(structures(model)[0], list(images)), training=False)
         return dict(zip(names, keras.tree.flatten(outputs), strict=True))
 
     archive = keras.export.ExportArchive()

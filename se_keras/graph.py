@@ -26,6 +26,12 @@ def endpoints(model):
     return functional.inputs, functional.outputs
 
 
+def structures(model):
+    """The same in the structures, such as a dict, that the model takes and gives."""
+    functional = _functional(model)
+    return functional.input, functional.output
+
+
 def producer(tensor):
     """The layer or operation whose call gave a symbolic tensor."""
     return tensor._keras_history.operation

@@ -449,6 +449,14 @@ def test_benchmark_of_two_files_prints_a_table(cli, files):
         assert part in result.out
 
 
+def test_benchmark_names_foreign_files_as_they_are(cli, files, tmp_path):
+    for name in ("net[a].tflite", "net[b].tflite"):
+        (tmp_path / name).write_bytes((files / "plain.tflite").read_bytes())
+    result = cli("benchmark", "--files", tmp_path / "net[a].tflite", tmp_path / "net[b].tflite", "--blocks", 2)
+    assert result.status == 0
+    assert "net[b] beside net[a]" in result.out
+
+
 def test_benchmark_of_two_files_prints_json(cli, files):
     result = cli("benchmark", "--files", files / "plain.tflite", files / "se.tflite", "--blocks", 2, "--json")
     assert (result.status, result.err) == (0, "")
