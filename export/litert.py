@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
+from tensorflow.lite.python.convert_phase import ConverterError
 
 from se_keras import storage
 from se_keras.export import savedmodel
@@ -16,6 +17,7 @@ from se_keras.export.lower import lower
 from se_keras.export.manifest import manifest, sha256
 from se_keras.export.quantize import calibration_images, quantize_int8
 from se_keras.export.verify import agreement, in_batches
+from se_keras.graph import functional
 
 PRECISIONS = ("float32", "int8")
 _LOW_COSINE = 0.9  # trained networks are above 0.99; below it, calibration did not show what the network sees
@@ -150,13 +152,14 @@ def to_litert(
         raise ValueError(f"precision must be one of {PRECISIONS}. Received: precision={precision!r}")
     if precision == "int8" and calibration is None:
         raise ValueError("precision='int8' needs calibration images: calibration=an array or an iterable of images")
+    model = functional(model)
     savedmodel.require_one_input(model)
     shape = tuple(input_shape or model.inputs[0].shape[1:])
     if None in shape:
         raise ValueError(f"A LiteRT file has a fixed size: give input_shape. Received: a model of {shape}")
     seen, unseen = _calibration(calibration, shape) if precision == "int8" else (None, None)
     exported = lower(model) if lowering else model
-    content = converted.content if converted else _convert(exported, (1, *shape))
+    content = converted.content if converted else _convert(exported, (1, *shape), savedmodel.output_names(model))
     if seen is not None:
         (input_name,) = savedmodel.input_names(exported)
         content = quantize_int8(content, seen, signature=savedmodel.SIGNATURE, input_name=input_name)
@@ -179,7 +182,7 @@ def to_litert(
         manifest=manifest(
             network=model.name,
             precision=precision,
-            signature=savedmodel.signature(exported, batch_shape=(1, *shape)),
+            signature=savedmodel.signature(model, batch_shape=(1, *shape)),
             lowering=getattr(exported, "lowering", None),
             agreement=result,
             held_out=check_on is not seen,
@@ -203,11 +206,11 @@ def load(path):
     content = path.read_bytes()
     if content[4:8] != b"TFL3":
         raise ValueError(f"{str(path)!r} is not a LiteRT file")
-    try:
-        Runner(content)
-    except ValueError as error:
-        raise ValueError(f"{str(path)!r}: {error}") from None
     if not _manifest_path(path).is_file():
+        try:
+            Runner(content)
+        except ValueError as error:
+            raise ValueError(f"{str(path)!r}: {error}") from None
         return LiteRTModel(content=content, manifest={"network": path.stem, "precision": "unknown"})
     try:
         record = json.loads(_manifest_path(path).read_text())
@@ -229,13 +232,17 @@ def _calibration(calibration, shape):
     return (images[~every_fifth], images[every_fifth]) if len(images) >= 5 else (images, None)
 
 
-def _convert(model, batch_shape):
+def _convert(model, batch_shape, names):
     """By way of a SavedModel: the converter loses the weights of a traced Keras 3 model."""
     with tempfile.TemporaryDirectory() as folder:
-        savedmodel.trace(model, folder, batch_shape=batch_shape)
+        savedmodel.trace(model, folder, names=names, batch_shape=batch_shape)
         converter = tf.lite.TFLiteConverter.from_saved_model(folder)
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
-        return converter.convert()
+        try:
+            return converter.convert()
+        except ConverterError as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{model.name} needs operators that LiteRT has not built in: {reason}") from None
 
 
 def _manifest_path(path):

@@ -12,7 +12,7 @@ from se_keras import storage
 from se_keras.export.lower import lower
 from se_keras.export.manifest import manifest, sha256
 from se_keras.export.verify import agreement, in_batches, noise
-from se_keras.graph import producer, structures
+from se_keras.graph import functional, producer, structures
 
 SIGNATURE = "serving_default"
 
@@ -46,7 +46,7 @@ def to_savedmodel(model, folder, *, version=None, held_out=None, lowering=True):
         ValueError: If the SavedModel disagrees with the model; then nothing of it is left.
         OSError: If the folder cannot be written or is full.
     """
-    folder = Path(folder)
+    model, folder = functional(model), Path(folder)
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"A SavedModel needs a folder. Received: the file {str(folder)!r}")
     version = next_version(folder) if version is None else version
@@ -59,8 +59,14 @@ def to_savedmodel(model, folder, *, version=None, held_out=None, lowering=True):
     require_one_input(model)
     exported = lower(model) if lowering else model
     images = check_images(model) if held_out is None else np.asarray(held_out, dtype="float32")
+    if (
+        images.ndim != 4
+        or not len(images)
+        or any(b not in (a, None) for a, b in zip(images.shape, model.input_shape, strict=True))
+    ):
+        raise ValueError(f"held_out must be images for {model.input_shape}. Received: {images.shape}")
     with storage.staged(target) as path:
-        trace(exported, path)
+        trace(exported, path, names=output_names(model))
         _forget_xla(path / "saved_model.pb")
         serve = tf.saved_model.load(path).signatures[SIGNATURE]
         (name,) = input_names(exported)
@@ -71,10 +77,10 @@ def to_savedmodel(model, folder, *, version=None, held_out=None, lowering=True):
         record = manifest(
             network=model.name,
             precision="float32",
-            signature=signature(exported),
+            signature=signature(model),
             lowering=getattr(exported, "lowering", None),
             agreement=result,
-            held_out=held_out is not None,
+            held_out=True,  # nothing was calibrated
             files={str(file.relative_to(path)): sha256(file.read_bytes()) for file in files},
         )
         extra = path / "assets.extra"
@@ -90,12 +96,14 @@ def next_version(folder):
     return max(versions, default=0) + 1
 
 
-def trace(model, folder, *, batch_shape=None):
+def trace(model, folder, *, names=None, batch_shape=None):
     """Writes a functional model as a plain SavedModel with the signature `serving_default`.
 
-    `batch_shape` fixes the shape of a single input; default: the model's own at any batch size.
+    `names` are those of the outputs, which lowering may have changed; default: the model's. `batch_shape` fixes the
+    shape of a single input; default: the model's own at any batch size.
     """
-    names = output_names(model)
+
+    names = names or output_names(model)
 
     def serve(*images):
         outputs = model(keras.tree.pack_sequence_as(structures(model)[0], list(images)), training=False)

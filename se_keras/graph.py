@@ -12,7 +12,7 @@ def calls(model):
     Raises:
         TypeError: If `model` is not functional: its graph cannot be read.
     """
-    by_depth = _functional(model)._nodes_by_depth
+    by_depth = functional(model)._nodes_by_depth
     return [node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth] if not node.is_input]
 
 
@@ -22,14 +22,14 @@ def endpoints(model):
     Raises:
         TypeError: If `model` is not functional.
     """
-    functional = _functional(model)
-    return functional.inputs, functional.outputs
+    graph = functional(model)
+    return graph.inputs, graph.outputs
 
 
 def structures(model):
     """The same in the structures, such as a dict, that the model takes and gives."""
-    functional = _functional(model)
-    return functional.input, functional.output
+    graph = functional(model)
+    return graph.input, graph.output
 
 
 def producer(tensor):
@@ -37,9 +37,14 @@ def producer(tensor):
     return tensor._keras_history.operation
 
 
-def _functional(model):
-    functional = getattr(model, "_functional", None) if isinstance(model, keras.Sequential) else model
-    if not isinstance(functional, keras.Model) or not hasattr(functional, "_nodes_by_depth"):
+def functional(model):
+    """The functional model that a model is, or a Sequential one holds.
+
+    Raises:
+        TypeError: If `model` is neither.
+    """
+    graph = getattr(model, "_functional", None) if isinstance(model, keras.Sequential) else model
+    if not isinstance(graph, keras.Model) or not hasattr(graph, "_nodes_by_depth"):
         what = f"{type(model).__name__} {getattr(model, 'name', '')}".strip()
         raise TypeError(f"Only functional models, and Sequential ones with an Input, have a graph. Received: {what}")
-    return functional
+    return graph
