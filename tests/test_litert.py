@@ -520,6 +520,12 @@ def test_bad_calibration_is_an_error_before_anything_is_converted(calibration, e
         to_litert(small(), precision="int8", calibration=calibration)
 
 
+@pytest.mark.parametrize("value", [0, 7])
+def test_calibration_images_that_show_nothing_are_an_error(value):
+    with pytest.raises(ValueError, match=rf"must show what the network sees. Received: {value}.0 everywhere"):
+        to_litert(small(), precision="int8", calibration=np.full((5, 4, 4, 2), value, "float32"))
+
+
 @pytest.mark.parametrize("held_out", [pixels(5, (4, 4, 3)), pixels(5) * np.inf, []], ids=["shape", "infinity", "empty"])
 def test_bad_held_out_images_are_an_error(tiny, held_out):
     model, converted = tiny
@@ -804,6 +810,23 @@ def test_truncated_file_is_noticed(saved, length):
     content = saved.read_bytes()
     saved.write_bytes(content[: int(length * len(content)) if isinstance(length, float) else length])
     with pytest.raises(ValueError, match="its SHA-256 is not its manifest's"):
+        load(saved)
+
+
+def test_damaged_file_is_not_run(saved, monkeypatch):
+    # The runtime aborts the whole process at some flipped bits: the checksum comes first.
+    monkeypatch.setattr(litert, "Runner", None)
+    content = bytearray(saved.read_bytes())
+    content[len(content) // 2] ^= 1
+    saved.write_bytes(content)
+    with pytest.raises(ValueError, match="its SHA-256 is not its manifest's"):
+        load(saved)
+
+
+def test_truncated_file_without_manifest_is_an_error_that_names_it(saved):
+    saved.with_name("small.tflite.json").unlink()
+    saved.write_bytes(saved.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="small.tflite': Not a LiteRT file that can be run here"):
         load(saved)
 
 

@@ -67,6 +67,15 @@ def two_readers_one_within_the_nested_model(x):
     return layers.Add()([norm(y), rectified])
 
 
+def given_out_twice_by_the_nested_model(x):
+    def inner(x):
+        y = pointwise(x)
+        return [y, y]
+
+    first, second = graph(inner)(x)
+    return layers.Add()([norm(first), second])
+
+
 def read_and_given_out(x):
     y = pointwise(x)
     return [y, norm(y)]
@@ -228,6 +237,7 @@ CASES = {
     "two readers, one behind Dropout": case(two_readers_one_behind_dropout, dropped=1),
     "two readers, one in a nested model": case(two_readers_one_in_a_nested_model),
     "two readers, one within the nested model": case(two_readers_one_within_the_nested_model),
+    "two readers, given out twice by the nested model": case(given_out_twice_by_the_nested_model),
     "read and given out": case(read_and_given_out),
     "given out twice": case(lambda x: [norm(pointwise(x))] * 2, folded=1),
     "shared convolution": case(shared_convolution, hoisted=1, folded=2),

@@ -193,6 +193,61 @@ def test_every_file_of_a_folder_is_on_the_disk_before_its_name(tmp_path, flushed
     assert flushed[-2:] == ["replace", tmp_path.name]
 
 
+def test_file_has_the_permissions_that_the_umask_leaves(tmp_path):
+    # A temporary file is its owner's alone: a server or a colleague could not read it.
+    mask = os.umask(0o027)
+    try:
+        storage.write_bytes(tmp_path / "file", b"new")
+        with storage.staged(tmp_path / "1") as path:
+            write_folder(path)
+    finally:
+        os.umask(mask)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640
+    assert (tmp_path / "1").stat().st_mode & 0o777 == 0o750
+
+
+def test_umask_stays_as_it_was(tmp_path):
+    mask = os.umask(0o027)
+    try:
+        storage.write_bytes(tmp_path / "file", b"new")
+        assert os.umask(0o027) == 0o027
+    finally:
+        os.umask(mask)
+
+
+def test_files_that_belong_together_are_all_written(tmp_path):
+    storage.write_together({tmp_path / "model": b"model", tmp_path / "new" / "manifest": b"manifest"})
+    assert (tmp_path / "model").read_bytes() == b"model"
+    assert (tmp_path / "new" / "manifest").read_bytes() == b"manifest"
+    assert names_in(tmp_path) == ["model", "new"]
+
+
+@pytest.mark.parametrize("failure", FAILURES, ids=repr)
+def test_file_is_not_replaced_before_the_one_that_belongs_to_it_is_written(failure, tmp_path, monkeypatch):
+    write_bytes = Path.write_bytes
+
+    def fail_second(path, content):
+        if content == b"manifest":
+            raise failure
+        return write_bytes(path, content)
+
+    (tmp_path / "model").write_text("old")
+    monkeypatch.setattr(Path, "write_bytes", fail_second)
+    with pytest.raises(failure if isinstance(failure, type) else type(failure)):
+        storage.write_together({tmp_path / "model": b"model", tmp_path / "manifest": b"manifest"})
+    assert names_in(tmp_path) == ["model"]
+    assert (tmp_path / "model").read_text() == "old"
+
+
+def test_file_is_not_replaced_where_the_one_that_belongs_to_it_cannot_be(tmp_path):
+    (tmp_path / "model").write_text("old")
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError):
+        storage.write_together({tmp_path / "model": b"model", tmp_path / "file" / "manifest": b"manifest"})
+    assert (tmp_path / "model").read_text() == "old"
+    assert names_in(tmp_path) == ["file", "model"]
+
+
 def test_json_is_written_whole(tmp_path):
     value = {"bytes": 3, "names": ["a", "ü"], "nothing": None}
     storage.write_json(tmp_path / "file.json", value)
@@ -215,6 +270,7 @@ def test_value_that_is_not_json_leaves_the_old_file(tmp_path):
 WRITERS = {
     "write_bytes": lambda path: storage.write_bytes(path, b"new"),
     "write_json": lambda path: storage.write_json(path, ["new"]),
+    "write_together": lambda path: storage.write_together({path: b"new"}),
     "check_writable": storage.check_writable,
 }
 
