@@ -9,6 +9,7 @@ all. Whoever needs y itself has it emitted. Each rewrite is a small function of 
 - `compose`: two pointwise affine maps in a row are one.
 """
 
+import inspect
 from collections import Counter
 from dataclasses import dataclass, field, replace
 
@@ -16,8 +17,8 @@ import keras
 import numpy as np
 from keras import layers
 
-from se_keras.graph import calls, endpoints, structures
-from se_keras.layers import SqueezeExcite
+from se_keras.graph import calls, endpoints, parts, structures
+from se_keras.layers import ChannelShuffle, ShakeShake, SqueezeExcite
 
 # Layers that pass their input through in inference.
 _IDENTITIES = (
@@ -31,6 +32,7 @@ _IDENTITIES = (
     layers.SpatialDropout2D,
     layers.SpatialDropout3D,
 )
+OURS = (SqueezeExcite, ChannelShuffle, ShakeShake)
 _AFFINE_LAYERS = (layers.Conv2D, layers.DepthwiseConv2D, layers.Dense)
 
 
@@ -58,11 +60,12 @@ class Lowering:
         )
 
 
-def lower(model):
+def lower(model, *, input_shape=None):
     """Turns a functional model into an equal one of stock Keras layers: folded, its squeezes hoisted where they can be.
 
     Args:
         model: Any functional or Sequential Keras model; models inside it are inlined, their layers' names prefixed.
+        input_shape: `(height, width, channels)` to fix in the new model, which has one input then. Default: `model`'s.
 
     Returns:
         A new float32 `keras.Model` for inference, with the same inputs and outputs to about 1e-6 of their range. It
@@ -81,9 +84,9 @@ def lower(model):
     """
     unsupported = sorted(_unsupported(model))
     if unsupported:
-        raise ValueError(f"lower takes Keras' own layers and SqueezeExcite. Received: {', '.join(unsupported)}")
+        raise ValueError(f"lower takes float layers of Keras' own and of se_keras. Received: {', '.join(unsupported)}")
     walk = _Walk()
-    inputs = {id(x): _like(x) for x in endpoints(model)[0]}
+    inputs = {id(x): _like(x, input_shape) for x in endpoints(model)[0]}
     values = walk.model(model, {key: Emitted(x) for key, x in inputs.items()})
     taken, given = structures(model)
     lowered = keras.Model(
@@ -189,6 +192,17 @@ def fully_connected(x, matrix, bias, *, name, activation="linear"):
     return Affine(x, matrix[None, None], bias, layers.Conv2D, _without_training(config | {"name": name}))
 
 
+def shuffle(x, groups, *, name):
+    """The channels of `x` spread over groups, by layers of a fixed size, or by an index where the size is free."""
+    _, height, width, channels = x.shape
+    if None in (height, width):
+        order = np.arange(channels).reshape(groups, -1).T.ravel()
+        return keras.ops.take(x, order.tolist(), axis=-1)
+    apart = layers.Reshape((height * width, groups, channels // groups), name=f"{name}_apart")(x)
+    turned = layers.Permute((1, 3, 2), name=f"{name}_turned")(apart)
+    return layers.Reshape((height, width, channels), name=name)(turned)
+
+
 class _Walk:
     """One pass over a graph: from values of its inputs to values of its outputs."""
 
@@ -216,9 +230,16 @@ class _Walk:
             inputs, outputs = endpoints(operation)
             inner = {id(x): values[id(y)] for x, y in zip(inputs, call.input_tensors, strict=True)}
             inner = self.model(operation, inner, prefix=f"{name}_")
-            return [inner[id(x)] for x in outputs]
+            given = [inner[id(x)] for x in outputs]
+            self._shared |= {result for result, times in Counter(given).items() if times > 1}
+            return given
         if isinstance(operation, SqueezeExcite):
             return [self._squeeze_excite(value, operation, name)]
+        if isinstance(operation, ChannelShuffle):
+            return [Emitted(shuffle(value.emit(), operation.groups, name=self._name(name)))]
+        if isinstance(operation, ShakeShake):
+            mean = layers.Average(name=self._name(name), dtype="float32")
+            return [Emitted(mean([values[id(x)].emit() for x in call.input_tensors]))]
         if isinstance(operation, layers.Layer) and not call.arguments.kwargs.get("training"):
             if isinstance(operation, _IDENTITIES):
                 self.log["dropped"].append(name)
@@ -311,15 +332,25 @@ def _values(weight):
     return keras.ops.convert_to_numpy(weight).astype("float64")
 
 
-def _like(x):
+def _like(x, input_shape):
     dtype = "float32" if x.dtype in ("float16", "bfloat16") else x.dtype
-    return keras.Input(batch_shape=x.shape, dtype=dtype, name=x.name)
+    shape = x.shape if input_shape is None else (x.shape[0], *input_shape)
+    return keras.Input(batch_shape=shape, dtype=dtype, name=x.name)
 
 
 def _unsupported(model):
+    """What has no stock counterpart in float32, by name and reason."""
     for call in calls(model):
         operation = call.operation
         if isinstance(operation, keras.Model):
             yield from _unsupported(operation)
-        elif not isinstance(operation, SqueezeExcite) and not type(operation).__module__.startswith("keras."):
-            yield f"{operation.name} ({type(operation).__name__})"
+        elif type(operation) not in OURS:
+            what = {type(part) for part in parts(operation)} | {getattr(operation, "activation", None)}
+            foreign = {f.__name__ for f in what if inspect.isfunction(f) or inspect.isclass(f) if not _is_stock(f)}
+            if mode := getattr(operation, "quantization_mode", None):
+                foreign.add(f"quantized to {mode}")
+            yield from (f"{operation.name} ({reason})" for reason in foreign)
+
+
+def _is_stock(what):
+    return what.__module__.split(".")[0] == "keras"

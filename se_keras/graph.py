@@ -37,6 +37,11 @@ def producer(tensor):
     return tensor._keras_history.operation
 
 
+def parts(operation):
+    """A layer and the layers inside it, such as a wrapper's; an operation of keras.ops alone."""
+    return list(operation._flatten_layers()) if isinstance(operation, keras.layers.Layer) else [operation]
+
+
 def functional(model):
     """The functional model that a model is, or a Sequential one holds.
 

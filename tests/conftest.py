@@ -12,9 +12,6 @@ import tensorflow as tf
 from se_keras.catalogue import AS_PUBLISHED, create
 from se_keras.complexity import Complexity, complexity
 
-# These name defects that are being mended, and have not been seen green since: run them by name, and empty this list.
-collect_ignore = ["test_cli.py", "test_lower.py", "test_litert.py", "test_savedmodel.py"]
-
 # A test of distribution needs two devices, and TensorFlow takes their number only before its first operation.
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2

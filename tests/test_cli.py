@@ -136,8 +136,15 @@ def files(few, tmp_path_factory):
 
 @pytest.fixture
 def converted(files, monkeypatch):
-    """Puts a LiteRT file that is there in place of each conversion, for tests of what is done with it."""
-    monkeypatch.setattr("se_keras.export.to_litert", lambda *_, **__: load(files / "se.tflite"))
+    """Puts a LiteRT file that is there in place of each conversion; a list of what each was asked for."""
+    asked = []
+
+    def to_litert(model, **arguments):
+        asked.append(arguments)
+        return load(files / "se.tflite")
+
+    monkeypatch.setattr("se_keras.export.to_litert", to_litert)
+    return asked
 
 
 def written(folder):
@@ -388,11 +395,8 @@ def test_export_prints_its_manifest_as_json_alone(cli, files, tmp_path, converte
     assert printed["sha256"] == sha256(tmp_path / "digits.tflite")
 
 
-@pytest.mark.parametrize("calibration", ["digits", "images.npy"])
-def test_export_in_int8_calibrates(cli, files, tmp_path, few_digits, few, monkeypatch, calibration):
-    monkeypatch.setattr(datasets, "digits", lambda: few)
-    given = "digits" if calibration == "digits" else files / calibration
-    options = ["--precision", "int8", "--calibration", given, "--json"]
+def test_export_in_int8_calibrates_on_a_file_of_images(cli, files, tmp_path):
+    options = ["--precision", "int8", "--calibration", files / "images.npy", "--json"]
     result = cli("export", files / "model.keras", *options, "-o", tmp_path / "digits.tflite")
     assert (result.status, result.err) == (0, "")
     printed = json.loads(result.out)
@@ -400,6 +404,14 @@ def test_export_in_int8_calibrates(cli, files, tmp_path, few_digits, few, monkey
     # A byte in place of four for each weight.
     assert printed["bytes"] < (files / "se.tflite").stat().st_size / 2
     assert printed["agreement"]["top1"] >= 0.9
+
+
+def test_export_in_int8_calibrates_on_the_digits_to_train_on(cli, files, tmp_path, converted):
+    options = ["--precision", "int8", "--calibration", "digits"]
+    assert cli("export", files / "model.keras", *options, "-o", tmp_path / "digits.tflite").status == 0
+    (asked,) = converted
+    assert asked["precision"] == "int8"
+    np.testing.assert_array_equal(asked["calibration"], datasets.digits().train.images)
 
 
 def test_export_in_int8_warns_in_one_line_where_calibration_did_not_show_what_the_network_sees(
@@ -413,9 +425,10 @@ def test_export_in_int8_warns_in_one_line_where_calibration_did_not_show_what_th
     assert re.fullmatch(r"se-keras: warning: The int8 file is far from the Keras model: .+\n", result.err), result.err
 
 
-def test_export_as_published_does_not_lower(cli, files, tmp_path):
-    result = cli("export", files / "model.keras", "--as-published", "-o", tmp_path / "digits.tflite", "--json")
-    assert json.loads(result.out)["lowering"] is None
+@pytest.mark.parametrize("options, lowering", [([], True), (["--as-published"], False)], ids=["default", "published"])
+def test_export_lowers_unless_as_published(cli, files, tmp_path, converted, options, lowering):
+    assert cli("export", files / "model.keras", *options, "-o", tmp_path / "digits.tflite").status == 0
+    assert [asked["lowering"] for asked in converted] == [lowering]
 
 
 def test_export_to_a_folder_writes_the_next_version_of_a_savedmodel(cli, files, tmp_path):
@@ -490,7 +503,7 @@ def test_benchmark_of_a_network_measures_it_beside_its_baseline(cli):
 INT8 = "--precision int8 --calibration"
 BENCHMARK = "benchmark --network se_resnet11_digits --precision float32 --form lowered --blocks 2"
 REFUSALS = {
-    "show se_resnet51": "There is no network 'se_resnet51'. The nearest: se_resnet50,",
+    "show se_resnet51": "There is no network 'se_resnet51' among the",
     "show resnet50 --size 3": r"resnet50 takes images of at least 32\b.*Received: .*\b3",
     "show resnet50 --size 0": r"resnet50 takes images of at least 32\b.*Received: .*\b0",
     "show resnet50 --size -1": r"resnet50 takes images of at least 32\b.*Received: .*-1",
@@ -536,7 +549,7 @@ REFUSALS = {
     f"export {{files}}/model.keras {INT8} {{files}}/arrays.npz -o {{new}}/x.tflite":
         "'{files}/arrays.npz' is not a .npy",
     "benchmark --network resnet50": "resnet50 is a baseline: name a network with squeeze-and-excitation",
-    "benchmark --network se_resnet51": "There is no network 'se_resnet51'. The nearest: se_resnet50",
+    "benchmark --network se_resnet51": "There is no network 'se_resnet51' among the",
     f"{BENCHMARK} --size 3": r"at least 4\..*\(3, 3, 1\)",
     "benchmark --files {files}/plain.tflite {new}/x.tflite": "no LiteRT file '{new}/x.tflite'",
     "benchmark --files {files}/truncated.tflite {files}/se.tflite": "{files}/truncated.tflite",
