@@ -158,7 +158,7 @@ def to_litert(
     if None in shape:
         raise ValueError(f"A LiteRT file has a fixed size: give input_shape. Received: a model of {shape}")
     seen, unseen = _calibration(calibration, shape) if precision == "int8" else (None, None)
-    exported = lower(model) if lowering else model
+    exported = lower(model, input_shape=shape) if lowering else model
     content = converted.content if converted else _convert(exported, (1, *shape), savedmodel.output_names(model))
     if seen is not None:
         (input_name,) = savedmodel.input_names(exported)

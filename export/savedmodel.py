@@ -11,10 +11,13 @@ from tensorflow.core.protobuf import saved_model_pb2
 from se_keras import storage
 from se_keras.export.lower import lower
 from se_keras.export.manifest import manifest, sha256
-from se_keras.export.verify import agreement, in_batches, noise
+from se_keras.export.verify import agreement, in_batches, logit_range, noise
 from se_keras.graph import functional, producer, structures
 
 SIGNATURE = "serving_default"
+# Ranges of logits that probabilities tell: float32 resolves those of about 1e-3 to 1e-5 of the first, and 1e-30 is the
+# least that is compared.
+_TELLING = (0.01, 60)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,10 +159,11 @@ def signature(model, *, batch_shape=None):
 
 
 def check_images(model, *, shape=None, samples=4, free_size=64):
-    """Noise to compare a model and its export on, as loud as the model bears without amplifying rounding.
+    """Noise to compare a model and its export on, so loud that the outputs tell, and no louder than the model bears.
 
-    In inference nothing has normalized the activations of an untrained network yet: loud images saturate its gates, and
-    in a deep one a difference of 1e-6 becomes one of 1. A trained one bears standard normal noise.
+    In inference nothing has normalized the activations of an untrained network yet. Loud images saturate the gates of
+    a deep one, and a difference of 1e-6 becomes one of 1; quiet ones are lost in one without shortcuts, whose gates
+    halve them at each block, and all probabilities are equal. A trained network bears standard normal noise.
 
     Args:
         model: A Keras model with one input.
@@ -168,12 +172,18 @@ def check_images(model, *, shape=None, samples=4, free_size=64):
         free_size: See `shape`.
     """
     shape = shape or [size or free_size for size in model.inputs[0].shape[1:]]
-    for exponent in range(8):
-        images = noise(shape, samples=samples) * np.float32(10.0**-exponent)
-        one, nudged = images[:1], images[:1] * np.float32(1 + 1e-6)
-        if agreement(predict(model, one), predict(model, nudged)).max_error < 1e-5:
-            break
-    return images
+    normal = noise(shape, samples=samples)
+    exponent, images = 0, normal
+    for _ in range(8):
+        one, nudged = predict(model, images[:1]), predict(model, images[:1] * np.float32(1 + 1e-6))
+        finite = all(np.isfinite(x).all() for x in one.values())
+        logits = logit_range(one) if finite else np.inf
+        quiet = finite and agreement(one, nudged).max_error < 1e-5
+        if quiet and (logits is None or _TELLING[0] < logits < _TELLING[1]):
+            return images
+        exponent += 1 if logits is not None and logits <= _TELLING[0] else -1
+        images = normal * np.float32(10.0**exponent)
+    return normal
 
 
 def predict(model, images):

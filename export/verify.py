@@ -62,6 +62,12 @@ def agreement(expected, actual):
     )
 
 
+def logit_range(outputs):
+    """The range of the logits behind outputs named `probabilities`; None if there are none."""
+    found = outputs.get("probabilities")
+    return None if found is None else float(np.ptp(_comparable("probabilities", found)))
+
+
 def _comparable(name, values):
     """One output as rows of float64."""
     rows = np.asarray(values, dtype="float64").reshape(len(values), -1)

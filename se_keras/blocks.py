@@ -1,43 +1,75 @@
-"""Pieces of every family: convolution with BatchNorm, explicit padding, the classifier. Nothing of one family."""
+"""Pieces of every family: the fields of a row, convolution with BatchNorm, padding, the classifier. Nothing of one."""
 
-from keras import layers
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
-BATCH_NORM = {"momentum": 0.9, "epsilon": 1e-5}  # as in the released networks; Keras' own are 0.99 and 1e-3
+from keras import initializers, layers
+
+from se_keras.recalibration import SEConfig
+
+EPSILON = 1e-5  # of BatchNorm, as in the released networks; Keras' own is 1e-3
 TOP = "predictions"
 # "We adopt the weight initialisation strategy of [He et al. 2015]", section 5: variance 2 / fan-in. Uniform, because
 # drawing 28 million normal values takes longer than building the rest of the network.
 HE = "he_uniform"
 
 
-def conv_bn(x, channels, kernel, *, strides=1, groups=1, name):
-    """Convolution without bias, padded symmetrically, then BatchNorm."""
-    padding = "same"
-    if kernel > 1 and strides > 1:
-        # Symmetric padding as in Caffe: TF "same" shifts strided convolutions by one pixel.
-        x = layers.ZeroPadding2D(kernel // 2, name=f"{name}_pad")(x)
-        padding = "valid"
-    x = layers.Conv2D(
-        channels,
-        kernel,
-        strides=strides,
-        padding=padding,
-        groups=groups,
-        use_bias=False,
-        kernel_initializer=HE,
-        name=name,
-    )(x)
-    return layers.BatchNormalization(**BATCH_NORM, name=f"{name}_bn")(x)
+def conv(x, channels, kernel, *, strides=1, groups=1, padding="symmetric", name):
+    """Convolution without bias.
+
+    `kernel` is a number, or `(height, width)` at stride 1; `padding` is `"symmetric"`, or `"none"` as in the first
+    layers of Inception.
+    """
+    x, keras_padding = _padded(x, kernel, strides, padding, name=name)
+    how = {"strides": strides, "padding": keras_padding, "groups": groups}
+    return layers.Conv2D(channels, kernel, **how, use_bias=False, kernel_initializer=HE, name=name)(x)
 
 
-def conv_bn_relu(x, channels, kernel, *, strides=1, groups=1, name):
+def conv_bn(x, channels, kernel, *, epsilon=EPSILON, name, **how):
+    """Convolution without bias, then BatchNorm."""
+    return batch_norm(conv(x, channels, kernel, name=name, **how), epsilon=epsilon, name=f"{name}_bn")
+
+
+def conv_bn_relu(x, channels, kernel, *, name, **how):
     """Convolution, BatchNorm, ReLU."""
-    x = conv_bn(x, channels, kernel, strides=strides, groups=groups, name=name)
-    return layers.ReLU(name=f"{name}_relu")(x)
+    return relu(conv_bn(x, channels, kernel, name=name, **how), name=f"{name}_relu")
+
+
+def depthwise_bn(x, kernel, *, strides=1, name):
+    """Depthwise convolution without bias, padded symmetrically, then BatchNorm."""
+    x, keras_padding = _padded(x, kernel, strides, "symmetric", name=name)
+    # Each output reads kernel x kernel values; Keras' own initializers count those of all channels.
+    limit = math.sqrt(6 / kernel**2)
+    initializer = initializers.RandomUniform(-limit, limit)
+    how = {"strides": strides, "padding": keras_padding}
+    x = layers.DepthwiseConv2D(kernel, **how, use_bias=False, depthwise_initializer=initializer, name=name)(x)
+    return batch_norm(x, name=f"{name}_bn")
+
+
+def _padded(x, kernel, strides, padding, *, name):
+    """The input of a convolution, and the padding that is left to Keras."""
+    if padding == "none":
+        return x, "valid"
+    if kernel == 1 or strides == 1:
+        return x, "same"
+    # Symmetric padding as in Caffe: TF "same" shifts strided convolutions by one pixel.
+    return layers.ZeroPadding2D(kernel // 2, name=f"{name}_pad")(x), "valid"
+
+
+def batch_norm(x, *, epsilon=EPSILON, name):
+    """BatchNorm with the momentum of the released networks; Keras' own is 0.99."""
+    return layers.BatchNormalization(momentum=0.9, epsilon=epsilon, name=name)(x)
+
+
+def relu(x, *, name):
+    """ReLU as a layer of its own."""
+    return layers.ReLU(name=name)(x)
 
 
 def add_relu(x, shortcut, *, name):
     """The end of a residual block: sum, then ReLU."""
-    return layers.ReLU(name=f"{name}_relu")(layers.Add(name=f"{name}_add")([x, shortcut]))
+    return relu(layers.Add(name=f"{name}_add")([x, shortcut]), name=f"{name}_relu")
 
 
 def max_pool_caffe(x, *, name):
@@ -58,5 +90,43 @@ def classifier(x, classes, *, activation, dropout):
     x = layers.GlobalAveragePooling2D(name="avg_pool")(x)
     if dropout:
         x = layers.Dropout(dropout, name="dropout")(x)
-    # Logits and probabilities stay in float32 under mixed precision.
+    return predictions(x, classes, activation=activation)
+
+
+def predictions(x, classes, *, activation):
+    """The last fully connected layer. Logits and probabilities stay in float32 under mixed precision."""
     return layers.Dense(classes, kernel_initializer=HE, name=TOP, dtype="float32", activation=activation)(x)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkSpec:
+    """What a row of any family has.
+
+    Args:
+        head: The classifier: `head(features, classes, activation=..., dropout=...)`.
+        dropout: Rate in the classifier.
+        classes: Default number of classes.
+        input_shape: Default image, and its channels.
+        minimum_size: The smallest height and width it accepts.
+        sites: Where its blocks can be recalibrated.
+        mean: Of each channel of the training images in 0 to 255, in RGB order: what preprocessing subtracts.
+        std: Likewise: what it divides by.
+        se: Squeeze-and-excitation, or None.
+        source: Where the row is published.
+    """
+
+    head: Callable = classifier
+    dropout: float = 0.0
+    classes: int = 1000
+    input_shape: tuple[int, int, int] = (224, 224, 3)
+    minimum_size: int = 32
+    sites: tuple[str, ...] = ("standard",)
+    mean: tuple[float, ...] = (123.675, 116.28, 103.53)  # of ImageNet, as timm and torchvision have them
+    std: tuple[float, ...] = (58.395, 57.12, 57.375)
+    se: SEConfig | None = None
+    source: str
+
+
+def with_se(specs, se):
+    """The rows, and beside each its twin with `se`, named `se_...`."""
+    return specs | {f"se_{name}": replace(spec, se=se) for name, spec in specs.items()}

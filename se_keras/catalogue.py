@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import keras
 
-from se_keras.architectures import resnet
-from se_keras.blocks import TOP, classifier
+from se_keras.architectures import cifar, inception, mobilenet, resnet, shufflenet, vgg
+from se_keras.blocks import TOP
 from se_keras.recalibration import check_fits
 from se_keras.weights import load
 
-FAMILIES = (resnet,)
+FAMILIES = (resnet, vgg, inception, mobilenet, shufflenet, cifar)
 AS_PUBLISHED = "as published"
 
 
@@ -51,7 +51,7 @@ def create(
     input_tensor=None,
     input_shape=None,
     pooling=None,
-    classes=1000,
+    classes=None,
     classifier_activation="softmax",
     name=None,
 ):
@@ -67,7 +67,7 @@ def create(
         input_shape: `(height, width, channels)`; height and width may be `None`. Default: the row's own, and free
             height and width without the top.
         pooling: Without the top: `None` for the feature map, `"avg"` or `"max"` for a vector.
-        classes: Number of classes of the classifier.
+        classes: Number of classes of the classifier. Default: the row's own, 1000 for ImageNet's networks.
         classifier_activation: Its activation; `None` gives logits.
         name: Of the model; default: the network's.
 
@@ -80,13 +80,14 @@ def create(
     """
     family, spec = _row(network)
     if se != AS_PUBLISHED:
-        check_fits(se, network=network, sites=family.SITES, stages=spec.stages)
+        check_fits(se, network=network, sites=spec.sites, stages=spec.stages)
         spec = replace(spec, se=se)
     if keras.config.image_data_format() != "channels_last":
         raise ValueError("se_keras builds channels-last networks. Received: keras.config.image_data_format()="
                          f"{keras.config.image_data_format()!r}")  # fmt: skip
     if pooling not in (None, "avg", "max"):
         raise ValueError(f"pooling must be None, 'avg' or 'max'. Received: pooling={pooling!r}")
+    classes = spec.classes if classes is None else classes
     if include_top and (isinstance(classes, bool) or not isinstance(classes, int) or classes < 1):
         raise ValueError(f"classes must be a positive int. Received: classes={classes!r}")
 
@@ -100,7 +101,7 @@ def create(
 
     x = family.build(spec, images)
     if include_top:
-        x = classifier(x, classes, activation=classifier_activation, dropout=spec.dropout)
+        x = spec.head(x, classes, activation=classifier_activation, dropout=spec.dropout)
     elif pooling == "avg":
         x = keras.layers.GlobalAveragePooling2D(name="avg_pool")(x)
     elif pooling == "max":
@@ -118,8 +119,13 @@ def _row(network):
         raise TypeError(f"The name of a network must be a string. Received: {network!r}")
     if network in _ROWS:
         return _ROWS[network]
-    nearest = difflib.get_close_matches(network.lower(), _ROWS, n=5, cutoff=0.5) or names()
-    raise ValueError(f"There is no network {network!r}. The nearest: {', '.join(nearest)}")
+    wanted = network.lower()
+
+    def distance(name):
+        return not name.startswith(wanted), -difflib.SequenceMatcher(None, wanted, name).ratio(), name
+
+    nearest = ", ".join(sorted(_ROWS, key=distance)[:5])
+    raise ValueError(f"There is no network {network!r} among the {len(_ROWS)}. The nearest: {nearest}")
 
 
 def _input_shape(shape, include_top, spec):

@@ -93,6 +93,109 @@ class SqueezeExcite(keras.layers.Layer):
         }
 
 
+@keras.saving.register_keras_serializable(package="se_keras")
+class ChannelShuffle(keras.layers.Layer):
+    """Spreads the channels of each group over all groups: Zhang et al. 2018 (arXiv:1707.01083), Figure 1c.
+
+    Input and output: `(batch, height, width, channels)`. Channel `i * groups + g` of the output is channel
+    `g * (channels // groups) + i` of the input.
+
+    Args:
+        groups: Number of groups of the convolution in front.
+
+    Raises:
+        ValueError: If `groups` is below 1, or does not divide the input's channels.
+    """
+
+    def __init__(self, groups, **kwargs):
+        super().__init__(**kwargs)
+        if isinstance(groups, bool) or not isinstance(groups, int) or groups < 1:
+            raise ValueError(f"groups must be an int of at least 1. Received: groups={groups!r}")
+        self.groups = groups
+        self.input_spec = keras.layers.InputSpec(ndim=4)
+
+    def build(self, input_shape):
+        """Checks the number of channels; there are no weights."""
+        channels = input_shape[-1]
+        if channels is None or channels % self.groups:
+            raise ValueError(
+                f"{self.name}: {self.groups} groups must divide the number of channels. Received: {channels} channels"
+            )
+
+    def call(self, inputs):
+        """Reorders the channels."""
+        _, height, width, channels = ops.shape(inputs)
+        grouped = ops.reshape(inputs, (-1, height, width, self.groups, channels // self.groups))
+        return ops.reshape(ops.transpose(grouped, (0, 1, 2, 4, 3)), (-1, height, width, channels))
+
+    def compute_output_shape(self, input_shape):
+        """The input's own."""
+        return input_shape
+
+    def get_config(self):
+        """The arguments of the layer."""
+        return super().get_config() | {"groups": self.groups}
+
+
+MIXTURES = ("shake", "even")
+
+
+@keras.saving.register_keras_serializable(package="se_keras")
+class ShakeShake(keras.layers.Layer):
+    """Mixes two branches, `a x + (1 - a) y`, in training by chance: Gastaldi 2017 (arXiv:1705.07485), eq. 2.
+
+    Inputs: two tensors of one shape, `(batch, ...)`. In training, each image draws its a uniformly from 0 to 1, once
+    for the output and once more, independently, for the gradients. In inference the output is their mean.
+
+    Args:
+        forward: `"shake"`, or `"even"` for a = 1/2 in the output.
+        backward: The same for the gradients.
+        seed: Of the draws.
+
+    Raises:
+        ValueError: If an argument is not one of these, or if the inputs are not two of one shape.
+    """
+
+    def __init__(self, forward="shake", backward="shake", seed=None, **kwargs):
+        super().__init__(**kwargs)
+        for argument, value in (("forward", forward), ("backward", backward)):
+            if value not in MIXTURES:
+                raise ValueError(f"{argument} must be one of {MIXTURES}. Received: {argument}={value!r}")
+        self.forward = forward
+        self.backward = backward
+        self.seed = seed
+        self.seed_generator = keras.random.SeedGenerator(seed)
+
+    def build(self, input_shape):
+        """Checks the shapes; there are no weights."""
+        if len(input_shape) != 2 or tuple(input_shape[0]) != tuple(input_shape[1]):
+            raise ValueError(f"{self.name} mixes two tensors of one shape. Received: shapes={input_shape}")
+
+    def call(self, inputs, training=False):
+        """The mixture."""
+        if not training:
+            return (inputs[0] + inputs[1]) / 2
+        seen, felt = self._mix(inputs, self.forward), self._mix(inputs, self.backward)
+        # The value of the first and the gradient of the second.
+        return felt + ops.stop_gradient(seen - felt)
+
+    def _mix(self, inputs, mixture):
+        x, y = inputs
+        if mixture == "even":
+            return (x + y) / 2
+        shape = (ops.shape(x)[0], *[1] * (len(x.shape) - 1))
+        share = keras.random.uniform(shape, dtype=x.dtype, seed=self.seed_generator)
+        return share * x + (1 - share) * y
+
+    def compute_output_shape(self, input_shape):
+        """That of either input."""
+        return tuple(input_shape[0])
+
+    def get_config(self):
+        """The arguments of the layer."""
+        return super().get_config() | {"forward": self.forward, "backward": self.backward, "seed": self.seed}
+
+
 def check_arguments(ratio, squeeze, excitation, bias):
     """Raises ValueError or TypeError unless these are arguments of `SqueezeExcite`."""
     if isinstance(ratio, bool) or not isinstance(ratio, int):

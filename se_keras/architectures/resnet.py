@@ -4,9 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from se_keras.blocks import add_relu, conv_bn, conv_bn_relu, max_pool_caffe, max_pool_torch
-from se_keras.recalibration import SITES as SITES  # a residual block has all five of Figure 5
-from se_keras.recalibration import SEConfig, recalibrator
+from se_keras.blocks import NetworkSpec, add_relu, conv_bn, conv_bn_relu, max_pool_caffe, max_pool_torch, with_se
+from se_keras.recalibration import SITES, SEConfig, recalibrator
 
 
 def bottleneck(x, channels, *, strides, spec, se, name):
@@ -57,7 +56,7 @@ def stem_small(x, spec):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResNetSpec:
+class ResNetSpec(NetworkSpec):
     """A row of the family.
 
     Args:
@@ -71,11 +70,6 @@ class ResNetSpec:
         shortcut_kernel: Kernel of the strided shortcuts.
         stem: What stands before stage 2.
         max_pool: The stem's pooling.
-        dropout: Rate before the classifier.
-        input_shape: Default image, and its channels.
-        minimum_size: The smallest height and width it accepts.
-        se: Squeeze-and-excitation, or None.
-        source: Where the row is published.
     """
 
     blocks: tuple[int, ...]
@@ -88,10 +82,7 @@ class ResNetSpec:
     shortcut_kernel: int = 1
     stem: Callable = stem_7x7
     max_pool: Callable = max_pool_caffe
-    dropout: float = 0.0
-    input_shape: tuple[int, int, int] = (224, 224, 3)
-    minimum_size: int = 32
-    se: SEConfig | None = None
+    sites: tuple[str, ...] = SITES  # a residual block has all five of Figure 5
     source: str = "He et al. 2015, Table 1; arXiv:1709.01507, Table 1"
 
     @property
@@ -119,26 +110,32 @@ SPECS = {
     "resnet101": ResNetSpec(blocks=(3, 4, 23, 3)),
     "resnet152": ResNetSpec(blocks=(3, 8, 36, 3)),
 }
-# "b": stride on the 3x3 and symmetric pooling, as torchvision and timm have them.
-SPECS |= {
-    f"{name}b": replace(SPECS[name], strides_at="3x3", max_pool=max_pool_torch, source="torchvision, timm (v1.5)")
-    for name in ("resnet50", "resnet101", "resnet152")
-}
 _resnext = {"cardinality": 32, "width_per_group": 4, "strides_at": "3x3", "source": "Xie et al. 2016, Table 1"}
 SPECS |= {
     "resnext50_32x4d": ResNetSpec(blocks=(3, 4, 6, 3), **_resnext),
     "resnext101_32x4d": ResNetSpec(blocks=(3, 4, 23, 3), **_resnext),
+}
+# "b": stride on the 3x3 and symmetric pooling, as torchvision and timm have them.
+_torch = {"strides_at": "3x3", "max_pool": max_pool_torch, "source": "torchvision, timm (v1.5)"}
+SPECS |= {
+    "resnet50b": replace(SPECS["resnet50"], **_torch),
+    "resnet101b": replace(SPECS["resnet101"], **_torch),
+    "resnet152b": replace(SPECS["resnet152"], **_torch),
+    "resnext50b_32x4d": replace(SPECS["resnext50_32x4d"], **_torch),
     # An 8x8 network for the embedded digits: the whole line in seconds.
     "resnet11_digits": ResNetSpec(
         blocks=(1, 1, 1),
         width=16,
         stem=stem_small,
+        classes=10,
         input_shape=(8, 8, 1),
         minimum_size=4,
+        mean=(0.0,),  # the digits' pixels are in 0..1 as they come
+        std=(1.0,),
         source="this project's own, for 8x8 digits",
     ),
 }
-SPECS |= {f"se_{name}": replace(spec, se=SEConfig()) for name, spec in SPECS.items()}
+SPECS = with_se(SPECS, SEConfig())
 # The ILSVRC 2017 entry has SE by name; its baseline is create("senet154", se=None).
 SPECS["senet154"] = ResNetSpec(
     blocks=(3, 8, 36, 3),

@@ -322,7 +322,7 @@ def _print_overhead(report):
         caption += (
             f" Matrix units ({units}) speed up int8 convolutions, not SE's multiplication: its share is larger here."
         )
-    title = f"{first['network']} beside {first['baseline']} at {size}, {threads}"
+    title = escape(f"{first['network']} beside {first['baseline']} at {size}, {threads}")
     table = _table("", "plain ms", "SE ms", "ratio", "95 % interval", "A/A null", title=title, caption=caption)
     paper_ms = (str(paper["resnet50_ms"]), str(paper["se_resnet50_ms"]))
     table.add_row("paper, ResNet-50", *paper_ms, f"{paper['ratio']:.3f}", "", "")

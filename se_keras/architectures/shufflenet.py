@@ -1,0 +1,88 @@
+"""ShuffleNet (v1), plain and squeeze-and-excited: grouped 1x1 convolutions with a channel shuffle between them."""
+
+from dataclasses import dataclass
+
+from keras import layers
+
+from se_keras.blocks import NetworkSpec, add_relu, conv_bn, conv_bn_relu, depthwise_bn, max_pool_torch, relu, with_se
+from se_keras.layers import ChannelShuffle
+from se_keras.recalibration import SITES, SEConfig, recalibrator
+
+BLOCKS = (4, 8, 4)  # of stage 2 to 4: Zhang et al. 2018, Table 1
+CHANNELS = {1: 144, 2: 200, 3: 240, 4: 272, 8: 384}  # of stage 2, by groups; each later stage doubles them
+
+
+def shuffle_unit(x, channels, *, strides, first_groups, groups, se, name):
+    """Grouped 1x1, shuffle, depthwise 3x3, grouped 1x1 (Zhang et al. 2018, Figure 2b; Figure 2c with a stride)."""
+    # A unit with a stride appends its pooled input to the branch, which is that much narrower.
+    branch_channels = channels - x.shape[-1] if strides > 1 else channels
+    y = se("pre", x)
+    y = conv_bn_relu(y, channels // 4, 1, groups=first_groups, name=f"{name}_conv1")
+    y = ChannelShuffle(groups, name=f"{name}_shuffle")(y)
+    y = se("3x3", depthwise_bn(y, 3, strides=strides, name=f"{name}_conv2"))
+    y = se("standard", conv_bn(y, branch_channels, 1, groups=groups, name=f"{name}_conv3"))
+    if strides == 1:
+        return se("post", add_relu(y, se("identity", x), name=name))
+    padded = layers.ZeroPadding2D(1, name=f"{name}_shortcut_pad")(x)
+    shortcut = se("identity", layers.AveragePooling2D(3, strides, name=f"{name}_shortcut")(padded))
+    return se("post", relu(layers.Concatenate(name=f"{name}_concat")([y, shortcut]), name=f"{name}_relu"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShuffleNetSpec(NetworkSpec):
+    """A row of the family.
+
+    Args:
+        groups: Of the 1x1 convolutions.
+        width: A factor of every number of channels. Where it leaves channels that do not divide into groups, the next
+            multiple that does is taken: the paper does not say.
+    """
+
+    groups: int
+    width: float = 1.0
+    sites: tuple[str, ...] = SITES  # a shuffle unit is a residual block
+    source: str = "Zhang et al. 2018, Table 1; arXiv:1709.01507, Table 3"
+
+    @property
+    def stages(self):
+        """Stage numbers as in Zhang et al. 2018, Table 1."""
+        return range(2, 2 + len(BLOCKS))
+
+
+def build(spec, images):
+    """Features of `images`, `(batch, height, width, channels)`, at the end of the last stage."""
+    # Stage 2 begins with a unit whose branch has channels - stem: both must divide into groups.
+    stem = _multiple(24 * spec.width, of=spec.groups)
+    x = max_pool_torch(conv_bn_relu(images, stem, 3, strides=2, name="conv1"), name="pool1")
+    for stage, count in zip(spec.stages, BLOCKS, strict=True):
+        channels = _multiple(CHANNELS[spec.groups] * spec.width, of=4 * spec.groups) * 2 ** (stage - 2)
+        for block in range(1, count + 1):
+            name = f"stage{stage}_block{block}"
+            x = shuffle_unit(
+                x,
+                channels,
+                strides=2 if block == 1 else 1,
+                # "we do not apply group convolution on the first pointwise layer": few channels come in.
+                first_groups=1 if stage == 2 and block == 1 else spec.groups,
+                groups=spec.groups,
+                se=recalibrator(spec.se, stage=stage, name=name),
+                name=name,
+            )
+    return x
+
+
+def _multiple(channels, *, of):
+    """The least multiple of `of` that is no less than `channels`."""
+    return -int(-channels // of) * of
+
+
+SPECS = with_se(
+    {f"shufflenet_g{groups}": ShuffleNetSpec(groups=groups) for groups in CHANNELS}
+    | {f"shufflenet_g{groups}_050": ShuffleNetSpec(groups=groups, width=0.5) for groups in CHANNELS}
+    | {f"shufflenet_g{groups}_025": ShuffleNetSpec(groups=groups, width=0.25) for groups in CHANNELS}
+    | {
+        "shufflenet_g3_150": ShuffleNetSpec(groups=3, width=1.5),
+        "shufflenet_g3_200": ShuffleNetSpec(groups=3, width=2.0),
+    },
+    SEConfig(),
+)
