@@ -11,6 +11,8 @@ from se_keras.applications import (
 from se_keras.catalogue import create, names
 from se_keras.complexity import complexity
 from se_keras.layers import SqueezeExcite
+from se_keras.preprocessing import decode_predictions, preprocess_input
+from se_keras.pyramid import pyramid
 from se_keras.recalibration import SEConfig
 from se_keras.version import __version__
 
@@ -26,5 +28,8 @@ __all__ = [
     "__version__",
     "complexity",
     "create",
+    "decode_predictions",
     "names",
+    "preprocess_input",
+    "pyramid",
 ]

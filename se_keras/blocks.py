@@ -10,6 +10,7 @@ from se_keras.recalibration import SEConfig
 
 EPSILON = 1e-5  # of BatchNorm, as in the released networks; Keras' own is 1e-3
 TOP = "predictions"
+HEAD = (TOP, "fc1", "fc2")  # layers with weights behind the features
 # "We adopt the weight initialisation strategy of [He et al. 2015]", section 5: variance 2 / fan-in. Uniform, because
 # drawing 28 million normal values takes longer than building the rest of the network.
 HE = "he_uniform"

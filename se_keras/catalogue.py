@@ -6,7 +6,8 @@ from dataclasses import replace
 import keras
 
 from se_keras.architectures import cifar, inception, mobilenet, resnet, shufflenet, vgg
-from se_keras.blocks import TOP
+from se_keras.blocks import HEAD
+from se_keras.pretrained import imagenet
 from se_keras.recalibration import check_fits
 from se_keras.weights import load
 
@@ -53,6 +54,7 @@ def create(
     pooling=None,
     classes=None,
     classifier_activation="softmax",
+    include_preprocessing=False,
     name=None,
 ):
     """Builds a network of the catalogue as a functional Keras model.
@@ -61,14 +63,16 @@ def create(
         network: One of `names()`, such as `"se_resnet50"`.
         se: An `SEConfig` in place of the row's own; `None` gives the plain baseline.
         include_top: Whether the classifier stands at the end.
-        weights: `None` for random ones (He et al. 2015), or a `.weights.h5` or `.keras` file of the same network,
-            whose classifier does not matter without the top.
+        weights: `None` for random ones (He et al. 2015); `"imagenet"` for the released ones, fetched the first time;
+            or a file of the same network, whose classifier does not matter without the top: `.weights.h5` or `.keras`
+            as Keras saves it, `.safetensors` or `.pth` as timm and pytorchcv do.
         input_tensor: A Keras tensor to use as the images.
         input_shape: `(height, width, channels)`; height and width may be `None`. Default: the row's own, and free
             height and width without the top.
         pooling: Without the top: `None` for the feature map, `"avg"` or `"max"` for a vector.
         classes: Number of classes of the classifier. Default: the row's own, 1000 for ImageNet's networks.
         classifier_activation: Its activation; `None` gives logits.
+        include_preprocessing: Whether the network itself turns RGB images in 0 to 255 into what it was trained on.
         name: Of the model; default: the network's.
 
     Returns:
@@ -76,7 +80,7 @@ def create(
 
     Raises:
         ValueError, TypeError: If an argument is not one of the above, or if the weights do not fit.
-        FileNotFoundError: If there is no file of weights.
+        OSError: If there is no such file of weights, or if they cannot be fetched.
     """
     family, spec = _row(network)
     if se != AS_PUBLISHED:
@@ -99,7 +103,13 @@ def create(
     else:
         raise TypeError(f"input_tensor must be a Keras tensor, as keras.Input returns. Received: {type(input_tensor)}")
 
-    x = family.build(spec, images)
+    x = images
+    if include_preprocessing:
+        if x.shape[-1] != len(spec.mean):
+            raise ValueError(f"{network} preprocesses {len(spec.mean)} channels. Received: input_shape={x.shape[1:]}")
+        scale, offset = [1 / s for s in spec.std], [-m / s for m, s in zip(spec.mean, spec.std, strict=True)]
+        x = keras.layers.Rescaling(scale, offset, name="preprocessing")(x)
+    x = family.build(spec, x)
     if include_top:
         x = spec.head(x, classes, activation=classifier_activation, dropout=spec.dropout)
     elif pooling == "avg":
@@ -109,8 +119,10 @@ def create(
     inputs = keras.utils.get_source_inputs(images)
     model = keras.Model(inputs[0] if len(inputs) == 1 else inputs, x, name=name or network)
     if weights is not None:
+        if weights == "imagenet":
+            weights = imagenet(network, build=lambda: create(network))
         before = set(keras.Model(inputs, images).layers)
-        load([layer for layer in model.layers if layer not in before], weights, ignore=() if include_top else (TOP,))
+        load([layer for layer in model.layers if layer not in before], weights, ignore=() if include_top else HEAD)
     return model
 
 

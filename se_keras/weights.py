@@ -1,23 +1,30 @@
-"""Weights from a file into a network, by the names of layers: nothing left over on either side, nothing half loaded."""
+"""Weights of files and of other frameworks into a network, by name: nothing left over on either side, all or nothing.
+
+Keras' own files are read by the names of our layers: Keras itself goes by class and order, so that a file of another
+network with the same shapes loads silently into the wrong layers. State dicts of timm and pytorchcv go by theirs.
+"""
 
 import io
 import zipfile
 from pathlib import Path
 
 import h5py
+import keras
+import numpy as np
 
-SUFFIXES = (".weights.h5", ".keras")
+from se_keras.graph import producer
+from se_keras.naming import NAMINGS
+
+SUFFIXES = (".weights.h5", ".keras", ".safetensors", ".pth")
 
 
 def load(layers, path, *, ignore=()):
-    """Loads a file that Keras saved into layers of the same names.
-
-    Keras itself goes by class and order, so that a file of another network with the same shapes loads silently into
-    the wrong layers.
+    """Loads a file into layers: one that Keras saved, or a state dict of timm or pytorchcv.
 
     Args:
-        layers: The layers to fill; those without weights do not matter.
-        path: A `.weights.h5` or `.keras` file.
+        layers: The layers to fill, in order; those without weights do not matter.
+        path: A `.weights.h5`, `.keras`, `.safetensors` or `.pth` file. Of a `.pth` file weights alone are loaded; code
+            in it is refused, not run.
         ignore: Names of layers that the file may have beside them.
 
     Raises:
@@ -26,37 +33,190 @@ def load(layers, path, *, ignore=()):
         ValueError: If it is no file of weights, or if names or shapes differ; no layer is changed then.
     """
     path = _checked(path)
+    if path.suffix in _READERS:
+        namings = [naming for source in NAMINGS.values() for naming in source]
+        return _port(layers, read(path), namings, where=repr(str(path)), ignore=ignore)
     try:
-        found = _read(path)
+        found = _read_keras(path)
     except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{str(path)!r} is not a file of weights that can be read: {_first_line(error)}") from error
-    layers = {layer.name: layer for layer in layers if layer.weights}
-    for name in set(found) & set(ignore) - set(layers):
-        del found[name]
-    missing, surplus = sorted(layers.keys() - found.keys()), sorted(found.keys() - layers.keys())
+        raise _unreadable(path, error) from error
+    weights = {f"{layer.name}/{n}": w for layer in layers for n, w in enumerate(layer.weights)}
+    values = {
+        f"{name}/{n}": array
+        for name, arrays in found.items()
+        if name not in ignore or f"{name}/0" in weights
+        for n, array in enumerate(arrays)
+    }
+    _check(values, weights, where=repr(str(path)), name=lambda key: key.rpartition("/")[0])
+    for key, weight in weights.items():
+        weight.assign(values[key])
+
+
+def port(model, state_dict, *, source):
+    """Fills a network of ours with the weights of the same network of timm or pytorchcv.
+
+    Args:
+        model: A network of ours.
+        state_dict: `{their name: array}`, as `torch_module.state_dict()` or `read(path)` gives it.
+        source: `"timm"` or `"pytorchcv"`: whose names these are.
+
+    Raises:
+        TypeError: If `state_dict` is not a dict of arrays.
+        ValueError: If a tensor is missing or left over on either side, has another shape, or is not finite; the message
+            names the first ones, and the model is as it was.
+    """
+    if source not in NAMINGS:
+        raise ValueError(f"source must be one of {tuple(NAMINGS)}. Received: source={source!r}")
+    _port(model.layers, state_dict, NAMINGS[source], where="the state dict")
+
+
+def read(path):
+    """The state dict in a `.safetensors` or `.pth` file: `{name: array}`.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it cannot be read, or if it holds pickled code.
+    """
+    path = _checked(path)
+    if path.suffix not in _READERS:
+        raise ValueError(f"A state dict is a {' or '.join(_READERS)} file. Received: {str(path)!r}")
+    try:
+        return _READERS[path.suffix](path)
+    except Exception as error:  # both libraries raise kinds of their own for what is cut or foreign
+        raise _unreadable(path, error) from error
+
+
+def _read_safetensors(path):
+    from safetensors.numpy import load_file
+
+    return load_file(path)
+
+
+def _read_pth(path):
+    try:
+        import torch
+    except ImportError:
+        raise ValueError("reading .pth files needs torch; .safetensors files do not") from None
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    return {name: tensor.numpy() for name, tensor in state.get("state_dict", state).items()}
+
+
+_READERS = {".safetensors": _read_safetensors, ".pth": _read_pth}
+
+
+def _port(layers, state, namings, *, where, ignore=()):
+    arrays = _arrays(state, where)
+    names = [layer.name for layer in layers if layer.weights]
+    modules = [naming([*names, *ignore]) for naming in namings]
+    # The naming that explains most of the tensors; its differences are the ones to tell.
+    modules, rows = max(
+        ((found, _rows(layers, found)) for found in modules),
+        key=lambda candidate: len(candidate[1].keys() & arrays.keys()),
+    )
+    biases = _folded_biases(layers, modules, arrays)
+    dropped = tuple(f"{module}." for name in ignore if name not in names for module in modules.get(name, ()))
+    values = {
+        name: array
+        for name, array in arrays.items()
+        if not name.endswith("num_batches_tracked") and not name.startswith(dropped or ("\0",))
+    }
+    for bias, mean in biases.items():
+        if mean in values and values[mean].shape == values[bias].shape:
+            # BatchNorm(W x + b) with mean m is BatchNorm(W x) with mean m - b.
+            values[mean] = values[mean] - values.pop(bias)
+    laid_out = {name: _laid_out(array, *rows[name]) if name in rows else array for name, array in values.items()}
+    weights = {name: weight for name, (weight, _) in rows.items()}
+    for layer in layers:
+        if layer.weights and layer.name not in modules:
+            weights[layer.name] = layer.weights[0]  # no name of theirs: missing, under our own
+    _check(laid_out, weights, where=where)
+    for name, weight in weights.items():
+        weight.assign(laid_out[name])
+
+
+def _arrays(state, where):
+    if not isinstance(state, dict) or not all(hasattr(tensor, "shape") for tensor in state.values()):
+        raise TypeError(f"A state dict is a dict of arrays. Received: {type(state).__name__} in {where}")
+    arrays = {name: np.asarray(tensor) for name, tensor in state.items()}
+    infinite = [name for name, array in arrays.items() if not np.isfinite(array).all()]
+    if infinite:
+        raise ValueError(f"{where} has values that are not finite: in {_some(infinite)}")
+    return arrays
+
+
+# The variables of our layers: which of a layer's modules holds it, and under which name.
+_TENSORS = {
+    "kernel": (0, "weight"),
+    "bias": (0, "bias"),
+    "gamma": (0, "weight"),
+    "beta": (0, "bias"),
+    "moving_mean": (0, "running_mean"),
+    "moving_variance": (0, "running_var"),
+    "reduce_kernel": (0, "weight"),
+    "reduce_bias": (0, "bias"),
+    "expand_kernel": (1, "weight"),
+    "expand_bias": (1, "bias"),
+}
+
+
+def _rows(layers, modules):
+    """`{their tensor: (our variable, its layer)}`."""
+    rows = {}
+    for layer in layers:
+        for weight in layer.weights if layer.name in modules else ():
+            module, tensor = _TENSORS[weight.name]
+            rows[f"{modules[layer.name][module]}.{tensor}"] = (weight, layer)
+    return rows
+
+
+def _folded_biases(layers, modules, arrays):
+    """`{their bias: their moving mean}` of convolutions that have no bias here, because BatchNorm follows."""
+    found = {}
+    for layer in layers:
+        if isinstance(layer, keras.layers.BatchNormalization) and layer.name in modules:
+            convolution = producer(layer.input)
+            bias = f"{modules.get(convolution.name, ('',))[0]}.bias"
+            if getattr(convolution, "use_bias", True) is False and bias in arrays:
+                found[bias] = f"{modules[layer.name][0]}.running_mean"
+    return found
+
+
+def _laid_out(array, weight, layer):
+    """Their array as our variable has it: `(out, in, h, w)` becomes `(h, w, in, out)`."""
+    if array.ndim == 4:
+        depthwise = isinstance(layer, keras.layers.DepthwiseConv2D)
+        array = array.transpose(2, 3, 0, 1) if depthwise else array.transpose(2, 3, 1, 0)
+        # Fully connected layers are convolutions in VGG's classifier and in most SE modules.
+        return array.reshape(-1, array.shape[-1]) if len(weight.shape) == 2 else array
+    return array.T
+
+
+def _check(values, weights, *, where, name=str):
+    """Raises ValueError unless each array has its variable, and of the same shape."""
+    missing = list(dict.fromkeys(name(key) for key in weights if key not in values))
+    surplus = list(dict.fromkeys(name(key) for key in values if key not in weights))
     if missing or surplus:
-        differences = [f"the file lacks {_some(missing)}"] * bool(missing)
+        differences = [f"it lacks {_some(missing)}"] * bool(missing)
         differences += [f"the network lacks {_some(surplus)}"] * bool(surplus)
-        raise ValueError(f"{str(path)!r} is of another network: {'; '.join(differences)}")
-    for name, layer in layers.items():
-        ours, theirs = [tuple(w.shape) for w in layer.weights], [array.shape for array in found[name]]
+        raise ValueError(f"{where} is of another network: {'; '.join(differences)}")
+    for key, weight in weights.items():
+        ours, theirs = tuple(weight.shape), tuple(values[key].shape)
         if ours != theirs:
-            raise ValueError(f"{str(path)!r} does not fit: {name} has {ours} here and {theirs} in the file")
-    for name, layer in layers.items():
-        layer.set_weights(found[name])
+            raise ValueError(f"{where} does not fit: {name(key)} has the shape {ours} here and {theirs} there")
 
 
 def _checked(path):
+    rule = f"weights must be None, 'imagenet', or the path of a {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file"
     if not isinstance(path, (str, Path)):
-        raise TypeError(f"weights must be None or the path of a .weights.h5 or .keras file. Received: {path!r}")
+        raise TypeError(f"{rule}. Received: {path!r}")
     if not str(path).endswith(SUFFIXES):
-        raise ValueError(f"weights must be None or the path of a .weights.h5 or .keras file. Received: {str(path)!r}")
+        raise ValueError(f"{rule}. Received: {str(path)!r}")
     if not Path(path).is_file():
         raise FileNotFoundError(f"There is no file of weights {str(path)!r}")
     return Path(path)
 
 
-def _read(path):
+def _read_keras(path):
     """The arrays of each layer by its name. Keras files them by class and number, the name in an attribute."""
     if path.suffix == ".keras":
         with zipfile.ZipFile(path) as archive:
@@ -68,9 +228,10 @@ def _read(path):
         return {group.attrs["name"]: [group[str(i)][()] for i in range(len(group))] for group in variables}
 
 
+def _unreadable(path, error):
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return ValueError(f"{str(path)!r} is not a file of weights that can be read: {reason}")
+
+
 def _some(names):
     return ", ".join(names[:3]) + f" and {len(names) - 3} more" * (len(names) > 3)
-
-
-def _first_line(error):
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -122,7 +122,7 @@ def torchvision_for_import():
     modes = ("NEAREST", "BILINEAR", "BICUBIC", "BOX", "HAMMING", "LANCZOS")
     names_of = {
         "torchvision": {},
-        "torchvision.ops": {},
+        "torchvision.ops": empty("DeformConv2d", base=torch.nn.Module),
         "torchvision.ops.misc": empty("FrozenBatchNorm2d", base=torch.nn.Module),
         "torchvision.transforms": empty("ToTensor"),
         "torchvision.transforms.functional": {"InterpolationMode": enum.Enum("InterpolationMode", modes)},

@@ -143,7 +143,7 @@ INCEPTION_RESNET_V2 = {
     5: (
         (valid_reduction, ((256, 1), (384, 3)), ((256, 1), (288, 3)), ((256, 1), (288, 3), (320, 3))),
         *[_block8] * 9,
-        (partial(residual, last=True), *_block8[1:]),
+        (partial(residual, last=True), _block8[1], 1.0),
         (widening,),
     ),
 }

@@ -1,0 +1,56 @@
+"""From images to what a network was trained on, and from its probabilities to names."""
+
+import keras
+
+from se_keras.catalogue import spec_of
+
+
+def preprocess_input(x, network):
+    """Turns RGB images in 0 to 255 into the input of a network: (x - mean) / std of each channel.
+
+    `create(..., include_preprocessing=True)` puts the same into the network itself.
+
+    Args:
+        x: Images `(..., height, width, channels)`: an array, or a tensor of any backend. It stays as it is.
+        network: A name of the catalogue, such as `"se_resnet50"`.
+
+    Returns:
+        float32 of the same shape; an array for an array.
+
+    Raises:
+        ValueError: If there is no such network, or if it takes images with another number of channels.
+    """
+    spec = spec_of(network)
+    if len(getattr(x, "shape", ())) < 3 or x.shape[-1] != len(spec.mean):
+        came = getattr(x, "shape", type(x).__name__)
+        raise ValueError(f"{network} takes images (..., height, width, {len(spec.mean)}). Received: {came}")
+    if keras.ops.is_tensor(x):
+        x = keras.ops.cast(x, "float32")
+        mean, std = (keras.ops.convert_to_tensor(values, "float32") for values in (spec.mean, spec.std))
+        return (x - mean) / std
+    return ((x - spec.mean) / spec.std).astype("float32")
+
+
+def decode_predictions(p, top=5):
+    """The most probable classes of ImageNet for each image: `[[(synset, name, probability), ...], ...]`.
+
+    The names are in Keras' own file, which Keras fetches the first time.
+
+    Args:
+        p: Probabilities `(samples, 1000)`.
+        top: How many classes for each.
+
+    Raises:
+        ValueError: If `p` is of another shape.
+        OSError: If the file of names cannot be fetched.
+    """
+    p = keras.ops.convert_to_numpy(p)
+    if p.ndim != 2 or p.shape[1] != 1000:
+        raise ValueError(f"decode_predictions takes probabilities (samples, 1000). Received: {p.shape}")
+    if type(top) is not int or not 1 <= top <= 1000:
+        raise ValueError(f"top must be an int from 1 to 1000. Received: top={top!r}")
+    try:
+        return keras.applications.imagenet_utils.decode_predictions(p, top=top)
+    except Exception as error:  # a bare Exception is what keras.utils.get_file raises
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise OSError(f"Keras' file of class names could not be fetched: {reason}") from error
