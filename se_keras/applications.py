@@ -17,10 +17,12 @@ def application(function, network):
         name=None,
         *,
         se=AS_PUBLISHED,
+        include_preprocessing=False,
     ):
         return create(
             network,
             se=se,
+            include_preprocessing=include_preprocessing,
             include_top=include_top,
             weights=weights,
             input_tensor=input_tensor,
@@ -54,3 +56,13 @@ SEResNet152 = application("SEResNet152", "se_resnet152")
 SEResNeXt50 = application("SEResNeXt50", "se_resnext50_32x4d")
 SEResNeXt101 = application("SEResNeXt101", "se_resnext101_32x4d")
 SENet154 = application("SENet154", "senet154")
+VGG16 = application("VGG16", "vgg16_bn")
+BNInception = application("BNInception", "bn_inception")
+InceptionResNetV2 = application("InceptionResNetV2", "inception_resnet_v2")
+MobileNet = application("MobileNet", "mobilenet")
+ShuffleNet = application("ShuffleNet", "shufflenet_g3")
+SEVGG16 = application("SEVGG16", "se_vgg16_bn")
+SEBNInception = application("SEBNInception", "se_bn_inception")
+SEInceptionResNetV2 = application("SEInceptionResNetV2", "se_inception_resnet_v2")
+SEMobileNet = application("SEMobileNet", "se_mobilenet")
+SEShuffleNet = application("SEShuffleNet", "se_shufflenet_g3")

@@ -31,6 +31,16 @@ FUNCTIONS = {
     "SEResNeXt50": "se_resnext50_32x4d",
     "SEResNeXt101": "se_resnext101_32x4d",
     "SENet154": "senet154",
+    "VGG16": "vgg16_bn",
+    "SEVGG16": "se_vgg16_bn",
+    "BNInception": "bn_inception",
+    "SEBNInception": "se_bn_inception",
+    "InceptionResNetV2": "inception_resnet_v2",
+    "SEInceptionResNetV2": "se_inception_resnet_v2",
+    "MobileNet": "mobilenet",
+    "SEMobileNet": "se_mobilenet",
+    "ShuffleNet": "shufflenet_g3",
+    "SEShuffleNet": "se_shufflenet_g3",
 }
 
 
@@ -220,18 +230,23 @@ def test_missing_file_is_refused(suffix, tmp_path):
         create(DIGITS, weights=path)
 
 
-@pytest.mark.parametrize("weights", ["imagenet", "notes.txt", "model.h5", ""])
+WEIGHTS_RULE = (
+    "weights must be None, 'imagenet', or the path of a .weights.h5, .keras, .safetensors or .pth file. Received: "
+)
+
+
+@pytest.mark.parametrize("weights", ["ImageNet", "notes.txt", "model.h5", ""])
 def test_name_without_a_known_suffix_is_refused(weights, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "notes.txt").write_text("not weights")
-    message = one_line("weights must be None or the path of a .weights.h5 or .keras file. Received: ", repr(weights))
+    message = one_line(WEIGHTS_RULE, repr(weights))
     with pytest.raises(ValueError, match=message):
         create(DIGITS, weights=weights)
 
 
 @pytest.mark.parametrize("weights", [3, True, {}])
 def test_weights_that_are_no_path_are_refused(weights):
-    message = one_line("weights must be None or the path of a .weights.h5 or .keras file. Received: ", repr(weights))
+    message = one_line(WEIGHTS_RULE, repr(weights))
     with pytest.raises((TypeError, ValueError), match=message):
         create(DIGITS, weights=weights)
 
@@ -267,13 +282,13 @@ def save(model, path):
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_file_of_a_foreign_model_is_refused(suffix, tmp_path):
     foreign = keras.Sequential([keras.Input((8,)), keras.layers.Dense(3)])
-    parts = ("is of another network: the file lacks conv1, conv1_bn, ", "; the network lacks dense")
+    parts = ("is of another network: it lacks conv1, conv1_bn, ", "; the network lacks dense")
     refuses(save(foreign, tmp_path / f"foreign{suffix}"), DIGITS, *parts)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_file_of_another_class_count_is_refused(suffix, saved):
-    parts = ("predictions has [(256, 11), (11,)] here and [(256, 10), (10,)] in the file",)
+    parts = ("does not fit: predictions has the shape (256, 11) here and (256, 10) there",)
     refuses(saved[1][suffix], DIGITS, *parts, classes=CLASSES + 1)
 
 
@@ -285,7 +300,7 @@ def test_file_of_another_network_is_refused(suffix, saved):
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_file_of_the_baseline_is_refused_by_the_se_network(suffix, tmp_path):
     path = save(create("resnet11_digits", classes=CLASSES), tmp_path / f"baseline{suffix}")
-    refuses(path, DIGITS, "the file lacks stage2_block1_se, ", classes=CLASSES)
+    refuses(path, DIGITS, "it lacks stage2_block1_se, ", classes=CLASSES)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -455,9 +470,9 @@ def test_every_function_is_known_here():
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
-def test_function_has_the_parameters_of_keras_applications_and_se(function):
+def test_function_has_the_parameters_of_keras_applications_and_two_more(function):
     ours = list(inspect.signature(getattr(applications, function)).parameters)
-    assert ours == [*inspect.signature(keras.applications.ResNet50).parameters, "se"]
+    assert ours == [*inspect.signature(keras.applications.ResNet50).parameters, "se", "include_preprocessing"]
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)

@@ -60,6 +60,13 @@ def test_python_of_the_readme_runs_from_top_to_bottom(tmp_path, monkeypatch):
         exec(compile("\n" * line + block, ROOT / "README.md", "exec"), namespace)
 
 
+def test_networks_of_the_readme_are_those_of_the_listing():
+    listed = (ROOT / "docs" / "networks.md").read_text().splitlines()  # itself compared with what se-keras prints
+    rows = [line for line in README.splitlines() if line.startswith("| ")]
+    assert len(rows) > 30
+    assert [row for row in rows if row not in listed] == []
+
+
 @pytest.mark.parametrize("link", re.findall(r"\]\((?!https?:)([^)#]+)\)", README))
 def test_file_that_the_readme_links_to_is_there(link):
     assert (ROOT / link).exists()

@@ -25,6 +25,7 @@ from rich.table import Table
 if __name__ != "se_keras_cli":
     raise ImportError(f"This package is se_keras_cli: the command se-keras. Received: {__name__}")
 
+PAPER_COLUMNS = "G MACs, million parameters, and top-1 error on ImageNet, or on CIFAR-10/CIFAR-100"
 USER_ERRORS = (ValueError, TypeError, OSError)
 EXIT_ERROR, EXIT_INTERRUPTED = 2, 130
 
@@ -81,8 +82,11 @@ def _parser():
             sub.add_argument("--json", action="store_true", help="print JSON, for programs")
         return sub
 
-    sub = add("list", _list, "List the networks.", "list", "list --counts", "list --json", json_output=True)
-    sub.add_argument("--counts", action="store_true", help="build each network and count it (a minute or two)")
+    sub = add("list", _list, "List the networks with their counts, the paper's figures beside them.", "list",
+              "list resnet50 mobile", "list --markdown", "list --counts --json", json_output=True)  # fmt: skip
+    sub.add_argument("part", nargs="*", metavar="PART", help="only networks with one of these in their names")
+    sub.add_argument("--counts", action="store_true", help="count anew: builds each network (a minute for all)")
+    sub.add_argument("--markdown", action="store_true", help="print a Markdown table")
 
     sub = add("show", _show, "Show one network: its row, parameters and multiply-adds.", "show se_resnet50",
               "show senet154 --layers", "show se_resnet50 --size 320 --json", json_output=True)  # fmt: skip
@@ -136,26 +140,73 @@ def _parser():
 
 
 def _list(options, console):
-    from se_keras import complexity, create, names
-    from se_keras.catalogue import spec_of
+    from se_keras.figures import listing
 
-    rows = []
     with _progress(console) as progress:
-        for name in names():
-            spec = spec_of(name)
-            row = {"name": name, "se": spec.se is not None, "input_shape": spec.input_shape, "source": spec.source}
-            if options.counts:
-                progress(f"counting {name}")
-                row |= _totals(complexity(create(name)))
-            rows.append(row)
+        rows = _counted(options.part, progress) if options.counts else listing()
+        rows = sorted((row for row in rows if _is_meant(row["name"], options.part)), key=_beside_baseline)
+    if not rows:
+        raise ValueError(f"No network's name has {' or '.join(map(repr, options.part))} in it: se-keras list shows all")
     if options.json:
         return _print_json(rows)
-    table = _table("network", "SE", "input", *(("parameters", "multiply-adds") if options.counts else ()), "source")
-    for row in rows:
-        counts = (f"{row['trainable']:,}", f"{row['macs'] / 1e9:.4f} G") if options.counts else ()
-        shape = "x".join(map(str, row["input_shape"]))
-        table.add_row(row["name"], "yes" if row["se"] else "", shape, *counts, row["source"])
+    titles = ("network", "size", "parameters", "of SE", "G MACs", "paper", "error %")
+    cells = [_list_cells(row) for row in rows]
+    if options.markdown:
+        lines = [titles, ["---"] + ["---:"] * 4 + ["---"] * 2, *cells]
+        return _print("\n".join(f"| {' | '.join(line)} |" for line in lines))
+    table = _table(*titles, caption=f"Paper: {PAPER_COLUMNS}.", padding=0)
+    for column, justify in zip(table.columns, ["left"] + ["right"] * 4 + ["left"] * 2, strict=True):
+        column.no_wrap, column.justify = True, justify
+    for line in cells:
+        table.add_row(*line)
     _Output().print(table)
+
+
+def _is_meant(name, parts):
+    return not parts or any(part in name for part in parts)
+
+
+def _beside_baseline(row):
+    """Sorts an SE network behind its baseline."""
+    return row["name"].removeprefix("se_"), row["name"].startswith("se_")
+
+
+def _counted(parts, progress):
+    import keras
+
+    from se_keras import complexity, create, names
+    from se_keras.catalogue import spec_of
+    from se_keras.figures import PAPER
+
+    for name in names():
+        if _is_meant(name, parts):
+            progress(f"counting {name}")
+            with keras.StatelessScope(initialize_variables=False):  # counts need shapes, not values
+                counts = complexity(create(name))
+            keras.utils.clear_session()
+            spec, paper = spec_of(name), PAPER.get(name)
+            row = {"name": name, "input_shape": spec.input_shape, **_totals(counts)}
+            yield row | {"paper": paper and asdict(paper), "source": spec.source}
+
+
+def _list_cells(row):
+    """One network as text, the paper's figures in the last two columns."""
+    gmacs, millions, errors = "", "", []
+    if paper := row["paper"]:
+        gmacs = f"{paper['gmacs']:.{2 if paper['gmacs'] >= 1 else 3}f}" if paper["gmacs"] else ""
+        millions = f"{paper['mparameters']}M" if paper["mparameters"] else ""
+        data_sets = ("ImageNet",) if "ImageNet" in paper["error"] else ("CIFAR-10", "CIFAR-100")
+        digits = 1 if millions else 2  # as the paper's tables have them
+        errors = [f"{paper['error'][data]:.{digits}f}" if data in paper["error"] else "-" for data in data_sets]
+    return [
+        row["name"],
+        str(row["input_shape"][0]),
+        f"{row['trainable']:,}",
+        f"{row['se_trainable'] / row['trainable']:.1%}" if row["se_trainable"] else "",
+        f"{row['macs'] / 1e9:.4f}",
+        f"{gmacs} {millions}".strip(),
+        "/".join(errors),
+    ]
 
 
 def _show(options, console):
@@ -373,7 +424,10 @@ def _agreement(record):
 
 
 def _table(*columns, **options):
-    return Table(*columns, box=box.SIMPLE_HEAD, **options)  # no lines between columns: fits 80 characters
+    table = Table(*columns, **{"box": box.SIMPLE_HEAD, "padding": (0, 1, 0, 0), **options})  # fits 80 characters
+    if columns:
+        table.columns[0].no_wrap = True  # a name is there to be copied
+    return table
 
 
 def _totals(counts):
