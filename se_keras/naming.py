@@ -6,7 +6,7 @@ two modules, one for each fully connected layer. Layers that a naming does not k
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 _IN_BLOCK = re.compile(r"stage(\d+)_block(\d+)_(.+)")
 
@@ -19,11 +19,13 @@ class Naming:
         outside: Their modules by our layers, outside of blocks.
         block: The prefix of a block, from our numbers of its stage and of itself in it.
         inside: Their modules in a block by our layers in it.
+        padding: Of our layers of that name, where another network has the same names and shapes and pads otherwise.
     """
 
     outside: dict[str, str]
     block: Callable[[int, int], str]
     inside: dict[str, str | tuple[str, str]]
+    padding: dict[str, tuple] = field(default_factory=dict)
 
     def __call__(self, names):
         """Their modules by our layers."""
@@ -49,6 +51,7 @@ timm_resnet = Naming(
     outside={"conv1": "conv1", "conv1_bn": "bn1", "predictions": "fc"},
     block=_layer,
     inside=_residual("se.fc1", "se.fc2"),
+    padding={"pool1_pad": ((1, 1), (1, 1))},  # ours ending in "b", which differ in strides too
 )
 timm_legacy = Naming(
     outside={"conv1": "layer0.conv1", "conv1_bn": "layer0.bn1", "predictions": "last_linear"}
@@ -56,6 +59,7 @@ timm_legacy = Naming(
     | {f"conv1_{n}_bn": f"layer0.bn{n}" for n in (1, 2, 3)},
     block=_layer,
     inside=_residual("se_module.fc1", "se_module.fc2"),
+    padding={"pool1_pad": ((0, 1), (0, 1))},  # as Caffe pools
 )
 timm_mobilenet = Naming(
     outside={"conv1": "conv_stem", "conv1_bn": "bn1", "predictions": "classifier"},

@@ -5,6 +5,8 @@ network with the same shapes loads silently into the wrong layers. State dicts o
 """
 
 import io
+import pickle
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -57,7 +59,7 @@ def port(model, state_dict, *, source):
 
     Args:
         model: A network of ours.
-        state_dict: `{their name: array}`, as `torch_module.state_dict()` or `read(path)` gives it.
+        state_dict: `{their name: array or torch tensor}`, as `torch_module.state_dict()` or `read(path)` gives it.
         source: `"timm"` or `"pytorchcv"`: whose names these are.
 
     Raises:
@@ -71,11 +73,11 @@ def port(model, state_dict, *, source):
 
 
 def read(path):
-    """The state dict in a `.safetensors` or `.pth` file: `{name: array}`.
+    """The state dict in a `.safetensors` or `.pth` file: `{name: array}`, or what a `.pth` has as its `state_dict`.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it cannot be read, or if it holds pickled code.
+        ValueError: If it cannot be read, or if it holds pickled code, which is not run.
     """
     path = _checked(path)
     if path.suffix not in _READERS:
@@ -97,8 +99,17 @@ def _read_pth(path):
         import torch
     except ImportError:
         raise ValueError("reading .pth files needs torch; .safetensors files do not") from None
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    return {name: tensor.numpy() for name, tensor in state.get("state_dict", state).items()}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # about pickle protocols
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        # torch's own message advises to run what is in it.
+        raise ValueError("it is cut or foreign, or holds pickled code, which is not run") from None
+    state = state.get("state_dict", state) if isinstance(state, dict) else state
+    if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+        raise ValueError("it holds no state dict, {name: tensor}")
+    return {name: _array(tensor) for name, tensor in state.items()}
 
 
 _READERS = {".safetensors": _read_safetensors, ".pth": _read_pth}
@@ -107,12 +118,10 @@ _READERS = {".safetensors": _read_safetensors, ".pth": _read_pth}
 def _port(layers, state, namings, *, where, ignore=()):
     arrays = _arrays(state, where)
     names = [layer.name for layer in layers if layer.weights]
-    modules = [naming([*names, *ignore]) for naming in namings]
+    found = [(naming, naming([*names, *ignore])) for naming in namings]
+    candidates = [(naming, modules, _rows(layers, modules)) for naming, modules in found]
     # The naming that explains most of the tensors; its differences are the ones to tell.
-    modules, rows = max(
-        ((found, _rows(layers, found)) for found in modules),
-        key=lambda candidate: len(candidate[1].keys() & arrays.keys()),
-    )
+    naming, modules, rows = max(candidates, key=lambda candidate: len(candidate[2].keys() & arrays.keys()))
     biases = _folded_biases(layers, modules, arrays)
     dropped = tuple(f"{module}." for name in ignore if name not in names for module in modules.get(name, ()))
     values = {
@@ -126,22 +135,39 @@ def _port(layers, state, namings, *, where, ignore=()):
             values[mean] = values[mean] - values.pop(bias)
     laid_out = {name: _laid_out(array, *rows[name]) if name in rows else array for name, array in values.items()}
     weights = {name: weight for name, (weight, _) in rows.items()}
-    for layer in layers:
-        if layer.weights and layer.name not in modules:
-            weights[layer.name] = layer.weights[0]  # no name of theirs: missing, under our own
     _check(laid_out, weights, where=where)
+    for layer in layers:
+        padding = getattr(naming, "padding", {}).get(layer.name)
+        if padding not in (None, getattr(layer, "padding", None)):
+            raise ValueError(
+                f"{where} is of another network: {layer.name} pads {layer.padding} here and {padding} there"
+            )
     for name, weight in weights.items():
         weight.assign(laid_out[name])
 
 
 def _arrays(state, where):
-    if not isinstance(state, dict) or not all(hasattr(tensor, "shape") for tensor in state.values()):
-        raise TypeError(f"A state dict is a dict of arrays. Received: {type(state).__name__} in {where}")
-    arrays = {name: np.asarray(tensor) for name, tensor in state.items()}
+    rule = "A state dict is a dict of arrays by their names"
+    if not isinstance(state, dict):
+        raise TypeError(f"{rule}. Received: {type(state).__name__} as {where}")
+    for name, tensor in state.items():
+        if not isinstance(name, str) or not hasattr(tensor, "shape"):
+            raise TypeError(f"{rule}. Received: {type(tensor).__name__} as {name!r} in {where}")
+        if getattr(tensor.dtype, "kind", "f") in "cOSU":
+            raise TypeError(f"{rule}, of real numbers. Received: {tensor.dtype} as {name!r} in {where}")
+    arrays = {name: _array(tensor) for name, tensor in state.items()}
     infinite = [name for name, array in arrays.items() if not np.isfinite(array).all()]
     if infinite:
         raise ValueError(f"{where} has values that are not finite: in {_some(infinite)}")
     return arrays
+
+
+def _array(tensor):
+    """A tensor of numpy's or torch's in float32; values that float32 has not become infinite."""
+    if hasattr(tensor, "detach"):  # torch's: numpy takes none that is trained, on a device, or in bfloat16
+        tensor = tensor.detach().cpu().float()
+    with np.errstate(over="ignore"):
+        return np.asarray(tensor, dtype="float32")
 
 
 # The variables of our layers: which of a layer's modules holds it, and under which name.
@@ -160,12 +186,15 @@ _TENSORS = {
 
 
 def _rows(layers, modules):
-    """`{their tensor: (our variable, its layer)}`."""
+    """`{their tensor: (our variable, its layer)}`. What has no name of theirs stands under our own: they lack it."""
     rows = {}
     for layer in layers:
-        for weight in layer.weights if layer.name in modules else ():
-            module, tensor = _TENSORS[weight.name]
-            rows[f"{modules[layer.name][module]}.{tensor}"] = (weight, layer)
+        for weight in layer.weights:
+            module, tensor = _TENSORS.get(weight.name, (0, None))
+            if tensor and module < len(modules.get(layer.name, ())):
+                rows[f"{modules[layer.name][module]}.{tensor}"] = (weight, layer)
+            else:
+                rows[layer.name] = (weight, layer)
     return rows
 
 
@@ -186,9 +215,17 @@ def _laid_out(array, weight, layer):
     if array.ndim == 4:
         depthwise = isinstance(layer, keras.layers.DepthwiseConv2D)
         array = array.transpose(2, 3, 0, 1) if depthwise else array.transpose(2, 3, 1, 0)
-        # Fully connected layers are convolutions in VGG's classifier and in most SE modules.
-        return array.reshape(-1, array.shape[-1]) if len(weight.shape) == 2 else array
-    return array.T
+        # Fully connected layers are convolutions in VGG's classifier, of the whole map, and in most SE modules.
+        dense = len(weight.shape) == 2 and array.shape[:2] == _map_size(layer)
+        return array.reshape(-1, array.shape[-1]) if dense else array
+    # Two axes do not tell the order of a flattened map: torch has channels first.
+    return array if array.ndim == 2 and _map_size(layer) != (1, 1) else array.T
+
+
+def _map_size(layer):
+    """Height and width of the feature map that a fully connected layer reads flattened."""
+    flatten = producer(layer.input)
+    return tuple(flatten.input.shape[1:3]) if isinstance(flatten, keras.layers.Flatten) else (1, 1)
 
 
 def _check(values, weights, *, where, name=str):
