@@ -149,7 +149,7 @@ def measure(baseline, network, *, form, threads=1, blocks=30, runs=3, allow_unde
     if undelegated and not allow_undelegated:
         raise ValueError(
             f"{', '.join(undelegated)} fell off XNNPACK and run on slow kernels: the ratio would not be the networks'. "
-            "Allow it to measure all the same"
+            "allow_undelegated=True (--allow-undelegated) measures all the same"
         )
     (shape,) = shapes
     images = noise(shape[1:], samples=shape[0])

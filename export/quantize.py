@@ -2,9 +2,11 @@
 
 import contextlib
 import io
+import math
 import warnings
 
 import numpy as np
+from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from ai_edge_quantizer import quantizer, recipe
 from ai_edge_quantizer.algorithm_manager import AlgorithmName
 from ai_edge_quantizer.qtyping import TFLOperationName
@@ -32,8 +34,67 @@ def quantize_int8(content, images, *, signature, input_name):
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.filterwarnings("ignore", message=".*experimental_preserve_all_tensors.*")  # calibration reads them all
         ranges = engine.calibrate({signature: [{input_name: image[None]} for image in images]}, num_threads=2)
-        result = engine.quantize(ranges, enable_progress_bar=False, enable_progress_report=False)
-    return bytes(result.quantized_model)
+        for _ in range(_ROUNDS):
+            result = engine.quantize(ranges, enable_progress_bar=False, enable_progress_report=False)
+            content = bytes(result.quantized_model)
+            narrow = _too_narrow(content)
+            if not narrow:
+                return content
+            for name, scale in narrow.items():
+                ranges[name] = _widened(ranges[name], 255 * scale)
+    raise ValueError(f"No int8 ranges fit integer kernels at {', '.join(narrow)}: calibrate on more typical images")
+
+
+_ROUNDS = 5
+# XNNPACK multiplies sums by a factor that must be below 2^8, and adds tensors whose scales are at most 2^10 apart. It
+# does not always refuse the others: it can also end the process.
+_LARGEST_FACTOR = 2.0**7
+_SMALLEST_FACTOR = 2.0**-9
+_MARGIN = 1.5
+_SUMS_OF_PRODUCTS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "MUL")
+
+
+def _too_narrow(content):
+    """The tensors whose scale is too small for integer kernels, and the scale that each needs.
+
+    Dead units do that: where a gate's bottleneck is zero for all calibration images, so is the range behind it.
+    """
+    reader = Interpreter(
+        model_content=content, experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+    )
+    tensors = {tensor["index"]: tensor for tensor in reader.get_tensor_details()}
+    scales = {
+        index: float(tensor["quantization_parameters"]["scales"].max())
+        for index, tensor in tensors.items()
+        if tensor["quantization_parameters"]["scales"].size
+    }
+    needed = {}
+    for operator in reader._get_ops_details():
+        output, inputs = operator["outputs"][0], [index for index in operator["inputs"] if index in scales]
+        if output not in scales or not inputs:
+            continue
+        if operator["op_name"] in _SUMS_OF_PRODUCTS:
+            factor = math.prod(scales[index] for index in inputs[:2]) / scales[output]
+        elif operator["op_name"] == "ADD":
+            factor = max(scales[index] for index in inputs) / scales[output]
+        else:
+            continue
+        if factor > _LARGEST_FACTOR:
+            needed[output] = scales[output] = scales[output] * factor / _LARGEST_FACTOR * _MARGIN
+        if operator["op_name"] == "ADD":
+            for index in inputs:
+                if scales[index] < scales[output] * _SMALLEST_FACTOR:
+                    needed[index] = scales[index] = scales[output] * _SMALLEST_FACTOR * _MARGIN
+    return {tensors[index]["name"]: scale for index, scale in needed.items()}
+
+
+def _widened(ranges, extent):
+    """Ranges of that extent: on zero's own side where they had one."""
+    low, high = np.minimum(ranges["min"], 0), np.maximum(ranges["max"], 0)
+    if not np.any(high - low):  # a dead unit, which other images may wake
+        low, high, extent = low - 1, high + 1, max(extent, 2)
+    factor = extent / np.max(high - low)
+    return {**ranges, "min": low * factor, "max": high * factor}
 
 
 def calibration_images(calibration, shape):

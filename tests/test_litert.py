@@ -877,3 +877,17 @@ def test_runner_refuses_random_bytes_behind_the_magic(seed):
 def test_number_of_threads_that_is_none_is_an_error(tiny, threads):
     with pytest.raises(ValueError, match="threads must be an int of at least 1. Received: threads="):
         tiny[1].runner(threads=threads)
+
+
+def test_gate_whose_bottleneck_is_dead_runs_in_int8():
+    # Its range is zero; a scale of zero's size makes XNNPACK's factors overflow, and XNNPACK ends the process.
+    images = keras.Input((8, 8, 3), name="images")
+    x = layers.Conv2D(16, 3, padding="same")(images)
+    x = layers.Add()([SqueezeExcite(16, name="se")(x), x])
+    model = keras.Model(images, layers.Dense(4)(layers.GlobalAveragePooling2D()(x)))
+    model.get_layer("se").reduce_bias.assign([-1e3])
+    random = np.random.default_rng(0)
+    seen = (random.normal(size=(20, 8, 8, 3)) + random.normal(size=(20, 1, 1, 3))).astype("float32")
+    converted = to_litert(model, precision="int8", calibration=seen)
+    assert converted.manifest["agreement"]["cosine"] > 0.99
+    assert converted.runner().undelegated() == []
