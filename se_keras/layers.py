@@ -161,21 +161,23 @@ class ShakeShake(keras.layers.Layer):
         for argument, value in (("forward", forward), ("backward", backward)):
             if value not in MIXTURES:
                 raise ValueError(f"{argument} must be one of {MIXTURES}. Received: {argument}={value!r}")
-        self.forward = forward
-        self.backward = backward
+        # Not `forward`: under the torch backend a layer is a torch.nn.Module, which is called by that name.
+        self.forward_mixture = forward
+        self.backward_mixture = backward
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
 
     def build(self, input_shape):
         """Checks the shapes; there are no weights."""
-        if len(input_shape) != 2 or tuple(input_shape[0]) != tuple(input_shape[1]):
+        several = all(isinstance(shape, (tuple, list)) for shape in input_shape)  # not the sizes of a single one
+        if not several or len(input_shape) != 2 or tuple(input_shape[0]) != tuple(input_shape[1]):
             raise ValueError(f"{self.name} mixes two tensors of one shape. Received: shapes={input_shape}")
 
     def call(self, inputs, training=False):
         """The mixture."""
         if not training:
             return (inputs[0] + inputs[1]) / 2
-        seen, felt = self._mix(inputs, self.forward), self._mix(inputs, self.backward)
+        seen, felt = self._mix(inputs, self.forward_mixture), self._mix(inputs, self.backward_mixture)
         # The value of the first and the gradient of the second.
         return felt + ops.stop_gradient(seen - felt)
 
@@ -193,7 +195,11 @@ class ShakeShake(keras.layers.Layer):
 
     def get_config(self):
         """The arguments of the layer."""
-        return super().get_config() | {"forward": self.forward, "backward": self.backward, "seed": self.seed}
+        return super().get_config() | {
+            "forward": self.forward_mixture,
+            "backward": self.backward_mixture,
+            "seed": self.seed,
+        }
 
 
 def check_arguments(ratio, squeeze, excitation, bias):

@@ -1,4 +1,4 @@
-"""SqueezeExcite against eq. 2-4 of arXiv:1709.01507, and as a Keras layer: saved, mixed precision, errors."""
+"""The layers against the equations of their papers, and as Keras layers: saved, mixed precision, errors."""
 
 import json
 import os
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from se_keras.layers import EXCITATIONS, SQUEEZES, SqueezeExcite
+from se_keras.layers import EXCITATIONS, MIXTURES, SQUEEZES, ChannelShuffle, ShakeShake, SqueezeExcite
 
 GATES = {
     "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
@@ -212,3 +212,321 @@ def test_layer_computes_the_same_under_another_backend(backend, tmp_path):
     subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, check=True, capture_output=True)
     # Sums of eight float32 products in another order: a few units in the last place.
     np.testing.assert_allclose(np.load(tmp_path / "result.npy"), expected, rtol=1e-5, atol=1e-6)
+
+
+# ChannelShuffle.
+
+
+def shuffled(x, groups):
+    """Zhang et al. 2018, section 3.1: "reshaping the output channel dimension into (g, n), transposing, flattening"."""
+    return x.reshape(*x.shape[:3], groups, -1).swapaxes(3, 4).reshape(x.shape)
+
+
+def numbered(*shape):
+    """Values none of which is there twice: exact in float32, and in float16 up to 2048."""
+    return np.arange(np.prod(shape), dtype="float32").reshape(shape)
+
+
+@pytest.mark.parametrize("groups, channels", [(1, 12), (2, 12), (3, 12), (4, 12), (12, 12), (8, 384)])
+def test_shuffle_transposes_groups_and_their_channels(groups, channels):
+    x = numbered(2, 3, 5, channels)
+    np.testing.assert_array_equal(ChannelShuffle(groups)(x).numpy(), shuffled(x, groups))
+
+
+def test_shuffle_of_six_channels_in_two_groups_alternates():
+    x = np.array([0, 1, 2, 3, 4, 5], "float32").reshape(1, 1, 1, 6)
+    assert ChannelShuffle(2)(x).numpy().ravel().tolist() == [0, 3, 1, 4, 2, 5]
+
+
+@pytest.mark.parametrize("groups", [2, 3, 4, 8])
+def test_shuffle_is_torchs(groups):
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    x = numbered(2, 3, 5, 24)
+    channels_first = torch.from_numpy(x.transpose(0, 3, 1, 2).copy())
+    theirs = torch.nn.ChannelShuffle(groups)(channels_first).numpy().transpose(0, 2, 3, 1)
+    np.testing.assert_array_equal(ChannelShuffle(groups)(x).numpy(), theirs)
+
+
+@pytest.mark.parametrize("groups", [1, 12])
+def test_shuffle_of_one_group_or_one_channel_a_group_changes_nothing(groups):
+    x = numbered(1, 2, 2, 12)
+    np.testing.assert_array_equal(ChannelShuffle(groups)(x).numpy(), x)
+
+
+def test_shuffle_by_the_other_factor_is_the_inverse():
+    x = numbered(2, 3, 4, 12)
+    np.testing.assert_array_equal(ChannelShuffle(4)(ChannelShuffle(3)(x)).numpy(), x)
+
+
+@pytest.mark.parametrize("samples, height, width", [(1, 3, 5), (4, 8, 2)])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_sizes_of_a_shuffled_map_may_be_dynamic(samples, height, width, compiled):
+    images = keras.Input((None, None, 6))
+    model = keras.Model(images, ChannelShuffle(3)(images))
+    assert model.output_shape == (None, None, None, 6)
+    call = tf.function(model, input_signature=[tf.TensorSpec((None, None, None, 6))]) if compiled else model
+    x = numbered(samples, height, width, 6)
+    np.testing.assert_array_equal(call(x).numpy(), shuffled(x, 3))
+
+
+def test_shuffle_computes_in_float16_exactly():
+    x = numbered(2, 4, 4, 12)
+    y = ChannelShuffle(3, dtype="mixed_float16")(x)
+    assert keras.backend.standardize_dtype(y.dtype) == "float16"
+    np.testing.assert_array_equal(y.numpy(), shuffled(x, 3))
+
+
+def test_gradient_of_a_shuffle_is_shuffled_back():
+    x, weight = tf.constant(numbered(2, 3, 4, 12)), numbered(2, 3, 4, 12)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        loss = keras.ops.sum(ChannelShuffle(3)(x) * weight)
+    np.testing.assert_array_equal(tape.gradient(loss, x).numpy(), shuffled(weight, 4))
+
+
+def test_shuffle_has_no_weights():
+    layer = ChannelShuffle(3)
+    layer(numbered(1, 2, 2, 6))
+    assert layer.weights == []
+
+
+def test_config_of_a_shuffle_round_trips_through_json():
+    config = ChannelShuffle(3, name="stage2_block1_shuffle").get_config()
+    assert config["groups"] == 3
+    assert ChannelShuffle.from_config(json.loads(json.dumps(config))).get_config() == config
+
+
+@pytest.mark.parametrize("groups", [0, -2, 2.0, True, "3", None])
+def test_number_of_groups_that_is_none_is_refused(groups):
+    with pytest.raises(ValueError, match=f"^groups must be an int of at least 1. Received: groups={groups!r}$"):
+        ChannelShuffle(groups)
+
+
+@pytest.mark.parametrize("channels", [8, 2, None])
+def test_groups_that_do_not_divide_the_channels_are_refused(channels):
+    message = f"mix: 3 groups must divide the number of channels. Received: {channels} channels"
+    with pytest.raises(ValueError, match=message):
+        ChannelShuffle(3, name="mix")(keras.Input((4, 4, channels)))
+
+
+@pytest.mark.parametrize("shape", [(6,), (4, 6), (4, 4, 4, 6)])
+def test_shuffle_of_another_rank_is_refused(shape):
+    with pytest.raises(ValueError, match=f"expected ndim=4, found ndim={len(shape) + 1}"):
+        ChannelShuffle(3)(keras.Input(shape))
+
+
+# ShakeShake.
+
+on_each_mixture = pytest.mark.parametrize("forward, backward", [(a, b) for a in MIXTURES for b in MIXTURES])
+IMAGES = 4096
+
+
+def branches(*shape):
+    rng = np.random.default_rng(0)
+    return [rng.normal(size=shape).astype("float32") for _ in range(2)]
+
+
+def shares(layer, *, channels=3):
+    """The share of the first branch in each image's output, and in its gradients: both of shape `(IMAGES, channels)`.
+
+    Ones and zeros are mixed to the share itself; the gradient of `sum(out * w)` is the share of `w`.
+    """
+    x, y = tf.ones((IMAGES, channels)), tf.zeros((IMAGES, channels))
+    weight = np.random.default_rng(0).choice([-2.0, -1.0, 1.0, 2.0], size=(IMAGES, channels)).astype("float32")
+    with tf.GradientTape() as tape:
+        tape.watch([x, y])
+        output = layer([x, y], training=True)
+        loss = keras.ops.sum(output * weight)
+    first, second = (gradient.numpy() / weight for gradient in tape.gradient(loss, [x, y]))
+    # 1 - a rounds once.
+    np.testing.assert_allclose(first + second, 1, rtol=0, atol=1e-6)
+    return output.numpy(), first
+
+
+def distance_from_uniform(values):
+    """Kolmogorov's and Smirnov's: the largest difference of the distribution functions."""
+    steps = np.arange(len(values) + 1) / len(values)
+    values = np.sort(values)
+    return max(np.max(steps[1:] - values), np.max(values - steps[:-1]))
+
+
+# Of a sample of a uniform distribution, more with a probability of 2 exp(-2 * 2.7 ** 2), one in a million.
+UNIFORM = 2.7 / np.sqrt(IMAGES)
+# A coefficient of correlation of independent values has this standard deviation: five of them.
+UNCORRELATED = 5 / np.sqrt(IMAGES)
+
+
+@on_each_mixture
+def test_inference_is_the_mean_exactly(forward, backward):
+    x, y = branches(5, 3, 3, 4)
+    for training in (False, None):
+        np.testing.assert_array_equal(ShakeShake(forward, backward)([x, y], training=training).numpy(), (x + y) / 2)
+    np.testing.assert_array_equal(ShakeShake(forward, backward)([x, y]).numpy(), (x + y) / 2)
+
+
+@pytest.mark.parametrize("backward", MIXTURES)
+def test_training_output_is_between_the_branches_by_one_share_an_image(backward):
+    x, y = branches(16, 3, 3, 4)
+    output = ShakeShake("shake", backward, seed=1)([x, y], training=True).numpy()
+    share = ((output - y) * (x - y)).sum(axis=(1, 2, 3)) / ((x - y) ** 2).sum(axis=(1, 2, 3))
+    assert np.all((share > 0) & (share < 1))
+    assert len(np.unique(share.round(4))) == 16
+    share = share[:, None, None, None]
+    # A few roundings of float32 in values up to four.
+    np.testing.assert_allclose(output, share * x + (1 - share) * y, rtol=0, atol=3e-6)
+
+
+def test_shares_of_the_output_are_uniform():
+    output, _ = shares(ShakeShake("shake", "even", seed=1))
+    assert distance_from_uniform(output[:, 0]) < UNIFORM
+
+
+def test_shares_of_the_gradients_are_uniform():
+    _, gradient = shares(ShakeShake("even", "shake", seed=1))
+    assert distance_from_uniform(gradient[:, 0]) < UNIFORM
+
+
+def test_shares_of_output_and_gradients_are_uniform_and_independent():
+    output, gradient = shares(ShakeShake(seed=1))
+    for share in (output, gradient):
+        assert np.ptp(share, axis=1).max() < 1e-6  # one an image
+        assert distance_from_uniform(share[:, 0]) < UNIFORM
+    assert abs(np.corrcoef(output[:, 0], gradient[:, 0])[0, 1]) < UNCORRELATED
+
+
+def test_every_step_draws_anew():
+    layer = ShakeShake(seed=1)
+    first, second = shares(layer), shares(layer)
+    for before, after in zip(first, second, strict=True):
+        assert abs(np.corrcoef(before[:, 0], after[:, 0])[0, 1]) < UNCORRELATED
+
+
+@pytest.mark.parametrize("backward", MIXTURES)
+def test_even_output_is_the_mean_in_training_too(backward):
+    output, _ = shares(ShakeShake("even", backward, seed=1))
+    # The gradient's mixture is added and taken away again, each rounding by half of 1.2e-7; alone it rounds nothing.
+    np.testing.assert_allclose(output, 0.5, rtol=0, atol=0 if backward == "even" else 1.2e-7)
+
+
+@pytest.mark.parametrize("forward", MIXTURES)
+def test_even_gradients_are_one_half_exactly(forward):
+    _, gradient = shares(ShakeShake(forward, "even", seed=1))
+    np.testing.assert_array_equal(gradient, np.full_like(gradient, 0.5))
+
+
+def test_same_seed_draws_the_same_and_another_draws_others():
+    one, same, other = (shares(ShakeShake(seed=seed))[0][:, 0] for seed in (1, 1, 2))
+    np.testing.assert_array_equal(one, same)
+    assert abs(np.corrcoef(one, other)[0, 1]) < UNCORRELATED
+
+
+def test_mixture_in_float16_is_float16_and_finite():
+    x, y = branches(8, 3, 3, 4)
+    output = ShakeShake(seed=1, dtype="mixed_float16")([x, y], training=True)
+    assert keras.backend.standardize_dtype(output.dtype) == "float16"
+    # Between the branches, but for roundings of float16, 2e-3 in values up to four.
+    low, high = np.minimum(x, y) - 0.01, np.maximum(x, y) + 0.01
+    assert np.all((output.numpy() > low) & (output.numpy() < high))
+
+
+def test_sizes_of_mixed_maps_may_be_dynamic():
+    inputs = [keras.Input((None, None, 4)), keras.Input((None, None, 4))]
+    model = keras.Model(inputs, ShakeShake(seed=1)(inputs))
+    assert model.output_shape == (None, None, None, 4)
+    call = tf.function(lambda x, y: model([x, y], training=True), input_signature=[tf.TensorSpec([None] * 3 + [4])] * 2)
+    for x, y in (branches(2, 3, 5, 4), branches(7, 4, 1, 4)):
+        output = call(x, y).numpy()
+        assert output.shape == x.shape
+        assert np.all((output >= np.minimum(x, y) - 1e-6) & (output <= np.maximum(x, y) + 1e-6))
+
+
+@on_each_mixture
+def test_config_of_a_mixture_round_trips_through_json(forward, backward):
+    config = ShakeShake(forward, backward, seed=3, name="stage2_block1_shake").get_config()
+    assert (config["forward"], config["backward"], config["seed"]) == (forward, backward, 3)
+    assert ShakeShake.from_config(json.loads(json.dumps(config))).get_config() == config
+
+
+def test_mixture_made_from_its_config_draws_the_same():
+    layer = ShakeShake(seed=3)
+    again = ShakeShake.from_config(layer.get_config())
+    np.testing.assert_array_equal(shares(layer)[0], shares(again)[0])
+
+
+def test_saved_model_with_both_layers_loads_with_identical_outputs(tmp_path):
+    images = keras.Input((4, 4, 6))
+    mixed = ShakeShake(seed=1)([ChannelShuffle(3)(images), keras.layers.Conv2D(6, 3, padding="same")(images)])
+    model = keras.Model(images, mixed)
+    x = np.random.default_rng(0).normal(size=(4, 4, 4, 6)).astype("float32")
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(loaded(x).numpy(), model(x).numpy())
+
+
+@pytest.mark.parametrize("argument", ["forward", "backward"])
+@pytest.mark.parametrize("value", ["mean", None, 0.5])
+def test_mixture_that_is_none_is_refused(argument, value):
+    message = rf"^{argument} must be one of \('shake', 'even'\)\. Received: {argument}={value!r}$"
+    with pytest.raises(ValueError, match=message):
+        ShakeShake(**{argument: value})
+
+
+MAP = (4, 4, 6)
+
+
+@pytest.mark.parametrize(
+    "shapes", [(MAP,), (MAP, MAP, MAP), (MAP, (4, 4, 3)), (MAP, (4, 2, 6)), (MAP, (6,))], ids=lambda shapes: str(shapes)
+)
+def test_inputs_that_are_not_two_of_one_shape_are_refused(shapes):
+    with pytest.raises(ValueError, match="mix mixes two tensors of one shape. Received: shapes="):
+        ShakeShake(name="mix")([keras.Input(shape) for shape in shapes])
+
+
+@pytest.mark.parametrize("shape", [(6,), MAP])
+def test_mixture_of_one_tensor_is_refused(shape):
+    with pytest.raises(ValueError, match="mix mixes two tensors of one shape. Received: shapes="):
+        ShakeShake(name="mix")(keras.Input(shape))
+
+
+@pytest.mark.parametrize("backend", ["torch", "jax"])
+def test_shuffle_and_mixture_are_the_same_under_another_backend(backend, tmp_path):
+    pytest.importorskip(backend, reason=f"the backend {backend} is not installed")
+    x, y = branches(8, 3, 5, 6)
+    np.savez(tmp_path / "case.npz", x=x, y=y)
+    script = (
+        "import keras, numpy as np\n"
+        "from se_keras.layers import ChannelShuffle, ShakeShake\n"
+        "case = np.load('case.npz')\n"
+        "x, y = (keras.ops.convert_to_tensor(case[name]) for name in 'xy')\n"
+        "layer = ShakeShake(seed=1)\n"
+        "results = {'shuffled': ChannelShuffle(3)(x), 'mean': layer([x, y]), 'mixed': layer([x, y], training=True)}\n"
+        "np.savez('result.npz', **{name: keras.ops.convert_to_numpy(z) for name, z in results.items()})\n"
+    )
+    environment = os.environ | {"KERAS_BACKEND": backend}
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, check=True, capture_output=True)
+    result = np.load(tmp_path / "result.npz")
+    np.testing.assert_array_equal(result["shuffled"], shuffled(x, 3))
+    np.testing.assert_array_equal(result["mean"], (x + y) / 2)
+    # Random numbers differ by backend: one share an image, between 0 and 1, is what they have in common.
+    share = ((result["mixed"] - y) * (x - y)).sum(axis=(1, 2, 3)) / ((x - y) ** 2).sum(axis=(1, 2, 3))
+    assert np.all((share > 0) & (share < 1)) and len(np.unique(share.round(4))) == 8
+    share = share[:, None, None, None]
+    np.testing.assert_allclose(result["mixed"], share * x + (1 - share) * y, rtol=0, atol=3e-6)
+
+
+def test_gradients_under_torch_have_shares_of_their_own():
+    pytest.importorskip("torch", reason="the backend torch is not installed")
+    script = (
+        "import numpy as np, torch\n"
+        "from se_keras.layers import ShakeShake\n"
+        f"x, y = (torch.full(({IMAGES}, 1), value, requires_grad=True, device='cpu') for value in (1.0, 0.0))\n"
+        "output = ShakeShake(seed=1)([x, y], training=True)\n"
+        "output.sum().backward()\n"
+        "output, gradient = (z.detach().numpy().ravel() for z in (output, x.grad))\n"
+        "print(np.corrcoef(output, gradient)[0, 1], gradient.min(), gradient.max())\n"
+    )
+    environment = os.environ | {"KERAS_BACKEND": "torch"}
+    ran = subprocess.run([sys.executable, "-c", script], env=environment, check=True, capture_output=True, text=True)
+    correlation, least, largest = map(float, ran.stdout.split()[-3:])
+    assert abs(correlation) < UNCORRELATED
+    assert 0 <= least < 0.01 and 0.99 < largest <= 1  # missed by all 4096 with a probability of exp(-41)
