@@ -11,7 +11,7 @@ def preprocess_input(x, network):
     `create(..., include_preprocessing=True)` puts the same into the network itself.
 
     Args:
-        x: Images `(..., height, width, channels)`: an array, or a tensor of any backend. It stays as it is.
+        x: Images `(..., height, width, channels)`: an array, or a tensor of the backend. It stays as it is.
         network: A name of the catalogue, such as `"se_resnet50"`.
 
     Returns:
@@ -21,10 +21,15 @@ def preprocess_input(x, network):
         ValueError: If there is no such network, or if it takes images with another number of channels.
     """
     spec = spec_of(network)
-    if len(getattr(x, "shape", ())) < 3 or x.shape[-1] != len(spec.mean):
-        came = getattr(x, "shape", type(x).__name__)
+    shape = getattr(x, "shape", None)
+    try:
+        fits = len(shape) >= 3 and shape[-1] == len(spec.mean)
+    except (TypeError, ValueError):  # no shape at all, or one of unknown rank
+        fits = False
+    if not fits:
+        came = type(x).__name__ if shape is None else shape
         raise ValueError(f"{network} takes images (..., height, width, {len(spec.mean)}). Received: {came}")
-    if keras.ops.is_tensor(x):
+    if keras.ops.is_tensor(x) or keras.utils.is_keras_tensor(x):
         x = keras.ops.cast(x, "float32")
         mean, std = (keras.ops.convert_to_tensor(values, "float32") for values in (spec.mean, spec.std))
         return (x - mean) / std
