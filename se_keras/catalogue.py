@@ -7,7 +7,7 @@ import keras
 
 from se_keras.architectures import cifar, inception, mobilenet, resnet, shufflenet, vgg
 from se_keras.blocks import HEAD
-from se_keras.pretrained import imagenet
+from se_keras.pretrained import IMAGENET, imagenet
 from se_keras.recalibration import check_fits
 from se_keras.weights import load
 
@@ -102,6 +102,9 @@ def create(
         images = input_tensor
     else:
         raise TypeError(f"input_tensor must be a Keras tensor, as keras.Input returns. Received: {type(input_tensor)}")
+    if isinstance(weights, str) and weights == "imagenet":
+        _check_released(network, spec, images.shape[1:], classes if include_top else None)
+        weights = imagenet(network, build=lambda: create(network))
 
     x = images
     if include_preprocessing:
@@ -119,11 +122,25 @@ def create(
     inputs = keras.utils.get_source_inputs(images)
     model = keras.Model(inputs[0] if len(inputs) == 1 else inputs, x, name=name or network)
     if weights is not None:
-        if weights == "imagenet":
-            weights = imagenet(network, build=lambda: create(network))
         before = set(keras.Model(inputs, images).layers)
         load([layer for layer in model.layers if layer not in before], weights, ignore=() if include_top else HEAD)
     return model
+
+
+def _check_released(network, spec, shape, classes):
+    """Raises ValueError where released weights cannot fit, before any are fetched; `classes` is None without a top."""
+    row = spec_of(network)
+    if network not in IMAGENET:
+        return
+    if classes not in (None, row.classes):
+        raise ValueError(f"weights='imagenet' has a classifier of {row.classes} classes: classes must be "
+                         f"{row.classes}, or include_top False. Received: classes={classes}")  # fmt: skip
+    if spec != row:
+        raise ValueError(f"weights='imagenet' was trained as {network} is published: se must be left out, or be the "
+                         f"row's own. Received: se={spec.se}")  # fmt: skip
+    if shape[-1] != row.input_shape[-1]:
+        raise ValueError(f"weights='imagenet' takes images of {row.input_shape[-1]} channels. "
+                         f"Received: input_shape={tuple(shape)}")  # fmt: skip
 
 
 def _row(network):
