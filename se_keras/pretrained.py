@@ -7,6 +7,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+import keras
+
 from se_keras import storage, weights
 
 
@@ -58,20 +60,27 @@ def imagenet(network, build):
     path = home() / f"{network}.imagenet.weights.h5"
     if _is_whole(path, repo):
         return path
+    try:
+        storage.check_writable(path)
+    except OSError as error:
+        raise _not_kept(network, path, error) from error
     downloaded = _download(network, repo)
-    model = build()
+    model = _in_float32(build)
     weights.load(model.layers, downloaded)
-    with storage.staged(path) as written:
-        model.save_weights(written)
-        checksum = _sha256(written)
-        path.unlink(missing_ok=True)
-    storage.write_json(_record(path), {"sha256": checksum, "repo": repo})
+    try:
+        with storage.staged(path) as written:
+            _reserve(written, 4 * model.count_params())
+            model.save_weights(written)
+            checksum = _sha256(written)
+        storage.write_json(_record(path), {"sha256": checksum, "repo": repo})
+    except (OSError, RuntimeError) as error:  # HDF5 has both for a full disk
+        raise _not_kept(network, path, error) from error
     return path
 
 
 def home():
     """The folder of ported weights, in the Keras home: `$KERAS_HOME`, or `~/.keras`."""
-    return Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / "models" / "se_keras"
+    return Path(os.environ.get("KERAS_HOME") or "~/.keras").expanduser() / "models" / "se_keras"
 
 
 def _is_whole(path, repo):
@@ -86,24 +95,67 @@ def _record(path):
     return path.with_name(path.name + ".json")
 
 
+def _in_float32(build):
+    """What `build` builds, with variables of float32: the file is for every later policy, not for today's alone."""
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("float32")
+    try:
+        return build()
+    finally:
+        keras.config.set_dtype_policy(policy)
+
+
 def _download(network, repo):
     """The path of the hub's file in the hub's own cache, with the SHA-256 that the hub gives for it."""
+    path = _fetch(network, repo)
+    if not _is_as_announced(path):
+        path = _fetch(network, repo, force_download=True)
+    if not _is_as_announced(path):
+        path.unlink()
+        raise ValueError(f"What {repo} sent for {network} has not the SHA-256 that it announced: try again")
+    return path
+
+
+def _fetch(network, repo, **options):
     import huggingface_hub
 
     try:
-        path = Path(huggingface_hub.hf_hub_download(repo, FILE))
-    except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return Path(huggingface_hub.hf_hub_download(repo, FILE, **options))
+    except Exception as error:  # the hub's library passes on the errors of the HTTP library of the day
+        # Its own words, "check your connection", stand for each failure; the cause is the one that happened.
+        reason = _first_line(error.__cause__ or error)
         raise ConnectionError(
             f"The weights of {network} could not be fetched from {repo}: {reason}. weights=PATH takes a file"
         ) from error
-    # The cache names a large file after its SHA-256.
-    blob = path.resolve()
-    if re.fullmatch("[0-9a-f]{64}", blob.name) and blob.name != _sha256(blob):
-        blob.unlink()
-        path.unlink(missing_ok=True)
-        raise ValueError(f"What {repo} sent for {network} has not the SHA-256 that it announced: try again")
-    return path
+
+
+def _is_as_announced(path):
+    """Whether a file of the hub's cache has the SHA-256 that its link there is named after.
+
+    One link is followed, no more: the next one may lead to a file that several repositories share, which has the name
+    of another hash. Where the cache has no links, the hub's own check of the length is the only one.
+    """
+    blob = path.readlink().name if path.is_symlink() else ""
+    return not re.fullmatch("[0-9a-f]{64}", blob) or blob == _sha256(path)
+
+
+def _reserve(path, size):
+    """Fails at once where there is no room: on a full disk HDF5 prints pages, one for each of its objects."""
+    block = bytes(2**20)
+    with path.open("wb") as file:
+        for _ in range(size // len(block) + 1):
+            file.write(block)
+
+
+def _not_kept(network, path, error):
+    reason = _first_line(getattr(error, "strerror", None) or error)
+    return OSError(
+        f"The weights of {network} cannot be kept in {str(path.parent)!r}: {reason}. KERAS_HOME names another folder"
+    )
+
+
+def _first_line(error):
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 def _sha256(path):
