@@ -73,7 +73,8 @@ def lower(model, *, input_shape=None):
 
     Raises:
         TypeError: If `model` is not functional.
-        ValueError: If it has layers that are neither Keras' own nor SqueezeExcite; the message names them.
+        ValueError: If it has layers that are neither Keras' own nor of se_keras, the message names them; or if it does
+            not take `input_shape`.
 
     Example:
 
@@ -85,15 +86,20 @@ def lower(model, *, input_shape=None):
     unsupported = sorted(_unsupported(model))
     if unsupported:
         raise ValueError(f"lower takes float layers of Keras' own and of se_keras. Received: {', '.join(unsupported)}")
+    if input_shape is not None:
+        _check_takes(model, input_shape)
     walk = _Walk()
     inputs = {id(x): _like(x, input_shape) for x in endpoints(model)[0]}
-    values = walk.model(model, {key: Emitted(x) for key, x in inputs.items()})
     taken, given = structures(model)
-    lowered = keras.Model(
-        keras.tree.map_structure(lambda x: inputs[id(x)], taken),
-        keras.tree.map_structure(lambda x: values[id(x)].emit(), given),
-        name=model.name,
-    )
+    try:
+        values = walk.model(model, {key: Emitted(x) for key, x in inputs.items()})
+        outputs = keras.tree.map_structure(lambda x: values[id(x)].emit(), given)
+    except ValueError as error:
+        if input_shape is None:
+            raise
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"{model.name} does not take input_shape={tuple(input_shape)}: {reason}") from error
+    lowered = keras.Model(keras.tree.map_structure(lambda x: inputs[id(x)], taken), outputs, name=model.name)
     lowered.lowering = Lowering(**{kind: tuple(found) for kind, found in walk.log.items()})
     return lowered
 
@@ -198,9 +204,9 @@ def shuffle(x, groups, *, name):
     if None in (height, width):
         order = np.arange(channels).reshape(groups, -1).T.ravel()
         return keras.ops.take(x, order.tolist(), axis=-1)
-    apart = layers.Reshape((height * width, groups, channels // groups), name=f"{name}_apart")(x)
-    turned = layers.Permute((1, 3, 2), name=f"{name}_turned")(apart)
-    return layers.Reshape((height, width, channels), name=name)(turned)
+    apart = layers.Reshape((height * width, groups, channels // groups), name=f"{name}_apart", dtype="float32")(x)
+    turned = layers.Permute((1, 3, 2), name=f"{name}_turned", dtype="float32")(apart)
+    return layers.Reshape((height, width, channels), name=name, dtype="float32")(turned)
 
 
 class _Walk:
@@ -338,12 +344,28 @@ def _like(x, input_shape):
     return keras.Input(batch_shape=shape, dtype=dtype, name=x.name)
 
 
+def _check_takes(model, input_shape):
+    inputs = endpoints(model)[0]
+    if len(inputs) != 1:
+        raise ValueError(f"input_shape is for models with one input. Received: a model with {len(inputs)}")
+    own = tuple(inputs[0].shape[1:])
+    if (
+        not isinstance(input_shape, (tuple, list))
+        or len(input_shape) != len(own)
+        or own[-1] not in (None, input_shape[-1])
+        or not all(type(size) is int and size > 0 for size in input_shape)
+    ):
+        raise ValueError(f"{model.name} takes input_shape={own}, of any size. Received: {input_shape=!r}")
+
+
 def _unsupported(model):
     """What has no stock counterpart in float32, by name and reason."""
     for call in calls(model):
         operation = call.operation
         if isinstance(operation, keras.Model):
             yield from _unsupported(operation)
+        elif type(operation) is ShakeShake and call.arguments.kwargs.get("training"):
+            yield f"{operation.name} (training=True)"
         elif type(operation) not in OURS:
             what = {type(part) for part in parts(operation)} | {getattr(operation, "activation", None)}
             foreign = {f.__name__ for f in what if inspect.isfunction(f) or inspect.isclass(f) if not _is_stock(f)}

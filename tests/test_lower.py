@@ -1,7 +1,7 @@
 """A lowered model equals its original, is cheaper in the ways it says, and needs Keras alone."""
 
 import functools
-import gc
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -15,7 +15,7 @@ from keras.layers import BatchNormalization, Conv2D, Dense, DepthwiseConv2D, Dro
 
 from se_keras.catalogue import create
 from se_keras.export.lower import lower
-from se_keras.layers import EXCITATIONS, SQUEEZES, SqueezeExcite
+from se_keras.layers import EXCITATIONS, SQUEEZES, ChannelShuffle, ShakeShake, SqueezeExcite
 from se_keras.recalibration import SITES, SEConfig
 
 # The share of the outputs' range that is promised. Folding rounds each weight once (6e-8) and a hoisted mean sums in
@@ -175,6 +175,33 @@ def other_layers(x):
     return layers.LSTM(6)(layers.Conv1D(8, 3)(layers.ZeroPadding1D(1)(y)))
 
 
+def shuffle_unit(x):
+    y = ReLU()(norm(Conv2D(16, 1, groups=4, use_bias=False)(x)))
+    y = norm(DepthwiseConv2D(3, padding="same", use_bias=False)(ChannelShuffle(4)(y)))
+    y = recalibrate(norm(Conv2D(16, 1, groups=4, use_bias=False)(y)))
+    return layers.Concatenate()([y, x])
+
+
+def shared_shuffle(x):
+    shuffle = ChannelShuffle(4)
+    return shuffle(ReLU()(norm(pointwise(shuffle(x)))))
+
+
+def shuffle_with_two_readers(x):
+    y = ChannelShuffle(2)(norm(pointwise(x)))
+    return layers.Add()([recalibrate(y), ReLU()(y)])
+
+
+def shake_shake(x):
+    branches = [norm(Conv2D(16, 3, padding="same", use_bias=False)(x)), norm(pointwise(x))]
+    return recalibrate(ShakeShake()(branches))
+
+
+def nested_shuffle_and_mixture(x):
+    inner = graph(lambda x: ShakeShake("even")([ChannelShuffle(2)(pointwise(x)), pointwise(x)]))
+    return ReLU()(inner(x))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Case:
     """A network of a user's, and how many layers of which kind `lower` must hoist, fold or drop in it."""
@@ -261,6 +288,17 @@ CASES = {
     "augmentation": case(augmented, folded=1),
     "other layers": case(other_layers),
     "output is the input": case(Dropout(0.5), dropped=1),
+    # The other layers of se_keras.
+    "shuffle": case(ChannelShuffle(4)),
+    "shuffle of one group": case(ChannelShuffle(1)),
+    "shuffle of a free size": Case(build=lambda: graph(shuffle_unit, (None, None, 8)), hoisted=1, folded=3),
+    "shuffle of a free height": Case(build=lambda: graph(shuffle_unit, (None, 6, 8)), hoisted=1, folded=3),
+    "shuffle unit": case(shuffle_unit, hoisted=1, folded=3),
+    "shared shuffle": case(shared_shuffle, folded=1),
+    "shuffle with two readers": case(shuffle_with_two_readers, unhoisted=1, folded=1),
+    "mixture": case(shake_shake, unhoisted=1, folded=2),
+    "mixture of a value with itself": case(lambda x: (lambda y: ShakeShake()([y, y]))(pointwise(x))),
+    "nested shuffle and mixture": case(nested_shuffle_and_mixture),
 }
 every_case = pytest.mark.parametrize("name", CASES)
 
@@ -407,6 +445,91 @@ def test_dense_layer_in_int8_is_not_lowered_to_something_else():
         assert difference(outputs_of(model, x), outputs_of(lowered, x)) <= 0.02
 
 
+# ChannelShuffle and ShakeShake.
+
+
+@pytest.mark.parametrize("shape", [(6, 5, 12), (None, None, 12), (None, 5, 12)])
+@pytest.mark.parametrize("groups", [1, 2, 3, 12])
+def test_lowered_shuffle_is_equal_to_the_bit(shape, groups):
+    model = graph(ChannelShuffle(groups), shape)
+    images = np.random.default_rng(0).normal(size=(2, 6, 5, 12)).astype("float32")
+    np.testing.assert_array_equal(lower(model)(images).numpy(), model(images).numpy())
+
+
+def test_shuffle_of_a_fixed_size_becomes_layers_that_carry_its_name():
+    lowered = lower(graph(ChannelShuffle(4, name="shuffle")))
+    assert [(type(layer), layer.name) for layer in lowered.layers[1:]] == [
+        (layers.Reshape, "shuffle_apart"),
+        (layers.Permute, "shuffle_turned"),
+        (layers.Reshape, "shuffle"),
+    ]
+
+
+def test_shuffle_of_a_free_size_leaves_it_free():
+    lowered = lower(graph(ChannelShuffle(4), (None, None, 8)))
+    assert lowered.input_shape == lowered.output_shape == (None, None, None, 8)
+
+
+def test_lowered_mixture_is_an_average_equal_to_the_bit():
+    model = graph(lambda x: ShakeShake(name="shake")([x, ReLU()(x)]))
+    lowered = lower(model)
+    images = images_for(model)
+    assert type(lowered.get_layer("shake")) is layers.Average
+    np.testing.assert_array_equal(lowered(images).numpy(), model(images).numpy())
+
+
+def test_mixture_that_draws_in_inference_is_refused():
+    # Its mean would be another model.
+    model = graph(lambda x: ShakeShake(name="shake")([x, ReLU()(x)], training=True))
+    with pytest.raises(ValueError, match=r"Received: shake \(training=True\)$"):
+        lower(model)
+
+
+# Another size.
+
+
+@pytest.mark.parametrize("own", [(None, None, 8), (None, 6, 8), (6, 6, 8)])
+@pytest.mark.parametrize("size", [(6, 6, 8), [9, 4, 8]])
+@pytest.mark.parametrize("function", [shuffle_unit, shake_shake, bottleneck])
+def test_input_shape_is_fixed_in_the_lowered_model_alone(own, size, function):
+    model = scattered(graph(function, own), images=np.random.default_rng(0).normal(size=(2, 6, 6, 8)))
+    lowered = lower(model, input_shape=size)
+    assert (lowered.input_shape, model.input_shape) == ((None, *size), (None, *own))
+    # A model of another size is compared by one of the same weights that takes any.
+    free = graph(function, (None, None, 8))
+    free.set_weights(model.get_weights())
+    images = images_for(lowered)
+    assert difference(outputs_of(free, images), outputs_of(lowered, images)) <= BOUND
+
+
+def test_shuffle_of_a_free_size_is_lowered_to_layers_where_the_size_is_given():
+    model = graph(ChannelShuffle(4), (None, None, 8))
+    kinds = {type(layer) for layer in lower(model, input_shape=(6, 5, 8)).layers}
+    assert kinds == {layers.InputLayer, layers.Reshape, layers.Permute}
+
+
+@pytest.mark.parametrize(
+    "size",
+    [(6, 6), (6, 6, 8, 1), (), 6, "6x6", (6, 6, 3), (6, 6, None), (None, 6, 8), (0, 6, 8), (-6, 6, 8), (6.0, 6, 8)],
+    ids=str,
+)
+def test_input_shape_that_the_model_does_not_take_is_refused(size):
+    message = f"graph takes input_shape=(None, None, 8), of any size. Received: input_shape={size!r}"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        lower(graph(bottleneck, (None, None, 8)), input_shape=size)
+
+
+def test_input_shape_that_a_layer_inside_does_not_take_is_refused_in_one_line():
+    model = graph(lambda x: Dense(4, name="top")(layers.Flatten()(x)))
+    with pytest.raises(ValueError, match=r"^graph does not take input_shape=\(8, 8, 8\): [^\n]+$"):
+        lower(model, input_shape=(8, 8, 8))
+
+
+def test_input_shape_for_two_inputs_is_refused():
+    with pytest.raises(ValueError, match=r"^input_shape is for models with one input\. Received: a model with 2$"):
+        lower(several_inputs(), input_shape=(6, 6, 8))
+
+
 # Random graphs.
 
 
@@ -442,14 +565,7 @@ def test_random_chain_equals_the_original(seed):
     assert difference(outputs_of(model, images), outputs_of(lower(model), images)) <= BOUND
 
 
-# Networks of the catalogue.
-
-
-@pytest.fixture
-def frugal():
-    yield
-    keras.utils.clear_session()
-    gc.collect()
+# A network of the catalogue; test_networks.py has all of them.
 
 
 @pytest.mark.parametrize("squeeze", SQUEEZES)
@@ -468,48 +584,6 @@ def test_every_excitation_equals_the_original(excitation, bias):
     model = create("se_resnet11_digits", se=se, classes=10, classifier_activation=None)
     images = images_for(scattered(model))
     assert difference(outputs_of(model, images), outputs_of(lower(model), images)) <= BOUND
-
-
-NETWORKS = {
-    "se_resnet18": {"hoisted": 0, "unhoisted": 8, "folded": 20, "dropped": 0},
-    "se_resnet50": {"hoisted": 16, "unhoisted": 0, "folded": 53, "dropped": 0},
-    "se_resnext50_32x4d": {"hoisted": 16, "unhoisted": 0, "folded": 53, "dropped": 0},
-}
-
-
-@pytest.mark.parametrize("name", NETWORKS)
-def test_network_of_a_fixed_size_equals_the_original(name, frugal):
-    model = create(name, input_shape=(64, 64, 3), classifier_activation=None)
-    images = images_for(scattered(model))
-    assert difference(outputs_of(model, images), outputs_of(lower(model), images)) <= BOUND
-
-
-@pytest.fixture(scope="module", params=NETWORKS)
-def network(request):
-    """A network of a free size, and it lowered; gone before the next one comes."""
-    keras.utils.set_random_seed(0)
-    model = create(request.param, input_shape=(None, None, 3), classifier_activation=None)
-    yield request.param, model, lower(scattered(model, images=images_for(model, size=64)))
-    del model
-    keras.utils.clear_session()
-    gc.collect()
-
-
-@pytest.mark.parametrize("size", [64, 97])  # even and odd: padding and pooling round
-def test_network_of_a_free_size_equals_the_original_at_every_size(network, size):
-    _, model, lowered = network
-    images = images_for(model, size=size)
-    assert difference(outputs_of(model, images), outputs_of(lowered, images)) <= BOUND
-
-
-def test_free_size_stays_free(network):
-    assert network[-1].input_shape == (None, None, None, 3)
-
-
-def test_what_is_hoisted_and_folded_in_the_networks(network):
-    # No BatchNorm is left: 1 of the stem, 2 or 3 of each block, and that of each projection.
-    name, _, lowered = network
-    assert found(lowered.lowering) == NETWORKS[name]
 
 
 @pytest.mark.parametrize(
@@ -535,7 +609,7 @@ def test_only_the_mean_is_hoisted(squeeze):
     assert (len(lowering.hoisted), len(lowering.unhoisted)) == (0, 3)
 
 
-def test_baseline_has_nothing_to_hoist(frugal):
+def test_baseline_has_nothing_to_hoist():
     lowering = lower(create("resnet11_digits", classes=10)).lowering
     assert lowering.hoisted == lowering.unhoisted == ()
     assert len(lowering.folded) == 13
@@ -626,8 +700,9 @@ def test_lowered_mixed_network_equals_its_original_to_float16(mixed_float16):
     assert difference(outputs_of(half, images), outputs_of(lower(half), images)) <= 5e-3
 
 
-def test_lowered_mixed_network_computes_in_float32_throughout(mixed_float16):
-    lowered = lower(mixed_twins()[1])
+@pytest.mark.parametrize("build", [lambda: mixed_twins()[1], lambda: graph(shuffle_unit), lambda: graph(shake_shake)])
+def test_lowered_mixed_network_computes_in_float32_throughout(build, mixed_float16):
+    lowered = lower(build())
     computing = [layer for layer in lowered.layers if not isinstance(layer, layers.InputLayer)]
     assert {layer.compute_dtype for layer in computing} == {"float32"}
     assert {str(x.dtype) for x in (*lowered.inputs, *lowered.outputs)} == {"float32"}
