@@ -154,6 +154,7 @@ def build(spec, images):
 
 _preact = "He et al. 2016 (arXiv:1603.05027), Table 1; arXiv:1709.01507, Tables 4 and 5"
 _shake = "Gastaldi 2017 (arXiv:1705.07485); arXiv:1709.01507, "
+_block_sites = tuple(site for site in SITES if site != "3x3")  # there are two inner 3x3, one in each branch
 SPECS = with_se(
     {
         # Depth is 6 n + 2 with basic blocks, 9 n + 2 with bottlenecks.
@@ -167,7 +168,13 @@ SPECS = with_se(
             source="Zagoruyko & Komodakis 2016 (arXiv:1605.07146), Table 1; arXiv:1709.01507, Tables 4 and 5",
         ),
         "shake_shake_26_2x96d": CifarSpec(
-            blocks=4, block=shake_basic, stem=conv_bn, end=relu, width=96, source=f"{_shake}Table 4"
+            blocks=4,
+            block=shake_basic,
+            stem=conv_bn,
+            end=relu,
+            width=96,
+            sites=_block_sites,
+            source=f"{_shake}Table 4",
         ),
         "shake_even_29_2x4x64d": CifarSpec(
             blocks=3,
@@ -178,6 +185,7 @@ SPECS = with_se(
             width=64,
             cardinality=4,
             backward="even",
+            sites=_block_sites,
             classes=100,
             source=f"{_shake}Table 5",
         ),

@@ -44,9 +44,14 @@ def reduction(x, three_reduce, three, double_reduce, double, *, se, name):
     branches = [
         branch(x, (three_reduce, 1), (three, 3), strides=2, name=f"{name}_branch1"),
         branch(x, (double_reduce, 1), (double, 3), (double, 3), strides=2, name=f"{name}_branch2"),
-        max_pool_caffe(x, name=f"{name}_pool"),
+        halving_pool(x, name=f"{name}_pool"),
     ]
     return se("standard", concatenate(branches, name=name))
+
+
+def halving_pool(x, *, name):
+    """3x3 at stride 2: Caffe's at even sizes, and at odd ones a window more, as the convolutions beside it have."""
+    return layers.MaxPooling2D(3, 2, name=name)(layers.ZeroPadding2D(((0, 2), (0, 2)), name=f"{name}_pad")(x))
 
 
 def average_pool(x, *, name):
