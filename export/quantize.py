@@ -9,7 +9,10 @@ import numpy as np
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from ai_edge_quantizer import quantizer, recipe
 from ai_edge_quantizer.algorithm_manager import AlgorithmName
+from ai_edge_quantizer.calibrator import Calibrator
 from ai_edge_quantizer.qtyping import TFLOperationName
+from ai_edge_quantizer.recipe_manager import RecipeManager
+from ai_edge_quantizer.utils.qsv_utils import min_max_update
 
 # Float32 images in, float32 probabilities out: callers need no scales. A softmax in int8 leaves XNNPACK, and its 256
 # steps of 1/256 would be all that is left of the probabilities.
@@ -31,9 +34,15 @@ def quantize_int8(content, images, *, signature, input_name):
     engine = quantizer.Quantizer(content, recipe.static_wi8_ai8())
     for operation in _IN_FLOAT:
         engine.update_quantization_recipe(regex=".*", operation_name=operation, algorithm_key=AlgorithmName.NO_QUANTIZE)
+    rules = RecipeManager()
+    rules.load_quantization_recipe(engine.get_quantization_recipe())
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.filterwarnings("ignore", message=".*experimental_preserve_all_tensors.*")  # calibration reads them all
-        ranges = engine.calibrate({signature: [{input_name: image[None]} for image in images]}, num_threads=2)
+        # The whole range of each tensor over all images. The engine's own average over images, of which the first
+        # weighs most, cuts off what later ones show.
+        calibrator = Calibrator(content, num_threads=2, qsv_update_func=min_max_update)
+        calibrator.calibrate({signature: [{input_name: image[None]} for image in images]}, rules)
+        ranges = calibrator.get_model_qsvs()
         for _ in range(_ROUNDS):
             result = engine.quantize(ranges, enable_progress_bar=False, enable_progress_report=False)
             content = bytes(result.quantized_model)

@@ -602,7 +602,7 @@ def test_model_stays_as_it_was(tiny):
 def test_file_that_disagrees_with_keras_is_an_error(tiny, monkeypatch):
     model, _ = tiny
 
-    def other(model):
+    def other(model, **_):
         copy = keras.models.clone_model(model)
         copy.set_weights([weight + 0.01 for weight in model.get_weights()])
         return copy
