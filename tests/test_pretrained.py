@@ -272,9 +272,12 @@ def test_each_network_has_a_repository_of_its_own():
 
 
 @pytest.mark.parametrize("name", IMAGENET)
-def test_repository_is_the_one_that_timm_fetches_these_weights_from(name):
-    config = import_timm().get_pretrained_cfg(IMAGENET[name].repo.removeprefix("timm/"))
-    assert config.hf_hub_id == IMAGENET[name].repo
+def test_repository_is_named_after_weights_that_timm_knows(name):
+    # timm itself fetches its legacy ones from where they were before they had a copy on the hub.
+    weights = IMAGENET[name].repo.removeprefix("timm/")
+    config = import_timm().get_pretrained_cfg(weights)
+    assert weights in import_timm().list_pretrained(f"{weights.partition('.')[0]}.*")
+    assert config.hf_hub_id == (None if weights.startswith("legacy_") else IMAGENET[name].repo)
 
 
 @pytest.mark.parametrize("name", IMAGENET)

@@ -50,8 +50,8 @@ def reduction(x, three_reduce, three, double_reduce, double, *, se, name):
 
 
 def halving_pool(x, *, name):
-    """3x3 at stride 2: Caffe's at even sizes, and at odd ones a window more, as the convolutions beside it have."""
-    return layers.MaxPooling2D(3, 2, name=name)(layers.ZeroPadding2D(((0, 2), (0, 2)), name=f"{name}_pad")(x))
+    """3x3 at stride 2: Caffe's at even sizes, and at odd ones with the windows of the convolutions beside it."""
+    return layers.MaxPooling2D(3, 2, padding="same", name=name)(x)
 
 
 def average_pool(x, *, name):
