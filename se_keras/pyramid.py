@@ -1,12 +1,20 @@
 """Feature pyramids for detectors and segmenters: a network's feature map at the end of each stage."""
 
-import math
 import re
 
 import keras
 
-from se_keras.complexity import complexity
-from se_keras.graph import calls, endpoints
+from se_keras.graph import calls, structures
+
+
+@keras.saving.register_keras_serializable(package="se_keras")
+class Pyramid(keras.Model):
+    """A functional model whose outputs are levels by name."""
+
+    @property
+    def pyramid_outputs(self):
+        """The levels, under the name by which KerasHub's detectors and segmenters ask an image encoder for them."""
+        return self.output
 
 
 def pyramid(model):
@@ -16,26 +24,24 @@ def pyramid(model):
     `model`, whose classifier, if any, is left out.
 
     Args:
-        model: A network of the catalogue, with or without its top, at any input size, fixed or free.
+        model: A network of the catalogue, with or without its top, at any input size, fixed or free; lowered or not.
 
     Returns:
-        A `keras.Model` with the inputs of `model`. Sizes are rounded as the network pads.
+        A `keras.Model` with the inputs of `model`. Sizes are rounded as the network pads. It is an image encoder for
+        KerasHub, such as that of `keras_hub.models.RetinaNetBackbone`.
 
     Raises:
         TypeError: If `model` is not functional.
         ValueError: If it has no blocks named as those of the catalogue.
     """
-    ends = {}
+    ends, strides = {}, {}
     for call in calls(model):
+        # By the strides of convolutions and pooling: those of sizes would be off where a small image is rounded.
+        stride = max(strides.get(id(x), 1) for x in call.input_tensors) * getattr(call.operation, "strides", (1,))[0]
+        strides |= {id(x): stride for x in call.output_tensors}
         if block := re.match(r"(stage\d+_(?:block\d+|end))_", call.operation.name):
-            ends[block[1]] = call
+            ends[block[1]] = call.output_tensors[0]
     if not ends:
         raise ValueError(f"{model.name} has no layers named stage2_block1_...: pyramid takes networks of se_keras")
-    inputs, _ = endpoints(model)
-    shape = tuple(size or 512 for size in inputs[0].shape[1:-1]) + (inputs[0].shape[-1],)
-    heights = {layer.name: layer.output_shape[0] for layer in complexity(model, input_shape=shape).layers}
-    levels = {}
-    for call in ends.values():
-        stride = shape[0] / heights[call.operation.name]
-        levels[f"P{round(math.log2(stride))}"] = call.output_tensors[0]
-    return keras.Model(inputs[0] if len(inputs) == 1 else inputs, levels, name=f"{model.name}_pyramid")
+    levels = {f"P{strides[id(x)].bit_length() - 1}": x for x in ends.values()}
+    return Pyramid(structures(model)[0], levels, name=f"{model.name}_pyramid")
