@@ -1,0 +1,140 @@
+"""The programs of examples/ run as they stand, and do what they say."""
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from se_keras.training.data import digits
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+TRAINED, NEW = range(5), range(5, 10)  # digits: what the trunk learned from, and what it is tuned to
+
+
+def run(name, *arguments, folder):
+    """What an example prints, as a user calls it, in a folder of its own."""
+    command = [sys.executable, EXAMPLES / name, *map(str, arguments)]
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def numbers(text):
+    """The decimal numbers in a text, in order."""
+    return [float(number) for number in re.findall(r"\d+\.\d+", text)]
+
+
+def test_every_example_is_run_here():
+    called = re.findall(r'^ +.*run\("(\w+\.py)"', Path(__file__).read_text(), re.MULTILINE)
+    assert set(called) == {path.name for path in EXAMPLES.glob("*.py")}
+
+
+def test_graph_of_ones_own_is_trained_and_exported(tmp_path):
+    printed = run("user_graph.py", folder=tmp_path)
+    accuracy = float(re.search(r"^test accuracy (\S+)$", printed, re.MULTILINE)[1])
+    # Half of what chance leaves: one in ten is right by chance.
+    assert accuracy > 0.55
+    # The squeeze is behind BatchNorm behind a 1x1 convolution.
+    assert "1 of 1 squeezes hoisted, 1 BatchNormalization layers folded" in printed
+    assert {path.name for path in tmp_path.iterdir()} == {"user_graph_int8.tflite", "user_graph_int8.tflite.json"}
+
+
+# Fine-tuning.
+
+
+@pytest.fixture(scope="module")
+def fine_tune():
+    specification = importlib.util.spec_from_file_location("fine_tune", EXAMPLES / "fine_tune.py")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def weights(fine_tune, tmp_path_factory):
+    """A file of se_resnet11_digits that knows the digits 0 to 4."""
+    keras.utils.set_random_seed(0)
+    return fine_tune.pretrain(digits(), tmp_path_factory.mktemp("fine_tune") / "trunk.keras")
+
+
+@pytest.fixture(scope="module")
+def phases(fine_tune, weights):
+    """Of each phase, the variables of the trunk behind it by their paths, and the accuracy on the held-out digits."""
+    keras.utils.set_random_seed(0)
+    train, test = (fine_tune.of_classes(split, NEW) for split in (digits().train, digits().test))
+    model = fine_tune.with_new_head(weights, len(NEW))
+    trunk = model.get_layer(fine_tune.NETWORK)
+
+    def values():
+        return {w.path: keras.ops.convert_to_numpy(w).copy() for w in trunk.weights}
+
+    def accuracy():
+        return float(np.mean(np.asarray(model.predict(test[0], verbose=0)).argmax(axis=1) == test[1]))
+
+    found = {"before": (values(), accuracy())}
+    for name, phase in (("frozen", fine_tune.FROZEN), ("unfrozen", fine_tune.UNFROZEN)):
+        fine_tune.learn(model, train, test, **phase)
+        found[name] = (values(), accuracy())
+    return found
+
+
+def moved(phases, first, second):
+    """The paths of the variables that two moments do not share."""
+    before, after = phases[first][0], phases[second][0]
+    return {path for path in before if not np.array_equal(before[path], after[path])}
+
+
+def test_trunk_is_the_files_network(phases, weights):
+    saved = keras.saving.load_model(weights)
+    expected = [w for layer in saved.layers if layer.name != "predictions" for w in layer.get_weights()]
+    for ours, theirs in zip(phases["before"][0].values(), expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_digits_of_the_new_head_are_not_the_trunks(fine_tune):
+    for classes in (TRAINED, NEW):
+        images, labels = fine_tune.of_classes(digits().test, classes)
+        originals = digits().test.labels[np.isin(digits().test.labels, classes)]
+        assert len(images) == len(labels) and set(labels) == set(range(5))
+        np.testing.assert_array_equal(labels + classes.start, originals)
+
+
+def test_nothing_of_a_frozen_trunk_moves(phases):
+    assert moved(phases, "before", "frozen") == set()
+
+
+def test_head_learns_on_a_frozen_trunk(phases):
+    # Half of what chance leaves: one in five is right by chance, with a standard deviation of 0.03 over 180 digits.
+    assert phases["before"][1] < 0.6 < phases["frozen"][1]
+
+
+def test_every_weight_but_those_of_batchnorm_moves_once_unfrozen(phases):
+    paths = phases["frozen"][0].keys()
+    batchnorm = {path for path in paths if "_bn/" in path}
+    assert batchnorm and moved(phases, "frozen", "unfrozen") == paths - batchnorm
+
+
+def test_accuracy_does_not_collapse_once_unfrozen(phases):
+    # Five digits of 180; a rate that is too high for the trunk loses several times that.
+    assert phases["unfrozen"][1] > phases["frozen"][1] - 0.03
+
+
+def test_fine_tuning_prints_the_accuracy_of_both_phases(weights, tmp_path):
+    accuracies = numbers(run("fine_tune.py", weights, folder=tmp_path))
+    assert len(accuracies) == 2 and all(0.6 < accuracy <= 1 for accuracy in accuracies)
+    assert list(tmp_path.iterdir()) == []
+
+
+# Detection.
+
+
+@pytest.mark.slow
+def test_retinanet_learns_on_a_pyramid(tmp_path):
+    pytest.importorskip("keras_hub", reason="keras-hub is not installed: pip install -e '.[detection]'")
+    losses = numbers(run("retinanet.py", folder=tmp_path).splitlines()[-1])
+    assert len(losses) == 3 and losses[0] > losses[1] > losses[2]
