@@ -12,6 +12,7 @@ from ai_edge_litert.interpreter import Interpreter
 from tensorflow.lite.python.convert_phase import ConverterError
 
 from se_keras import storage
+from se_keras.errors import first_line
 from se_keras.export import savedmodel
 from se_keras.export.lower import lower
 from se_keras.export.manifest import manifest, sha256
@@ -64,8 +65,7 @@ class Runner:
             self._interpreter = Interpreter(model_content=content, num_threads=threads)
             self._interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ValueError(f"Not a LiteRT file that can be run here: {reason}") from None
+            raise ValueError(f"Not a LiteRT file that can be run here: {first_line(error)}") from None
         inputs = self._interpreter.get_input_details()
         if len(inputs) != 1:
             raise ValueError(f"A LiteRT file with one input can be run. Received: one with {len(inputs)}")

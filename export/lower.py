@@ -17,7 +17,8 @@ import keras
 import numpy as np
 from keras import layers
 
-from se_keras.graph import calls, endpoints, parts, structures
+from se_keras.errors import first_line
+from se_keras.graph import calls, endpoints, input_shape_of, parts, structures
 from se_keras.layers import ChannelShuffle, ShakeShake, SqueezeExcite
 
 # Layers that pass their input through in inference.
@@ -87,7 +88,7 @@ def lower(model, *, input_shape=None):
     if unsupported:
         raise ValueError(f"lower takes float layers of Keras' own and of se_keras. Received: {', '.join(unsupported)}")
     if input_shape is not None:
-        _check_takes(model, input_shape)
+        input_shape = input_shape_of(model, input_shape)
     walk = _Walk()
     inputs = {id(x): _like(x, input_shape) for x in endpoints(model)[0]}
     taken, given = structures(model)
@@ -97,8 +98,7 @@ def lower(model, *, input_shape=None):
     except ValueError as error:
         if input_shape is None:
             raise
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"{model.name} does not take input_shape={tuple(input_shape)}: {reason}") from error
+        raise ValueError(f"{model.name} does not take {input_shape=}: {first_line(error)}") from error
     lowered = keras.Model(keras.tree.map_structure(lambda x: inputs[id(x)], taken), outputs, name=model.name)
     lowered.lowering = Lowering(**{kind: tuple(found) for kind, found in walk.log.items()})
     return lowered
@@ -342,20 +342,6 @@ def _like(x, input_shape):
     dtype = "float32" if x.dtype in ("float16", "bfloat16") else x.dtype
     shape = x.shape if input_shape is None else (x.shape[0], *input_shape)
     return keras.Input(batch_shape=shape, dtype=dtype, name=x.name)
-
-
-def _check_takes(model, input_shape):
-    inputs = endpoints(model)[0]
-    if len(inputs) != 1:
-        raise ValueError(f"input_shape is for models with one input. Received: a model with {len(inputs)}")
-    own = tuple(inputs[0].shape[1:])
-    if (
-        not isinstance(input_shape, (tuple, list))
-        or len(input_shape) != len(own)
-        or own[-1] not in (None, input_shape[-1])
-        or not all(type(size) is int and size > 0 for size in input_shape)
-    ):
-        raise ValueError(f"{model.name} takes input_shape={own}, of any size. Received: {input_shape=!r}")
 
 
 def _unsupported(model):

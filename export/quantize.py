@@ -49,8 +49,8 @@ def quantize_int8(content, images, *, signature, input_name):
             narrow = _too_narrow(content)
             if not narrow:
                 return content
-            for name, scale in narrow.items():
-                ranges[name] = _widened(ranges[name], 255 * scale)
+            for name in narrow.keys() & ranges.keys():  # the engine adds tensors of its own
+                ranges[name] = _widened(ranges[name], 255 * narrow[name])
     raise ValueError(f"No int8 ranges fit integer kernels at {', '.join(narrow)}: calibrate on more typical images")
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import keras
 from keras import layers
 
-from se_keras.graph import calls, endpoints
+from se_keras.graph import calls, endpoints, input_shape_of
 from se_keras.layers import SqueezeExcite
 
 
@@ -64,14 +64,8 @@ def complexity(model, *, input_shape=None):
     Example: `complexity(se_keras.SEResNet50()).macs` is 3.8605e9: Table 2's 3.87 GFLOPs.
     """
     inputs, _ = endpoints(model)
-    shapes = [tuple(x.shape[1:]) for x in inputs]
-    if input_shape is not None:
-        if len(inputs) != 1:
-            raise ValueError(f"input_shape is for models with one input. Received: a model with {len(inputs)}")
-        own = shapes[0]
-        if not isinstance(input_shape, (tuple, list)) or len(input_shape) != len(own) or input_shape[-1] != own[-1]:
-            raise ValueError(f"{model.name} takes input_shape={own}, of any size. Received: {input_shape=!r}")
-        shapes = [tuple(input_shape)]
+    first = input_shape_of(model, input_shape)
+    shapes = [first, *(tuple(x.shape[1:]) for x in inputs[1:])]
     if any(size is None for shape in shapes for size in shape):
         raise ValueError(f"Multiply-adds need a size: give input_shape. Received: a model of {shapes[0]}")
     images = [keras.KerasTensor((1, *shape), dtype=x.dtype) for shape, x in zip(shapes, inputs, strict=True)]

@@ -32,6 +32,28 @@ def structures(model):
     return graph.input, graph.output
 
 
+def input_shape_of(model, input_shape):
+    """The shape to take images in, `(height, width, channels)`: the given one, if `model` takes it, or its own.
+
+    Raises:
+        ValueError: If `input_shape` is given and `model` has several inputs, or takes other shapes.
+    """
+    inputs, _ = endpoints(model)
+    own = tuple(inputs[0].shape[1:])
+    if input_shape is None:
+        return own
+    if len(inputs) != 1:
+        raise ValueError(f"input_shape is for models with one input. Received: a model with {len(inputs)}")
+    if (
+        not isinstance(input_shape, (tuple, list))
+        or len(input_shape) != len(own)
+        or own[-1] not in (None, input_shape[-1])
+        or not all(type(size) is int and size > 0 for size in input_shape)
+    ):
+        raise ValueError(f"{model.name} takes input_shape={own}, of any size. Received: {input_shape=!r}")
+    return tuple(input_shape)
+
+
 def producer(tensor):
     """The layer or operation whose call gave a symbolic tensor."""
     return tensor._keras_history.operation

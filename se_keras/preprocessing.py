@@ -3,6 +3,7 @@
 import keras
 
 from se_keras.catalogue import spec_of
+from se_keras.errors import first_line
 
 
 def preprocess_input(x, network):
@@ -57,5 +58,4 @@ def decode_predictions(p, top=5):
     try:
         return keras.applications.imagenet_utils.decode_predictions(p, top=top)
     except Exception as error:  # a bare Exception is what keras.utils.get_file raises
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise OSError(f"Keras' file of class names could not be fetched: {reason}") from error
+        raise OSError(f"Keras' file of class names could not be fetched: {first_line(error)}") from error

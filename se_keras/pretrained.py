@@ -10,6 +10,7 @@ from pathlib import Path
 import keras
 
 from se_keras import storage, weights
+from se_keras.errors import first_line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +124,7 @@ def _fetch(network, repo, **options):
         return Path(huggingface_hub.hf_hub_download(repo, FILE, **options))
     except Exception as error:  # the hub's library passes on the errors of the HTTP library of the day
         # Its own words, "check your connection", stand for each failure; the cause is the one that happened.
-        reason = _first_line(error.__cause__ or error)
+        reason = first_line(error.__cause__ or error).rstrip(".")
         raise ConnectionError(
             f"The weights of {network} could not be fetched from {repo}: {reason}. weights=PATH takes a file"
         ) from error
@@ -148,14 +149,10 @@ def _reserve(path, size):
 
 
 def _not_kept(network, path, error):
-    reason = _first_line(getattr(error, "strerror", None) or error)
+    reason = first_line(getattr(error, "strerror", None) or error).rstrip(".")
     return OSError(
         f"The weights of {network} cannot be kept in {str(path.parent)!r}: {reason}. KERAS_HOME names another folder"
     )
-
-
-def _first_line(error):
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 def _sha256(path):

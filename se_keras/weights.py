@@ -14,6 +14,7 @@ import h5py
 import keras
 import numpy as np
 
+from se_keras.errors import first_line
 from se_keras.graph import producer
 from se_keras.naming import NAMINGS
 
@@ -266,8 +267,7 @@ def _read_keras(path):
 
 
 def _unreadable(path, error):
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return ValueError(f"{str(path)!r} is not a file of weights that can be read: {reason}")
+    return ValueError(f"{str(path)!r} is not a file of weights that can be read: {first_line(error)}")
 
 
 def _some(names):

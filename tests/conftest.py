@@ -33,6 +33,13 @@ def seed():
     keras.utils.set_random_seed(1709)
 
 
+@pytest.fixture
+def mixed_float16():
+    keras.config.set_dtype_policy("mixed_float16")
+    yield
+    keras.config.set_dtype_policy("float32")
+
+
 @pytest.fixture(scope="session")
 def golden():
     return json.loads((Path(__file__).parent / "golden" / "published.json").read_text())

@@ -26,7 +26,7 @@ def scattered(model, *, images=None, beta=(-0.5, 0.5), seed=0):
 
     Keras starts with gamma = 1, beta = 0, mean = 0, variance = 1 and biases of 0: a graph that lost one of them would
     still be equal. Values scattered about those alone would let activations grow from block to block until the gates
-    saturate and amplify rounding. So, as in `timm_port`'s parity test, the statistics are scattered about the true
+    saturate and amplify rounding. So, as in tests/test_parity.py, the statistics are scattered about the true
     ones, which `images` show on their way through the network, and residual branches end with small gammas.
 
     Where there are no shortcuts, every BatchNorm with its ReLU amplifies rounding by some 1.2: the ReLU takes away what
@@ -68,6 +68,14 @@ def difference(expected, actual):
     # Infinite or constant outputs would agree in spite of errors in front of them.
     assert all(np.isfinite(x).all() and np.ptp(x) > 1e-3 for x in expected)
     return max(float(np.abs(x - y).max() / np.ptp(x)) for x, y in zip(expected, actual, strict=True))
+
+
+class Subclassed(keras.Model):
+    """A model whose graph cannot be read."""
+
+    def call(self, inputs):
+        """Anything."""
+        return inputs * 2
 
 
 def grouped_network(*, name="se_resnext_small"):

@@ -194,12 +194,7 @@ def test_free_size_is_refused():
         complexity(model)
 
 
-def test_free_size_in_input_shape_is_refused(digits):
-    with pytest.raises(ValueError, match=r"Multiply-adds need a size: give input_shape\."):
-        complexity(digits, input_shape=(None, 8, 1))
-
-
-@pytest.mark.parametrize("shape", [(8, 8), (8,), (8, 8, 1, 1), (8, 8, 3), 8, "8x8"])
+@pytest.mark.parametrize("shape", [(8, 8), (None, 8, 1), (0, 8, 1), (8,), (8, 8, 1, 1), (8, 8, 3), 8, "8x8"])
 def test_shape_that_the_model_does_not_take_is_refused(shape, digits):
     rule = "se_resnet11_digits takes input_shape=(8, 8, 1), of any size. Received: input_shape="
     with pytest.raises(ValueError, match=re.escape(rule + repr(shape))):

@@ -11,7 +11,7 @@ import se_keras
 
 # From the ground up. A module listed here may not exist yet; one that exists is listed.
 FLOORS = (
-    ("version", "layers", "graph", "storage", "naming", "figures"),
+    ("version", "layers", "graph", "storage", "naming", "figures", "errors"),
     ("recalibration", "weights"),
     ("blocks", "pretrained"),
     ("architectures.*",),

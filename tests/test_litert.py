@@ -14,11 +14,11 @@ import pytest
 import tensorflow as tf
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
-from export_fixtures import grouped_network, images_for, scattered
+from export_fixtures import Subclassed, grouped_network, images_for, scattered
 from keras import layers
 
 from se_keras.catalogue import create
-from se_keras.export import litert
+from se_keras.export import litert, quantize
 from se_keras.export.litert import LiteRTModel, Runner, load, to_litert
 from se_keras.export.quantize import calibration_images
 from se_keras.layers import SqueezeExcite
@@ -565,11 +565,6 @@ def test_input_shape_that_the_model_does_not_take_is_an_error(shape):
         to_litert(small(lambda x: layers.Dense(2)(layers.Flatten()(x))), input_shape=shape)
 
 
-class Subclassed(keras.Model):
-    def call(self, inputs):
-        return inputs * 2
-
-
 @pytest.mark.parametrize("lowering", [True, False])
 @pytest.mark.parametrize(
     "model", [Subclassed(), keras.Sequential([layers.ReLU()]), None], ids=["subclass", "unbuilt", "None"]
@@ -891,3 +886,14 @@ def test_gate_whose_bottleneck_is_dead_runs_in_int8():
     converted = to_litert(model, precision="int8", calibration=seen)
     assert converted.manifest["agreement"]["cosine"] > 0.99
     assert converted.runner().undelegated() == []
+
+
+def test_ranges_that_fit_no_integer_kernel_are_refused(monkeypatch):
+    monkeypatch.setattr(
+        quantize, "_too_narrow", lambda content: {"serving_default_images:0": 1.0, "inserted by the engine": 1.0}
+    )
+    seen = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype("float32")
+    with pytest.raises(
+        ValueError, match="No int8 ranges fit integer kernels at .*images.*, inserted by the engine: cal"
+    ):
+        to_litert(small(layers.Conv2D(2, 1), shape=(8, 8, 3)), precision="int8", calibration=seen)

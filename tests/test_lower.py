@@ -668,13 +668,6 @@ def test_no_batchnorm_is_left_in_the_networks(lowered_digits):
 # Mixed precision.
 
 
-@pytest.fixture
-def mixed_float16():
-    keras.config.set_dtype_policy("mixed_float16")
-    yield
-    keras.config.set_dtype_policy("float32")
-
-
 def mixed_twins():
     """Two networks with the same weights: one in float32, one that computes in float16."""
     arguments = {"classes": 10, "classifier_activation": None}

@@ -4,7 +4,7 @@ import contextlib
 import gc
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import keras
 import numpy as np
@@ -16,6 +16,7 @@ from se_keras.blocks import max_pool_caffe
 from se_keras.catalogue import create, names, spec_of
 from se_keras.export.litert import to_litert
 from se_keras.export.lower import lower
+from se_keras.figures import PAPER, listing
 from se_keras.graph import producer
 from se_keras.layers import SqueezeExcite
 from se_keras.recalibration import SITES, SEConfig
@@ -201,6 +202,24 @@ def test_shake_even_29_is_resnext29_but_for_the_second_branchs_batch_norm(facts)
 
 def is_extra(path):
     return re.search(r"branch2_conv3_bn/(gamma|beta)$", path)
+
+
+# What se_keras ships: networks.json.
+
+
+@on_every_row
+def test_shipped_listing_is_counted(name, facts):
+    (row,) = [row for row in listing() if row["name"] == name]
+    counted = facts(name).complexity
+    assert {field: getattr(counted, field) for field in row.keys() & asdict(counted).keys()} == {
+        field: row[field] for field in ("trainable", "statistics", "se_trainable", "macs", "se_macs")
+    }
+    assert (row["input_shape"], row["source"]) == (list(spec_of(name).input_shape), spec_of(name).source)
+    assert row["paper"] == (asdict(PAPER[name]) if name in PAPER else None)
+
+
+def test_shipped_listing_has_every_network():
+    assert [row["name"] for row in listing()] == names()
 
 
 # The paper's tables, rounded to 0.1 M parameters and 0.01 GFLOPs.
@@ -417,14 +436,6 @@ def test_saved_network_loads_with_identical_outputs(network, tmp_path):
     network.model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     np.testing.assert_array_equal(outputs_of(loaded, network.images[0]), network.outputs[0])
-
-
-@pytest.fixture
-def mixed_float16():
-    policy = keras.config.dtype_policy()
-    keras.config.set_dtype_policy("mixed_float16")
-    yield
-    keras.config.set_dtype_policy(policy)
 
 
 def test_mixed_float16_gives_finite_float32_logits(network, mixed_float16):

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from export_fixtures import grouped_network, images_for, scattered
+from export_fixtures import Subclassed, grouped_network, images_for, scattered
 from keras import layers
 
 from se_keras.export import savedmodel
@@ -370,11 +370,6 @@ def test_several_inputs_are_an_error(tmp_path):
     model = keras.Model(inputs, layers.Add()(inputs), name="pair")
     with pytest.raises(ValueError, match="one input can be exported. Received: pair with 2"):
         to_savedmodel(model, tmp_path)
-
-
-class Subclassed(keras.Model):
-    def call(self, inputs):
-        return inputs * 2
 
 
 @pytest.mark.parametrize("lowering", [True, False])

@@ -5,6 +5,7 @@ from dataclasses import FrozenInstanceError
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from se_keras.export.verify import agreement, noise
 
@@ -94,7 +95,6 @@ def test_feature_maps_are_compared_value_by_value():
 
 
 def test_tensorflow_tensors_are_taken_too():
-    tf = pytest.importorskip("tensorflow")
     assert agreement({"logits": tf.constant(EXPECTED["logits"])}, ACTUAL).max_error == 0.5
 
 

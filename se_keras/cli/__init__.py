@@ -394,13 +394,14 @@ def _print_overhead(report):
 def _load_model(path):
     import keras
 
+    from se_keras.errors import first_line
+
     if not path.is_file():
         raise FileNotFoundError(f"There is no model file {str(path)!r}")
     try:
         return keras.saving.load_model(path)
     except Exception as error:  # zipfile, h5py and Keras raise their own kinds for what is cut or foreign
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{str(path)!r} is not a Keras model that can be loaded: {reason}") from error
+        raise ValueError(f"{str(path)!r} is not a Keras model that can be loaded: {first_line(error)}") from error
 
 
 def _calibration_data(given):

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 
 from se_keras import storage
+from se_keras.errors import first_line
 
 MODEL_FILE = "model.keras"
 RUN_FILE = "run.json"
@@ -96,12 +97,8 @@ def _resume(folder, description):
         model = keras.saving.load_model(folder / MODEL_FILE)
         taken = int(keras.ops.convert_to_numpy(model.optimizer.iterations))
     except Exception as error:  # json, zipfile, h5py and Keras raise their own kinds for what is cut or foreign
-        raise ValueError(f"{str(folder)!r} holds no run that can be resumed: {_first_line(error)}") from error
+        raise ValueError(f"{str(folder)!r} holds no run that can be resumed: {first_line(error)}") from error
     differing = [key for key in description if run.get(key) != description[key]]
     if differing:
         raise ValueError(f"{str(folder)!r} holds another run: its {' and '.join(differing)} differ. Take a new folder")
     return model, figures, taken
-
-
-def _first_line(error):
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
