@@ -23,7 +23,7 @@ FLOORS = (
     ("export.litert",),
     ("export.benchmark", "export.profiler", "export.android"),
     ("export.overhead",),
-    ("export.report", "quickstart"),
+    ("export.report", "quickstart", "cli.screen"),
     ("cli",),
 )
 # The highest floor that a package's __init__.py reads, from its own children; "" is se_keras itself.

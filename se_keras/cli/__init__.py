@@ -5,28 +5,32 @@ se_keras, Keras and TensorFlow first if this were a part of it, and `se-keras --
 """
 
 import argparse
-import contextlib
-import json
-import logging
 import os
 import signal
 import sys
-import tempfile
 import warnings
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 
-from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 if __name__ != "se_keras_cli":
     raise ImportError(f"This package is se_keras_cli: the command se-keras. Received: {__name__}")
 
+from se_keras_cli.screen import (
+    USER_ERRORS,
+    Output,
+    answer,
+    native_logs_hidden,
+    new_table,
+    print_json,
+    progress_on,
+    say,
+)
+
 PAPER_COLUMNS = "G MACs, million parameters, and top-1 error on ImageNet, or on CIFAR-10/CIFAR-100"
-USER_ERRORS = (ValueError, TypeError, OSError)
 EXIT_ERROR, EXIT_INTERRUPTED = 2, 130
 
 
@@ -37,14 +41,14 @@ def main(arguments=None):
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` interrupts as Ctrl-C does
     warnings.simplefilter("ignore")
     warnings.filterwarnings("default", module="se_keras")
-    warnings.showwarning = lambda message, *_: _say(console, f"se-keras: warning: {message}")
+    warnings.showwarning = lambda message, *_: say(console, f"se-keras: warning: {message}")
     try:
-        with _native_logs_hidden():
+        with native_logs_hidden():
             options.command(options, console)
         sys.stdout.flush()
         return 0
     except KeyboardInterrupt as interrupt:
-        _say(console, f"se-keras: interrupted. {interrupt}".rstrip())
+        say(console, f"se-keras: interrupted. {interrupt}".rstrip())
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # `se-keras list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -53,7 +57,7 @@ def main(arguments=None):
         if options.traceback:
             raise
         line = " ".join(str(error).split()) or type(error).__name__
-        _say(console, f"se-keras: error: {line}")
+        say(console, f"se-keras: error: {line}")
         return EXIT_ERROR
 
 
@@ -142,24 +146,24 @@ def _parser():
 def _list(options, console):
     from se_keras.figures import listing
 
-    with _progress(console) as progress:
+    with progress_on(console) as progress:
         rows = _counted(options.part, progress) if options.counts else listing()
         rows = sorted((row for row in rows if _is_meant(row["name"], options.part)), key=_beside_baseline)
     if not rows:
         raise ValueError(f"No network's name has {' or '.join(map(repr, options.part))} in it: se-keras list shows all")
     if options.json:
-        return _print_json(rows)
+        return print_json(rows)
     titles = ("network", "size", "parameters", "of SE", "G MACs", "paper", "error %")
     cells = [_list_cells(row) for row in rows]
     if options.markdown:
         lines = [titles, ["---"] + ["---:"] * 4 + ["---"] * 2, *cells]
-        return _print("\n".join(f"| {' | '.join(line)} |" for line in lines))
-    table = _table(*titles, caption=f"Paper: {PAPER_COLUMNS}.", padding=0)
+        return answer("\n".join(f"| {' | '.join(line)} |" for line in lines))
+    table = new_table(*titles, caption=f"Paper: {PAPER_COLUMNS}.", padding=0)
     for column, justify in zip(table.columns, ["left"] + ["right"] * 4 + ["left"] * 2, strict=True):
         column.no_wrap, column.justify = True, justify
     for line in cells:
         table.add_row(*line)
-    _Output().print(table)
+    Output().print(table)
 
 
 def _is_meant(name, parts):
@@ -218,16 +222,16 @@ def _show(options, console):
     if size is not None and size < spec.minimum_size:
         raise ValueError(f"{options.network} takes images of at least {spec.minimum_size}. Received: --size {size}")
     shape = spec.input_shape if size is None else (size, size, spec.input_shape[-1])
-    with _progress(console) as progress:
+    with progress_on(console) as progress:
         progress(f"building {options.network}")
         counts = complexity(create(options.network, input_shape=shape))
     if options.json:
         layers = [asdict(layer) for layer in counts.layers]
-        return _print_json({"name": options.network, "input_shape": shape, **_totals(counts), "source": spec.source,
+        return print_json({"name": options.network, "input_shape": shape, **_totals(counts), "source": spec.source,
                             "se": spec.se and asdict(spec.se), "layers": layers})  # fmt: skip
-    out = _Output()
+    out = Output()
     out.print(f"[bold]{options.network}[/bold]: {spec.source}")
-    table = _table(show_header=False)
+    table = new_table(show_header=False)
     for title, value in {
         "input": "x".join(map(str, shape)),
         "parameters": f"{counts.trainable:,} trained, {counts.statistics:,} BatchNorm statistics",
@@ -239,7 +243,7 @@ def _show(options, console):
         table.add_row(title, value)
     out.print(table)
     if options.layers:
-        table = _table("layer", "type", "output", "parameters", "multiply-adds")
+        table = new_table("layer", "type", "output", "parameters", "multiply-adds")
         for layer in counts.layers:
             output = "x".join(map(str, layer.output_shape))
             table.add_row(layer.name, layer.type, output, f"{layer.trainable:,}", f"{layer.macs:,}")
@@ -261,7 +265,7 @@ def _train(options, console):
     model = create(options.network, classes=len(dataset.classes), input_shape=dataset.train.images.shape[1:])
     file, finished = options.output / MODEL_FILE, 0
 
-    with _progress(console) as progress:
+    with progress_on(console) as progress:
 
         def told(done, figures):
             nonlocal finished
@@ -274,7 +278,7 @@ def _train(options, console):
         except KeyboardInterrupt:
             kept = f"{file} holds epoch {finished} of {chosen.epochs}" if finished else "No epoch was finished"
             raise KeyboardInterrupt(f"{kept}; the same command goes on") from None
-    _print(f"{file}: test accuracy {figures['val_accuracy'][-1]:.1%} after {chosen.epochs} epochs")
+    answer(f"{file}: test accuracy {figures['val_accuracy'][-1]:.1%} after {chosen.epochs} epochs")
 
 
 def _export(options, console):
@@ -289,7 +293,7 @@ def _export(options, console):
     if options.calibration and options.precision == "float32":
         raise ValueError("--calibration is for --precision int8. Received: --precision float32")
     lowering = not options.as_published
-    with _progress(console) as progress:
+    with progress_on(console) as progress:
         progress(f"loading {options.model}")
         model = _load_model(options.model)
         calibration = options.calibration and _calibration_data(options.calibration)
@@ -302,12 +306,12 @@ def _export(options, console):
             exported = to_savedmodel(model, options.output, lowering=lowering)
     path = options.output if to_file else exported.path
     if options.json:
-        return _print_json({"path": str(path), **exported.manifest})
+        return print_json({"path": str(path), **exported.manifest})
     done = exported.manifest["lowering"]
     if done:
         squeezes = done["hoisted"] + done["unhoisted"]
-        _print(f"lowered: {done['hoisted']} of {squeezes} squeezes hoisted, {done['folded']} BatchNormalization folded")
-    _print(f"wrote {path}: {_agreement(exported.manifest['agreement'])} with the Keras model")
+        answer(f"lowered: {done['hoisted']} of {squeezes} squeezes hoisted, {done['folded']} BatchNormalization folded")
+    answer(f"wrote {path}: {_agreement(exported.manifest['agreement'])} with the Keras model")
 
 
 def _benchmark(options, console):
@@ -320,7 +324,7 @@ def _benchmark(options, console):
         "blocks": options.blocks,
         "allow_undelegated": options.allow_undelegated,
     }
-    with _progress(console) as progress:
+    with progress_on(console) as progress:
         if options.files:
             a, b = map(litert.load, options.files)
             progress(f"timing {options.files[1]} beside {options.files[0]}")
@@ -336,7 +340,7 @@ def _benchmark(options, console):
         "paper": PAPER,
     }
     if options.json:
-        return _print_json(report)
+        return print_json(report)
     _print_overhead(report)
 
 
@@ -345,20 +349,20 @@ def _quickstart(options, console):
     from se_keras.quickstart import quickstart
 
     storage.check_writable(options.output / "report.json")
-    with _progress(console) as progress:
+    with progress_on(console) as progress:
         report = quickstart(options.output, progress=progress)
     if options.json:
-        return _print_json(report)
-    table = _table("", "test accuracy", "size", "top-1 as Keras", "max error", title="Trained on the digits")
+        return print_json(report)
+    table = new_table("", "test accuracy", "size", "top-1 as Keras", "max error", title="Trained on the digits")
     for name, run in report["training"].items():
         table.add_row(name, f"{run['test_accuracy']:.1%}", f"{run['parameters'] / 1e3:,.0f}k weights", "", "")
     for name, made in report["exports"].items():
         accuracy = f"{made['test_accuracy']:.1%}" if "test_accuracy" in made else ""
         top1, error = made["agreement"]["top1"], made["agreement"]["max_error"]
         table.add_row(name, accuracy, f"{made['bytes'] / 1e3:,.0f} kB", f"{top1:.1%}", f"{error:.0e}")
-    _Output().print(table)
+    Output().print(table)
     _print_overhead(report)
-    _print(f"All is in {options.output}, the figures in {options.output / 'report.json'} ({report['seconds']:.0f} s)")
+    answer(f"All is in {options.output}, the figures in {options.output / 'report.json'} ({report['seconds']:.0f} s)")
 
 
 def _print_overhead(report):
@@ -374,7 +378,7 @@ def _print_overhead(report):
             f" Matrix units ({units}) speed up int8 convolutions, not SE's multiplication: its share is larger here."
         )
     title = escape(f"{first['network']} beside {first['baseline']} at {size}, {threads}")
-    table = _table("", "plain ms", "SE ms", "ratio", "95 % interval", "A/A null", title=title, caption=caption)
+    table = new_table("", "plain ms", "SE ms", "ratio", "95 % interval", "A/A null", title=title, caption=caption)
     paper_ms = (str(paper["resnet50_ms"]), str(paper["se_resnet50_ms"]))
     table.add_row("paper, ResNet-50", *paper_ms, f"{paper['ratio']:.3f}", "", "")
     for record in records:
@@ -388,7 +392,7 @@ def _print_overhead(report):
             f"{ratio['low']:.3f}..{ratio['high']:.3f}",
             f"{null['low']:.3f}..{null['high']:.3f}",
         )
-    _Output().print(table)
+    Output().print(table)
 
 
 def _load_model(path):
@@ -424,60 +428,5 @@ def _agreement(record):
     return f"top-1 agreement {record['top1']:.1%}, max error {record['max_error']:.0e} of the logits' range"
 
 
-def _table(*columns, **options):
-    table = Table(*columns, **{"box": box.SIMPLE_HEAD, "padding": (0, 1, 0, 0), **options})  # fits 80 characters
-    if columns:
-        table.columns[0].no_wrap = True  # a name is there to be copied
-    return table
-
-
 def _totals(counts):
     return {field: getattr(counts, field) for field in ("trainable", "statistics", "se_trainable", "macs", "se_macs")}
-
-
-class _Output(Console):
-    def on_broken_pipe(self):
-        raise  # noqa: PLE0704  within rich's own except: main ends quietly
-
-
-def _say(console, line):
-    console.print(line, highlight=False, soft_wrap=True, markup=False)
-
-
-def _print(line):
-    _say(_Output(), line)
-
-
-def _print_json(value):
-    print(json.dumps(value, indent=2))
-
-
-@contextlib.contextmanager
-def _progress(console):
-    """Yields a function that shows what is done now: beside a spinner on a terminal, a line each elsewhere."""
-    if not console.is_terminal:
-        yield lambda line: _say(console, line)
-        return
-    with console.status("starting") as status:
-        yield lambda line: status.update(escape(line))
-
-
-@contextlib.contextmanager
-def _native_logs_hidden():
-    """Keeps what TensorFlow's C++ side writes to file descriptor 2 off the screen; shows it if all else fails."""
-    logging.getLogger("tensorflow").setLevel(logging.ERROR)
-    screen, hidden = os.fdopen(os.dup(2), "w"), tempfile.TemporaryFile()
-    python_stderr, sys.stderr = sys.stderr, screen
-    os.dup2(hidden.fileno(), 2)
-    try:
-        yield
-    except (*USER_ERRORS, KeyboardInterrupt):
-        raise
-    except BaseException:
-        hidden.seek(0)
-        screen.write(hidden.read().decode(errors="replace"))
-        raise
-    finally:
-        screen.flush()
-        os.dup2(screen.fileno(), 2)
-        sys.stderr = python_stderr
