@@ -1,6 +1,7 @@
 """LiteRT (TFLite) files: builtin operators only, run and compared with the Keras model before they are handed out."""
 
 import json
+import re
 import tempfile
 import warnings
 from dataclasses import dataclass
@@ -14,13 +15,14 @@ from tensorflow.lite.python.convert_phase import ConverterError
 from se_keras import storage
 from se_keras.errors import first_line
 from se_keras.export import savedmodel
+from se_keras.export.calibration import calibration_images, warn_of_other_range
+from se_keras.export.flatbuffer import TYPES, with_types, without_idle_clamps
 from se_keras.export.lower import lower
 from se_keras.export.manifest import manifest, sha256
-from se_keras.export.quantize import calibration_images, quantize_int8
+from se_keras.export.quantize import CALIBRATED, PRECISIONS, quantize
 from se_keras.export.verify import agreement, in_batches
-from se_keras.graph import functional
+from se_keras.graph import functional, producer
 
-PRECISIONS = ("float32", "int8")
 _LOW_COSINE = 0.9  # trained networks are above 0.99; below it, calibration did not show what the network sees
 
 
@@ -75,7 +77,7 @@ class Runner:
             outputs = self._interpreter.get_signature_runner(signature).get_output_details()
         else:
             outputs = {detail["name"]: detail for detail in self._interpreter.get_output_details()}
-        self._outputs = {name: detail["index"] for name, detail in outputs.items()}
+        self._outputs = outputs
 
     @property
     def input_shape(self):
@@ -83,17 +85,23 @@ class Runner:
         return tuple(self._input["shape"].tolist())
 
     def __call__(self, images):
-        """Outputs for `images`, `(samples, height, width, channels)`: `{name: array}`."""
+        """Outputs for `images`, `(samples, height, width, channels)`: `{name: array}`.
+
+        Both are real numbers: what an integer file takes and gives is turned by its scale and zero point.
+        """
 
         def run(batch):
             self.prepare(batch)()
-            return {name: self._interpreter.get_tensor(index) for name, index in self._outputs.items()}
+            return {
+                name: _real(self._interpreter.get_tensor(detail["index"]), detail)
+                for name, detail in self._outputs.items()
+            }
 
         return in_batches(run, images, size=self.input_shape[0])
 
     def prepare(self, images):
         """Sets the input and returns the call that runs the file: what a benchmark times."""
-        self._interpreter.set_tensor(self._input["index"], np.asarray(images, dtype=self._input["dtype"]))
+        self._interpreter.set_tensor(self._input["index"], _stored(images, self._input))
         return self._interpreter.invoke
 
     def undelegated(self):
@@ -112,6 +120,21 @@ class Runner:
         return sorted(name for name in executed.values() if name != "DELEGATE")
 
 
+def _stored(values, detail):
+    """Real numbers as a tensor holds them."""
+    scale, zero_point = detail["quantization"]
+    if not scale:
+        return np.asarray(values, dtype=detail["dtype"])
+    limits = np.iinfo(detail["dtype"])
+    return np.clip(np.round(np.asarray(values) / scale) + zero_point, limits.min, limits.max).astype(detail["dtype"])
+
+
+def _real(values, detail):
+    """What a tensor holds as real numbers."""
+    scale, zero_point = detail["quantization"]
+    return (values.astype("float32") - zero_point) * np.float32(scale) if scale else values
+
+
 def check_threads(threads):
     """Raises ValueError unless this is a number of threads."""
     if type(threads) is not int or threads < 1:
@@ -119,62 +142,110 @@ def check_threads(threads):
 
 
 def to_litert(
-    model, *, precision="float32", calibration=None, held_out=None, input_shape=None, lowering=True, converted=None
+    model,
+    *,
+    precision="float32",
+    calibration=None,
+    held_out=None,
+    input_shape=None,
+    input_type="float32",
+    output_type="float32",
+    pixels=None,
+    keep_float=None,
+    lowering=True,
+    converted=None,
+    progress=None,
 ):
     """Converts a functional model to a LiteRT file of builtin operators, and compares the two before handing it out.
 
     The file has one signature, `serving_default`, with the model's input by name (`images` in this project's networks)
-    and its output (`probabilities` behind a softmax), both float32 in every precision, for one image at a time.
+    and its output (`probabilities` behind a softmax), both float32 unless asked otherwise, for one image at a time.
 
     Args:
         model: A functional Keras model with one input.
-        precision: `"float32"`, or `"int8"`: weights per channel and activations per tensor, for integer kernels.
-        calibration: For int8: images as the network will see them, an array `(samples, height, width, channels)` or an
-            iterable of images or batches. A hundred typical ones are enough.
+        precision: One of
+            `"float32"`;
+            `"float16"`: weights in float16, half the size; runs in float32;
+            `"dynamic"`: weights in int8, a quarter of the size, no calibration; ranges are found anew for each image;
+            `"int8"`: weights per channel and activations per tensor, for integer kernels: the fastest;
+            `"int16x8"`: weights in int8 and activations in int16: an accuracy reference; XNNPACK has no kernels for it.
+        calibration: For int8 and int16x8: images as the network will see them, an array `(samples, height, width,
+            channels)` or an iterable of images or batches, such as a `tf.data.Dataset`. A hundred typical ones are
+            enough.
         held_out: Images to compare on. Default: every fifth calibration image, which then is not calibrated on (all of
-            them, where there are fewer than five); in float32, noise.
+            them, where there are fewer than five); without calibration, noise.
         input_shape: `(height, width, channels)`; needed where the model leaves a size free.
+        input_type: For int8: `"float32"`, `"int8"` or `"uint8"`. The scale is in the file and in the manifest.
+        output_type: Likewise.
+        pixels: `(mean, std)`, if an integer input is to take the bytes of a picture: the model's own input is
+            `(byte - mean) / std`. `(0, 255)` for a model of images in 0..1.
+        keep_float: For int8 and int16x8: a regular expression; layers of the lowered model with such names stay in
+            float32. `".*_se_.*"` keeps squeeze-and-excitation.
         lowering: Whether to `lower` the model first; `False` exports it as published.
-        converted: For int8: the same model's float32 `LiteRTModel`, where there is one; it is not converted again.
+        converted: The same model's float32 `LiteRTModel`, where there is one; it is not converted again.
+        progress: Called with a line for each step.
 
     Returns:
         A `LiteRTModel` with `.content`, `.manifest` and `.save(path)`.
 
     Raises:
-        ValueError: If an argument is not one of these, if int8 has no calibration images, or if the file does not
-            agree with the model in float32 to 1e-3 of the outputs' range.
+        ValueError: If an argument is not one of these, if there are no calibration images where they are needed, if a
+            weight is not finite, or if the file does not agree with the model in float32 to 1e-3 of the outputs' range.
         TypeError: If the model is not functional.
 
     Warns:
-        UserWarning: If an int8 file is far from the model: below a cosine of 0.9.
+        UserWarning: If the images have another range than those that the model was trained on, or if a quantized file
+            is far from the model: below a cosine of 0.9.
     """
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision must be one of {PRECISIONS}. Received: precision={precision!r}")
-    if precision == "int8" and calibration is None:
-        raise ValueError("precision='int8' needs calibration images: calibration=an array or an iterable of images")
+    told = progress or (lambda line: None)
+    calibrated = precision in CALIBRATED
+    _check_options(precision, calibration, input_type, output_type, pixels, keep_float)
     model = functional(model)
     savedmodel.require_one_input(model)
     shape = tuple(input_shape or model.inputs[0].shape[1:])
     if None in shape:
         raise ValueError(f"A LiteRT file has a fixed size: give input_shape. Received: a model of {shape}")
-    seen, unseen = _calibration(calibration, shape) if precision == "int8" else (None, None)
+    seen, unseen = _calibration(calibration, shape) if calibrated else (None, None)
+    if calibrated:
+        warn_of_other_range(model, seen)
     exported = lower(model, input_shape=shape) if lowering else model
+    kept = _kept(exported, keep_float)
+    told(f"converting {model.name}")
     content = converted.content if converted else _convert(exported, (1, *shape), savedmodel.output_names(model))
-    if seen is not None:
-        (input_name,) = savedmodel.input_names(exported)
-        content = quantize_int8(content, seen, signature=savedmodel.SIGNATURE, input_name=input_name)
+
+    def counted(done, images):
+        if done == images or not done % max(images // 10, 1):
+            told(f"calibrating {model.name}: {done} of {images} images")
+
+    (input_name,) = savedmodel.input_names(exported)
+    content = quantize(
+        content,
+        precision,
+        images=seen,
+        signature=savedmodel.SIGNATURE,
+        input_name=input_name,
+        input_range=pixels and [(byte - pixels[0]) / pixels[1] for byte in (0, 255)],
+        keep_float=kept,
+        output_layer=producer(exported.outputs[0]).name,
+        progress=counted,
+    )
+    if precision == "int8":
+        content = _elided(content, seen)
+        content = with_types(content, input_type=input_type, output_type=output_type)
     if held_out is not None:
         check_on = calibration_images(held_out, shape)
     elif seen is not None:
         check_on = seen if unseen is None else unseen
     else:
         check_on = savedmodel.check_images(model, shape=shape)
+    told(f"comparing {model.name} with its file on {len(check_on)} images")
     result = agreement(savedmodel.predict(model, check_on), Runner(content)(check_on))
     if precision == "float32":
         savedmodel.require_equal(result, "LiteRT file")
     elif result.cosine < _LOW_COSINE:
         warnings.warn(
-            f"The int8 file is far from the Keras model: {result}. Calibrate on more, and more typical, images",
+            f"The {precision} file is far from the Keras model: {result}."
+            + " Calibrate on more, and more typical, images" * calibrated,
             stacklevel=2,
         )
     return LiteRTModel(
@@ -187,6 +258,7 @@ def to_litert(
             agreement=result,
             held_out=check_on is not seen,
             calibration_images=0 if seen is None else len(seen),
+            kept_float=list(kept),
             bytes=len(content),
             sha256=sha256(content),
         ),
@@ -221,6 +293,48 @@ def load(path):
     if checksum != sha256(content):
         raise ValueError(f"{str(path)!r} is not the file that was exported: its SHA-256 is not its manifest's")
     return LiteRTModel(content=content, manifest=record)
+
+
+def _check_options(precision, calibration, input_type, output_type, pixels, keep_float):
+    """Raises ValueError if a precision does not have what is asked of it."""
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {PRECISIONS}. Received: precision={precision!r}")
+    if precision in CALIBRATED and calibration is None:
+        raise ValueError(f"{precision=} needs calibration images: calibration=an array or an iterable of images")
+    for what, given in (("input_type", input_type), ("output_type", output_type)):
+        if given not in TYPES:
+            raise ValueError(f"{what} must be one of {tuple(TYPES)}. Received: {what}={given!r}")
+        if given != "float32" and precision != "int8":
+            raise ValueError(f"{what}={given!r} is for precision='int8'. Received: {precision=}")
+    if pixels is not None:
+        if input_type == "float32":
+            raise ValueError(f"pixels is for input_type 'int8' or 'uint8'. Received: {input_type=}")
+        if len(pixels) != 2 or not np.all(np.isfinite(pixels)) or pixels[1] <= 0 or pixels[0] != round(pixels[0]):
+            raise ValueError(f"pixels must be (mean, std): a whole number, and one above 0. Received: {pixels=}")
+    if keep_float is not None and precision not in CALIBRATED:
+        raise ValueError(f"keep_float is for a precision in {CALIBRATED}. Received: {precision=}")
+
+
+def _kept(model, pattern):
+    """Names of the layers of `model` that `pattern` matches."""
+    if pattern is None:
+        return ()
+    try:
+        names = tuple(layer.name for layer in model.layers if re.fullmatch(pattern, layer.name))
+    except (re.error, TypeError) as error:
+        raise ValueError(f"keep_float must be a regular expression: {error}. Received: {pattern!r}") from None
+    if not names:
+        raise ValueError(f"keep_float matches no layer of {model.name}. Received: {pattern!r}")
+    return names
+
+
+def _elided(content, images):
+    """The file without clamps that cannot act, if its outputs are the same to the bit; else the file as it is."""
+    elided = without_idle_clamps(content)
+    if elided == content:
+        return content
+    before, after = Runner(content)(images), Runner(elided)(images)
+    return elided if all(np.array_equal(before[name], after[name]) for name in before) else content
 
 
 def _calibration(calibration, shape):

@@ -1,17 +1,22 @@
 """Lowering: a trained functional model becomes an equal one of stock Keras layers that is cheaper to run.
 
-The graph is walked once, in order. A convolution or fully connected layer is not emitted where it is met but kept as an
-`Affine` value, y = W x + b, because what follows may change it: BatchNorm scales W, and a squeeze does not need y at
-all. Whoever needs y itself has it emitted. Each rewrite is a small function of such values:
+The graph is walked once, in order. What is met is not put into the new graph at once but kept as a value, because what
+follows may change it: BatchNorm scales the W of an `Affine` value, y = W x + b, and a squeeze does not need y at all.
+Whoever needs the tensor itself asks for it. Each rewrite is a small function of such values:
 
-- `fold_batchnorm`: BatchNorm behind an affine map is an affine map.
+- `fold`: a scale and a shift behind an affine map (BatchNorm, Rescaling) make an affine map.
+- `fold_behind_gate`: a scale behind the gate of an affine map, likewise.
 - `hoist_mean`: the mean over height and width commutes with a pointwise affine map.
 - `compose`: two pointwise affine maps in a row are one.
+- `average`: average pooling is a depthwise convolution.
+- `unshuffle`: a convolution of shuffled channels is one of the channels as they were, with shuffled weights.
+- `rectify`: what rectifies a concatenation rectifies its parts.
 """
 
 import inspect
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import keras
 import numpy as np
@@ -45,7 +50,7 @@ class Lowering:
         hoisted: Names of the SqueezeExcite layers whose squeeze reads the input of the convolution in front of them,
             and whose first fully connected layer took that convolution in.
         unhoisted: Those whose squeeze stands where it was: no affine 1x1 convolution in front of it.
-        folded: Names of the BatchNormalization layers that went into the layer in front of them.
+        folded: Names of the BatchNormalization and Rescaling layers that went into the layer in front of them.
         dropped: Names of the layers that do nothing in inference.
     """
 
@@ -57,7 +62,7 @@ class Lowering:
     def __str__(self):
         return (
             f"{len(self.hoisted)} of {len(self.hoisted) + len(self.unhoisted)} squeezes hoisted, "
-            f"{len(self.folded)} BatchNormalization layers folded, {len(self.dropped)} layers dropped"
+            f"{len(self.folded)} layers folded into others, {len(self.dropped)} dropped"
         )
 
 
@@ -81,7 +86,7 @@ def lower(model, *, input_shape=None):
 
     ```python
     lowered = se_keras.export.lower(model)
-    print(lowered.lowering)  # 16 of 16 squeezes hoisted, 53 BatchNormalization layers folded, 0 layers dropped
+    print(lowered.lowering)  # 16 of 16 squeezes hoisted, 53 layers folded into others, 0 dropped
     ```
     """
     unsupported = sorted(_unsupported(model))
@@ -94,7 +99,7 @@ def lower(model, *, input_shape=None):
     taken, given = structures(model)
     try:
         values = walk.model(model, {key: Emitted(x) for key, x in inputs.items()})
-        outputs = keras.tree.map_structure(lambda x: values[id(x)].emit(), given)
+        outputs = keras.tree.map_structure(lambda x: values[id(x)].tensor, given)
     except ValueError as error:
         if input_shape is None:
             raise
@@ -110,10 +115,6 @@ class Emitted:
 
     tensor: keras.KerasTensor
 
-    def emit(self):
-        """The tensor itself."""
-        return self.tensor
-
 
 @dataclass(frozen=True, eq=False)
 class Affine:
@@ -127,20 +128,19 @@ class Affine:
         config: The other arguments of the layer.
     """
 
-    x: "Emitted | Affine"
+    x: "Value"
     kernel: np.ndarray
     bias: np.ndarray
     kind: type
     config: dict
-    _emitted: list = field(default_factory=list, init=False)
 
-    def emit(self):
-        """Puts the layer into the new graph, once, and returns its output."""
-        if not self._emitted:
-            layer = self.kind.from_config({**self.config, "use_bias": True, "dtype": "float32"})
-            self._emitted.append(layer(self.x.emit()))
-            layer.set_weights([self.kernel, self.bias])
-        return self._emitted[0]
+    @cached_property
+    def tensor(self):
+        """The output of the layer, which the first to ask for it puts into the new graph."""
+        layer = self.kind.from_config({**self.config, "use_bias": True, "dtype": "float32"})
+        y = layer(self.x.tensor)
+        layer.set_weights([self.kernel, self.bias])
+        return y
 
     @property
     def is_pointwise(self):
@@ -161,15 +161,78 @@ class Affine:
         return np.block(rows)
 
 
-def fold_batchnorm(affine, batchnorm):
-    """s (W x + b - m) + t = (s W) x + s (b - m) + t, with s = gamma / sqrt(variance + epsilon) and t = beta."""
-    scale = 1 / np.sqrt(_values(batchnorm.moving_variance) + batchnorm.epsilon)
-    scale = scale * _values(batchnorm.gamma) if batchnorm.scale else scale
-    shift = _values(batchnorm.beta) if batchnorm.center else 0.0
-    bias = scale * (affine.bias - _values(batchnorm.moving_mean)) + shift
+@dataclass(frozen=True, eq=False)
+class Gated:
+    """y = x g: the product with which a SqueezeExcite ends."""
+
+    x: "Value"
+    gate: "Value"
+    name: str
+
+    def reads_alone(self, shared):
+        """Whether x is affine and has no other reader: none in the model, and no squeeze."""
+        return isinstance(self.x, Affine) and self.x not in shared and "tensor" not in vars(self.x)
+
+    @cached_property
+    def tensor(self):
+        """The product."""
+        return layers.Multiply(name=self.name, dtype="float32")([self.x.tensor, self.gate.tensor])
+
+
+@dataclass(frozen=True, eq=False)
+class Shuffled:
+    """Channels of x spread over groups: channel c of y is channel `order[c]` of x."""
+
+    x: "Value"
+    groups: int
+    channels: int
+    name: str
+
+    @property
+    def order(self):
+        """Where each channel comes from: the first of each group, then the second of each, and so on."""
+        return np.arange(self.channels).reshape(self.groups, -1).T.ravel()
+
+    @cached_property
+    def tensor(self):
+        """By layers of a fixed size, or by an index where the size is free."""
+        x, name = self.x.tensor, self.name
+        _, height, width, channels = x.shape
+        if None in (height, width):
+            return keras.ops.take(x, self.order.tolist(), axis=-1)
+        grouped = (height * width, self.groups, channels // self.groups)
+        apart = layers.Reshape(grouped, name=f"{name}_apart", dtype="float32")(x)
+        turned = layers.Permute((1, 3, 2), name=f"{name}_turned", dtype="float32")(apart)
+        return layers.Reshape((height, width, channels), name=name, dtype="float32")(turned)
+
+
+@dataclass(frozen=True, eq=False)
+class Concatenated:
+    """Values side by side, by a layer that is not in the new graph yet."""
+
+    parts: tuple["Value", ...]
+    layer: layers.Concatenate
+
+    @cached_property
+    def tensor(self):
+        """The concatenation."""
+        return self.layer([part.tensor for part in self.parts])
+
+
+Value = Emitted | Affine | Gated | Shuffled | Concatenated
+
+
+def fold(affine, scale, shift):
+    """s (W x + b) + t = (s W) x + (s b + t), for a scale s and a shift t of each output channel."""
     # A depthwise kernel has its output channels in its last two axes, every other in its last one.
+    scale = np.broadcast_to(scale, affine.bias.shape)
     per_channel = scale.reshape(affine.kernel.shape[-2:]) if affine.kind is layers.DepthwiseConv2D else scale
-    return replace(affine, kernel=affine.kernel * per_channel, bias=bias)
+    return replace(affine, kernel=affine.kernel * per_channel, bias=affine.bias * scale + shift)
+
+
+def fold_behind_gate(gated, scale):
+    """s ((W x + b) g) = (s (W x + b)) g: where the squeeze is hoisted, nothing but the product reads W x + b."""
+    return replace(gated, x=fold(gated.x, scale, 0.0))
 
 
 def hoist_mean(value, *, name):
@@ -182,8 +245,8 @@ def hoist_mean(value, *, name):
     if isinstance(value, Affine) and value.is_pointwise:
         matrix = value.matrix
         if matrix.shape[0] <= matrix.shape[1]:
-            return fully_connected(Emitted(pool(value.x.emit())), matrix, value.bias, name=f"{name}_affine")
-    return Emitted(pool(value.emit()))
+            return fully_connected(Emitted(pool(value.x.tensor)), matrix, value.bias, name=f"{name}_affine")
+    return Emitted(pool(value.tensor))
 
 
 def compose(first, second):
@@ -198,15 +261,53 @@ def fully_connected(x, matrix, bias, *, name, activation="linear"):
     return Affine(x, matrix[None, None], bias, layers.Conv2D, _without_training(config | {"name": name}))
 
 
-def shuffle(x, groups, *, name):
-    """The channels of `x` spread over groups, by layers of a fixed size, or by an index where the size is free."""
-    _, height, width, channels = x.shape
+def max_squeeze(x, *, name):
+    """The maximum over height and width: pooling with a window of the whole map, which XNNPACK has in int8 too."""
+    _, height, width, _ = x.shape
     if None in (height, width):
-        order = np.arange(channels).reshape(groups, -1).T.ravel()
-        return keras.ops.take(x, order.tolist(), axis=-1)
-    apart = layers.Reshape((height * width, groups, channels // groups), name=f"{name}_apart", dtype="float32")(x)
-    turned = layers.Permute((1, 3, 2), name=f"{name}_turned", dtype="float32")(apart)
-    return layers.Reshape((height, width, channels), name=name, dtype="float32")(turned)
+        return layers.GlobalMaxPooling2D(keepdims=True, name=name, dtype="float32")(x)
+    return layers.MaxPooling2D((height, width), name=name, dtype="float32")(x)
+
+
+def average(value, pool, *, name):
+    """mean over k positions of x = sum of x / k: average pooling is a depthwise convolution with 1 / k everywhere.
+
+    Only without padding: the mean at a padded border has fewer positions. In int8 XNNPACK has a kernel for the
+    convolution and none for the pooling.
+    """
+    channels = value.tensor.shape[-1]
+    kernel = np.full((*pool.pool_size, channels, 1), 1 / np.prod(pool.pool_size))
+    config = {"kernel_size": pool.pool_size, "strides": pool.strides, "padding": "valid", "name": name}
+    return Affine(value, kernel, np.zeros(channels), layers.DepthwiseConv2D, _without_training(config))
+
+
+def unshuffle(convolution):
+    """sum_c W_c x_order(c) = sum_d W_inverse(d) x_d: the shuffle moves into the weights of a convolution.
+
+    One that reads all channels has taken it in. A depthwise one gives its own channels in the order of x: what was
+    shuffled in front of it is shuffled behind it, where there may be fewer positions. A grouped one needs the
+    channels of a group side by side, and keeps the shuffle in front.
+    """
+    shuffled, groups = convolution.x, convolution.config.get("groups", 1)
+    inverse = np.argsort(shuffled.order)
+    if convolution.kind is layers.DepthwiseConv2D and convolution.kernel.shape[-1] == 1:
+        kernel, bias = convolution.kernel[:, :, inverse], convolution.bias[inverse]
+        return replace(shuffled, x=replace(convolution, x=shuffled.x, kernel=kernel, bias=bias))
+    if convolution.kind is layers.DepthwiseConv2D or groups > 1:
+        return convolution
+    return replace(convolution, x=shuffled.x, kernel=np.take(convolution.kernel, inverse, axis=-2))
+
+
+def rectify(concatenated, *, name):
+    """max([x, y], 0) = [max(x, 0), max(y, 0)]: each part is rectified by the layer that it comes from.
+
+    A ReLU of its own has no int8 kernel in XNNPACK.
+    """
+    rectified = [
+        Emitted(layers.ReLU(name=f"{name}_{number}", dtype="float32")(part.tensor))
+        for number, part in enumerate(concatenated.parts, start=1)
+    ]
+    return replace(concatenated, parts=tuple(rectified))
 
 
 class _Walk:
@@ -242,23 +343,52 @@ class _Walk:
         if isinstance(operation, SqueezeExcite):
             return [self._squeeze_excite(value, operation, name)]
         if isinstance(operation, ChannelShuffle):
-            return [Emitted(shuffle(value.emit(), operation.groups, name=self._name(name)))]
+            channels = call.input_tensors[0].shape[-1]
+            return [value if operation.groups == 1 else Shuffled(value, operation.groups, channels, self._name(name))]
         if isinstance(operation, ShakeShake):
             mean = layers.Average(name=self._name(name), dtype="float32")
-            return [Emitted(mean([values[id(x)].emit() for x in call.input_tensors]))]
+            return [Emitted(mean([values[id(x)].tensor for x in call.input_tensors]))]
         if isinstance(operation, layers.Layer) and not call.arguments.kwargs.get("training"):
             if isinstance(operation, _IDENTITIES):
                 self.log["dropped"].append(name)
                 return [value]
-            if type(operation) in _AFFINE_LAYERS and _is_plain(operation):
-                return [self._affine(value, operation, name)]
-            if isinstance(operation, layers.BatchNormalization) and isinstance(value, Affine):
-                # A second reader of the convolution would have it computed twice.
-                if value not in self._shared and _reads_last_axis(operation, call):
-                    self.log["folded"].append(name)
-                    return [fold_batchnorm(value, operation)]
-        args, kwargs = call.arguments.fill_in({id(x): values[id(x)].emit() for x in call.input_tensors})
+            if (rewritten := self._rewritten(call, operation, value, values, name)) is not None:
+                return [rewritten]
+        args, kwargs = call.arguments.fill_in({id(x): values[id(x)].tensor for x in call.input_tensors})
         return [Emitted(x) for x in keras.tree.flatten(self._copy(operation, name)(*args, **kwargs))]
+
+    def _rewritten(self, call, layer, value, values, name):
+        """The value of a stock layer's call, if there is a rewrite for it, or what a rewrite may follow; else None."""
+        if type(layer) in _AFFINE_LAYERS and _is_plain(layer):
+            affine = self._affine(value, layer, name)
+            return unshuffle(affine) if isinstance(value, Shuffled) and value not in self._shared else affine
+        if type(layer) is layers.AveragePooling2D and _is_plain(layer) and layer.padding == "valid":
+            if layer.strides[0] == layer.strides[1]:  # TensorFlow's depthwise convolution has no others
+                return average(value, layer, name=self._name(name))
+        if type(layer) is layers.Concatenate:
+            return Concatenated(tuple(values[id(x)] for x in call.input_tensors), self._copy(layer, name))
+        # A second reader of what is rewritten would have it computed twice.
+        if value in self._shared:
+            return None
+        if isinstance(value, Concatenated) and _is_relu(layer):
+            return rectify(value, name=self._name(name))
+        if isinstance(layer, layers.BatchNormalization) and _reads_last_axis(layer, call):
+            scale, shift = _scale_and_shift(layer)
+            if isinstance(value, Affine):
+                self.log["folded"].append(name)
+                return fold(value, scale, shift)
+            if isinstance(value, Shuffled) and isinstance(value.x, Affine) and value.x not in self._shared:
+                inverse = np.argsort(value.order)
+                self.log["folded"].append(name)
+                return replace(value, x=fold(value.x, scale[inverse], shift[inverse]))
+        if type(layer) is layers.Rescaling:
+            if isinstance(value, Affine):
+                self.log["folded"].append(name)
+                return fold(value, np.asarray(layer.scale, "float64"), np.asarray(layer.offset, "float64"))
+            if isinstance(value, Gated) and value.reads_alone(self._shared) and not np.any(layer.offset):
+                self.log["folded"].append(name)
+                return fold_behind_gate(value, np.asarray(layer.scale, "float64"))
+        return None
 
     def _affine(self, value, layer, name):
         kernel = _values(layer.kernel)
@@ -274,8 +404,7 @@ class _Walk:
         if layer.squeeze == "avg":
             squeezed = hoist_mean(value, name=f"{name}_squeeze")
         elif layer.squeeze == "max":
-            pool = layers.GlobalMaxPooling2D(keepdims=True, name=f"{name}_squeeze", dtype="float32")
-            squeezed = Emitted(pool(value.emit()))
+            squeezed = Emitted(max_squeeze(value.tensor, name=f"{name}_squeeze"))
         reduce_bias, expand_bias = (
             (_values(layer.reduce_bias), _values(layer.expand_bias)) if layer.bias else (np.zeros(1), np.zeros(1))
         )
@@ -290,8 +419,7 @@ class _Walk:
         expand = fully_connected(
             reduce, w2, np.broadcast_to(expand_bias, w2.shape[1:]), name=f"{name}_expand", activation=layer.excitation
         )
-        multiply = layers.Multiply(name=f"{name}_scale", dtype="float32")
-        return Emitted(multiply([value.emit(), expand.emit()]))
+        return Gated(value, expand, f"{name}_scale")
 
     def _copy(self, operation, name):
         """A copy of any other layer or operation with the same weights; one for all calls of a shared layer."""
@@ -315,9 +443,23 @@ class _Walk:
 
 
 def _is_plain(layer):
-    """Whether a layer is affine and channels-last."""
+    """Whether a layer is channels-last and without an activation."""
     channels_last = getattr(layer, "data_format", "channels_last") == "channels_last"
-    return channels_last and layer.activation is keras.activations.linear
+    return channels_last and getattr(layer, "activation", keras.activations.linear) is keras.activations.linear
+
+
+def _is_relu(layer):
+    if type(layer) is layers.ReLU:
+        return layer.max_value is None and not layer.negative_slope and not layer.threshold
+    return type(layer) is layers.Activation and layer.activation is keras.activations.relu
+
+
+def _scale_and_shift(batchnorm):
+    """s = gamma / sqrt(variance + epsilon) and t = beta - s mean: s y + t is what a BatchNorm computes of y."""
+    scale = 1 / np.sqrt(_values(batchnorm.moving_variance) + batchnorm.epsilon)
+    scale = scale * _values(batchnorm.gamma) if batchnorm.scale else scale
+    shift = _values(batchnorm.beta) if batchnorm.center else 0.0
+    return scale, shift - scale * _values(batchnorm.moving_mean)
 
 
 def _reads_last_axis(batchnorm, call):

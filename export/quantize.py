@@ -3,55 +3,143 @@
 import contextlib
 import io
 import math
+import re
 import warnings
 
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
-from ai_edge_quantizer import quantizer, recipe
+from ai_edge_quantizer import quantizer
 from ai_edge_quantizer.algorithm_manager import AlgorithmName
 from ai_edge_quantizer.calibrator import Calibrator
-from ai_edge_quantizer.qtyping import TFLOperationName
+from ai_edge_quantizer.qtyping import (
+    ComputePrecision,
+    OpQuantizationConfig,
+    TensorDataType,
+    TensorQuantizationConfig,
+    TFLOperationName,
+)
 from ai_edge_quantizer.recipe_manager import RecipeManager
 from ai_edge_quantizer.utils.qsv_utils import min_max_update
 
+
+def _weights(bits, dtype, *, algorithm):
+    """Weights alone in another type: the runtime widens them once, when it loads the file."""
+    weights = TensorQuantizationConfig(num_bits=bits, dtype=dtype)
+    config = OpQuantizationConfig(
+        weight_tensor_config=weights, compute_precision=ComputePrecision.FLOAT, explicit_dequantize=True
+    )
+    return lambda rules, regex, operation: rules.add_quantization_config(regex, operation, config, algorithm)
+
+
+def _static(activation_bits):
+    """Weights in int8, activations in integers of ranges that calibration found."""
+    bits = {"activation_num_bits": activation_bits, "weight_num_bits": 8}
+    return lambda rules, regex, operation: rules.add_static_config(regex, operation, **bits)
+
+
+def _dynamic(rules, regex, operation):
+    """Weights in int8, activations in int8 of ranges found anew for each image."""
+    rules.add_dynamic_config(regex, operation, num_bits=8)
+
+
+_float16 = _weights(16, TensorDataType.FLOAT, algorithm=AlgorithmName.FLOAT_CASTING)
+_int8_weights = _weights(8, TensorDataType.INT, algorithm=AlgorithmName.MIN_MAX_UNIFORM_QUANT)
+_CONV, _DEPTHWISE, _DENSE = (
+    TFLOperationName.CONV_2D,
+    TFLOperationName.DEPTHWISE_CONV_2D,
+    TFLOperationName.FULLY_CONNECTED,
+)
+_ALL = TFLOperationName.ALL_SUPPORTED
+# How each kind of operator is quantized, by precision.
+_RULES = {
+    "float32": {},
+    "float16": {_CONV: _float16, _DEPTHWISE: _float16, _DENSE: _float16},
+    # XNNPACK has no depthwise convolution with ranges found anew: TensorFlow Lite's own would run, on one thread.
+    "dynamic": {_CONV: _dynamic, _DENSE: _dynamic, _DEPTHWISE: _int8_weights},
+    "int8": {_ALL: _static(8)},
+    "int16x8": {_ALL: _static(16)},
+}
+PRECISIONS = tuple(_RULES)
+CALIBRATED = ("int8", "int16x8")
 # Float32 images in, float32 probabilities out: callers need no scales. A softmax in int8 leaves XNNPACK, and its 256
 # steps of 1/256 would be all that is left of the probabilities.
 _IN_FLOAT = (TFLOperationName.INPUT, TFLOperationName.OUTPUT, TFLOperationName.SOFTMAX)
 
 
-def quantize_int8(content, images, *, signature, input_name):
-    """Static int8: weights per channel, activations per tensor, ranges from running `images` through the file.
+def quantize(
+    content,
+    precision,
+    *,
+    images=None,
+    signature,
+    input_name,
+    input_range=None,
+    keep_float=(),
+    output_layer=None,
+    progress=None,
+):
+    """Gives a float32 file another precision; its input and output stay float32.
 
     Args:
-        content: A float32 .tflite file, as bytes.
-        images: The calibration images, `(samples, height, width, channels)`.
+        content: The .tflite file, as bytes.
+        precision: One of `PRECISIONS`.
+        images: For those in `CALIBRATED`: `(samples, height, width, channels)`, to show the range of each tensor.
         signature: Key of the file's signature.
         input_name: Name of the signature's input.
+        input_range: Lowest and highest value of the input, where they are known; default: those of `images`.
+        keep_float: Names of layers that stay in float32.
+        output_layer: Name of the last layer.
+        progress: Called with the number of images that have been run, and of all.
 
     Returns:
-        The .tflite file with float32 input and output.
+        The new file, as bytes.
+
+    Raises:
+        ValueError: If no ranges can be found that integer kernels bear.
     """
-    engine = quantizer.Quantizer(content, recipe.static_wi8_ai8())
-    for operation in _IN_FLOAT:
-        engine.update_quantization_recipe(regex=".*", operation_name=operation, algorithm_key=AlgorithmName.NO_QUANTIZE)
+    if precision == "float32":
+        return content
     rules = RecipeManager()
-    rules.load_quantization_recipe(engine.get_quantization_recipe())
+    for operation, rule in _RULES[precision].items():
+        rule(rules, ".*", operation)
+    if precision in CALIBRATED:
+        for operation in _IN_FLOAT:
+            rules.add_quantization_config(".*", operation, algorithm_key=AlgorithmName.NO_QUANTIZE)
+    if keep_float:
+        # A tensor is called model/layer_1/Op, or several of those with semicolons between them.
+        named = rf"(^|[/;])({'|'.join(map(re.escape, keep_float))})(_\d+)?/"
+        if output_layer in keep_float:
+            named += "|^StatefulPartitionedCall:"  # what the converter calls the output of the graph
+        rules.add_quantization_config(named, _ALL, algorithm_key=AlgorithmName.NO_QUANTIZE)
+    engine = quantizer.Quantizer(content, rules.get_quantization_recipe())
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.filterwarnings("ignore", message=".*experimental_preserve_all_tensors.*")  # calibration reads them all
+        if precision not in CALIBRATED:
+            return _quantized(engine, None)
         # The whole range of each tensor over all images. The engine's own average over images, of which the first
         # weighs most, cuts off what later ones show.
         calibrator = Calibrator(content, num_threads=2, qsv_update_func=min_max_update)
-        calibrator.calibrate({signature: [{input_name: image[None]} for image in images]}, rules)
+        for done, image in enumerate(images, start=1):
+            calibrator.calibrate({signature: [{input_name: image[None]}]}, rules)
+            if progress:
+                progress(done, len(images))
         ranges = calibrator.get_model_qsvs()
+        if input_range:
+            low, high = np.float32(input_range).reshape(2, 1, 1, 1, 1)
+            ranges[f"{signature}_{input_name}:0"] = {"min": low, "max": high}
         for _ in range(_ROUNDS):
-            result = engine.quantize(ranges, enable_progress_bar=False, enable_progress_report=False)
-            content = bytes(result.quantized_model)
-            narrow = _too_narrow(content)
+            content = _quantized(engine, ranges)
+            narrow = _too_narrow(content) if precision == "int8" else {}
             if not narrow:
                 return content
             for name in narrow.keys() & ranges.keys():  # the engine adds tensors of its own
                 ranges[name] = _widened(ranges[name], 255 * narrow[name])
     raise ValueError(f"No int8 ranges fit integer kernels at {', '.join(narrow)}: calibrate on more typical images")
+
+
+def _quantized(engine, ranges):
+    result = engine.quantize(ranges, enable_progress_bar=False, enable_progress_report=False)
+    return bytes(result.quantized_model)
 
 
 _ROUNDS = 5
@@ -104,39 +192,3 @@ def _widened(ranges, extent):
         low, high, extent = low - 1, high + 1, max(extent, 2)
     factor = extent / np.max(high - low)
     return {**ranges, "min": low * factor, "max": high * factor}
-
-
-def calibration_images(calibration, shape):
-    """Gathers calibration data into one float32 array `(samples, *shape)`.
-
-    Args:
-        calibration: An array of images, or an iterable of images or batches (a `tf.data.Dataset` too); of tuples such
-            as `(images, labels)` the first is taken.
-        shape: `(height, width, channels)` of the model's input.
-
-    Raises:
-        ValueError: If there are none, if they have another shape, or if a value is not finite.
-        TypeError: If they are no numbers.
-    """
-    shape = tuple(shape)
-    if hasattr(calibration, "shape"):
-        calibration = [calibration]
-    batches = []
-    for item in calibration:
-        try:
-            batch = np.asarray(item[0] if isinstance(item, tuple) else item, dtype="float32")
-        except (TypeError, ValueError):
-            raise TypeError(f"Calibration data must be arrays of numbers. Received: {type(item).__name__}") from None
-        if batch.shape == shape:
-            batch = batch[None]
-        if batch.shape[1:] != shape:
-            raise ValueError(f"Calibration images must be {shape}. Received: {batch.shape}")
-        batches.append(batch)
-    images = np.concatenate(batches) if batches else np.zeros((0, *shape), "float32")
-    if not len(images):
-        raise ValueError(f"Calibration needs at least one image of {shape}. Received: none")
-    bad = np.flatnonzero(~np.isfinite(images).reshape(len(images), -1).all(axis=1))
-    if len(bad):
-        found = f"NaN or infinity in {len(bad)} of {len(images)} images, the first in image {bad[0]}"
-        raise ValueError(f"Calibration images must be finite. Received: {found}")
-    return images

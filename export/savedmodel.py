@@ -107,6 +107,9 @@ def trace(model, folder, *, names=None, batch_shape=None):
     """
 
     names = names or output_names(model)
+    broken = [layer.name for layer in model.layers if not all(np.isfinite(w).all() for w in layer.get_weights())]
+    if broken:
+        raise ValueError(f"The weights of {model.name} are not finite: {', '.join(broken)}")
 
     def serve(*images):
         outputs = model(keras.tree.pack_sequence_as(structures(model)[0], list(images)), training=False)

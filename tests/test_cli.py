@@ -33,7 +33,10 @@ ROOT = Path(__file__).parents[1]
 COMMANDS = ("list", "show", "train", "export", "benchmark", "quickstart")
 SCRIPT = Path(sys.executable).with_name("se-keras")
 # What is done now, a line each on stderr: not part of an answer, nor of a refusal.
-PROGRESS = ("counting ", "building ", "training ", "loading ", "exporting ", "timing ")
+PROGRESS = (
+    "counting ", "building ", "training ", "loading ", "exporting ", "converting ", "calibrating ", "comparing ",
+    "timing ",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -550,10 +553,12 @@ REFUSALS = {
     "export {files}/model.keras -o /proc/x/x.tflite": "'/proc/x",
     "export {files}/model.keras -o /proc/x.tflite": "'/proc/",
     "export {files}/model.keras --precision int8 -o {new}/x.tflite": "int8.* needs calibration images",
-    "export {files}/model.keras --precision int4 -o {new}/x.tflite": r"\('float32', 'int8'\).* Received: .*int4",
+    "export {files}/model.keras --precision int4 -o {new}/x.tflite": r"'dynamic', 'int8'.* Received: .*int4",
     "export {files}/model.keras --precision int8 -o {new}/served": "int8 .* a SavedModel is float32",
     f"export {{files}}/model.keras {INT8} digits -o {{new}}/served": "int8 .* a SavedModel is float32",
-    "export {files}/model.keras --calibration digits -o {new}/x.tflite": "--calibration is for --precision int8",
+    "export {files}/model.keras --calibration digits -o {new}/x.tflite": "--calibration is for --precision int8 and",
+    "export {files}/model.keras --input-type uint8 -o {new}/x.tflite": "input_type='uint8' is for precision='int8'",
+    "export {files}/model.keras --precision int8 --calibration digits --keep-float x -o {new}/x.tflite": "no layer of",
     f"export {{files}}/model.keras {INT8} {{new}}/x.npy -o {{new}}/x.tflite": "no calibration file '{new}/x.npy'",
     f"export {{files}}/model.keras {INT8} {{files}}/larger.npy -o {{new}}/x.tflite":
         r"must be \(8, 8, 1\). Received: \(5, 9, 9, 1\)",

@@ -19,8 +19,8 @@ from keras import layers
 
 from se_keras.catalogue import create
 from se_keras.export import litert, quantize
+from se_keras.export.calibration import calibration_images
 from se_keras.export.litert import LiteRTModel, Runner, load, to_litert
-from se_keras.export.quantize import calibration_images
 from se_keras.layers import SqueezeExcite
 from se_keras.training.data import digits
 from se_keras.training.fit import fit

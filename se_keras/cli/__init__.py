@@ -112,11 +112,21 @@ def _parser():
               "export runs/se/model.keras -o digits.tflite",
               "export runs/se/model.keras --precision int8 --calibration digits -o digits_int8.tflite",
               "export runs/se/model.keras --precision int8 --calibration images.npy -o digits_int8.tflite",
+              "export runs/se/model.keras --precision int8 --calibration digits --input-type uint8 --pixels 0 255 "
+              "-o camera.tflite",
+              "export runs/se/model.keras --precision dynamic -o small.tflite",
               "export runs/se/model.keras -o served/digits", json_output=True)  # fmt: skip
     sub.add_argument("model", metavar="MODEL", type=Path, help="a .keras file")
     sub.add_argument("-o", "--output", type=Path, required=True, help="FILE.tflite, or the SavedModel's folder")
-    sub.add_argument("--precision", default="float32", help="float32 (default) or int8")
-    sub.add_argument("--calibration", help="for int8: 'digits', or a .npy file of images (N, height, width, channels)")
+    sub.add_argument("--precision", default="float32", help="float32 (default), float16, dynamic, int8, or int16x8")
+    sub.add_argument(
+        "--calibration", help="for int8 and int16x8: 'digits', or a .npy file of images (N, height, width, channels)"
+    )
+    sub.add_argument("--input-type", default="float32", help="for int8: float32 (default), int8, or uint8")
+    sub.add_argument("--output-type", default="float32", help="for int8: float32 (default), int8, or uint8")
+    sub.add_argument("--pixels", type=float, nargs=2, metavar=("MEAN", "STD"), help="for an integer input: the "
+                     "model takes (byte - MEAN) / STD; 0 255 for one of images in 0..1")  # fmt: skip
+    sub.add_argument("--keep-float", metavar="REGEX", help="layers that stay in float32, such as '.*_se_.*'")
     sub.add_argument("--as-published", action="store_true", help="do not lower the model first")
 
     sub = add("benchmark", _benchmark, "Measure what squeeze-and-excitation costs, or compare two LiteRT files.",
@@ -124,7 +134,9 @@ def _parser():
               "benchmark --files plain.tflite se.tflite --json", json_output=True)  # fmt: skip
     sub.add_argument("--network", default="se_resnet50", help="measured beside its baseline (default: %(default)s)")
     sub.add_argument("--files", type=Path, nargs=2, metavar=("A", "B"), help="two .tflite files instead: B over A")
-    sub.add_argument("--precision", nargs="+", default=["float32", "int8"], help="default: float32 int8")
+    sub.add_argument(
+        "--precision", nargs="+", default=["float32", "int8"], help="those of export; default: float32 int8"
+    )
     sub.add_argument(
         "--form", nargs="+", default=["published", "lowered"], help="published, lowered, or both (default)"
     )
@@ -290,8 +302,10 @@ def _export(options, console):
         raise ValueError(
             f"{options.precision} is for -o FILE.tflite: a SavedModel is float32. Received: {options.output}"
         )
-    if options.calibration and options.precision == "float32":
-        raise ValueError("--calibration is for --precision int8. Received: --precision float32")
+    if options.calibration and options.precision not in ("int8", "int16x8"):
+        raise ValueError(
+            f"--calibration is for --precision int8 and int16x8. Received: --precision {options.precision}"
+        )
     lowering = not options.as_published
     with progress_on(console) as progress:
         progress(f"loading {options.model}")
@@ -300,7 +314,17 @@ def _export(options, console):
         storage.check_writable(options.output)
         progress(f"exporting {model.name}")
         if to_file:
-            exported = to_litert(model, precision=options.precision, calibration=calibration, lowering=lowering)
+            exported = to_litert(
+                model,
+                precision=options.precision,
+                calibration=calibration,
+                input_type=options.input_type,
+                output_type=options.output_type,
+                pixels=options.pixels,
+                keep_float=options.keep_float,
+                lowering=lowering,
+                progress=progress,
+            )
             exported.save(options.output)
         else:
             exported = to_savedmodel(model, options.output, lowering=lowering)
@@ -310,7 +334,9 @@ def _export(options, console):
     done = exported.manifest["lowering"]
     if done:
         squeezes = done["hoisted"] + done["unhoisted"]
-        answer(f"lowered: {done['hoisted']} of {squeezes} squeezes hoisted, {done['folded']} BatchNormalization folded")
+        answer(f"lowered: {done['hoisted']} of {squeezes} squeezes hoisted, {done['folded']} layers folded")
+    if images := exported.manifest.get("calibration_images"):
+        answer(f"calibrated on {images} images")
     answer(f"wrote {path}: {_agreement(exported.manifest['agreement'])} with the Keras model")
 
 

@@ -1,0 +1,324 @@
+"""The precisions of a LiteRT file: each is what its name says, agrees with Keras, and runs on XNNPACK's kernels."""
+
+import re
+import warnings
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from ai_edge_litert import schema_py_generated as schema
+from ai_edge_litert.tools import flatbuffer_utils
+from export_fixtures import difference, images_for, outputs_of, scattered
+from keras import layers
+
+from se_keras.catalogue import create
+from se_keras.export import litert
+from se_keras.export.flatbuffer import packed, without_idle_clamps
+from se_keras.export.litert import PRECISIONS, Runner, to_litert
+from se_keras.training.data import digits
+
+IMAGES = digits().train.images[:60]
+TYPES = {code: name for name, code in vars(schema.TensorType).items() if not name.startswith("_")}
+
+
+@pytest.fixture(scope="module")
+def model():
+    keras.utils.set_random_seed(0)
+    return scattered(create("se_resnet11_digits", classes=10), images=IMAGES)
+
+
+@pytest.fixture(scope="module")
+def exported(model):
+    """`exported(precision, **options)`: the network's file, converted from Keras but once."""
+    float32 = to_litert(model, held_out=IMAGES)
+    made = {"float32": float32}
+
+    def export(precision, **options):
+        key = precision + repr(sorted(options.items()))
+        if precision == "float32":
+            return float32
+        if key not in made:
+            made[key] = to_litert(
+                model, precision=precision, calibration=IMAGES, held_out=IMAGES, converted=float32, **options
+            )
+        return made[key]
+
+    return export
+
+
+def tensors(content):
+    """`{name: (type, values or None)}` of the tensors of a file."""
+    read = flatbuffer_utils.read_model_from_bytearray(content)
+    (graph,) = read.subgraphs
+    return {x.name.decode(): (TYPES[x.type], read.buffers[x.buffer].data) for x in graph.tensors}
+
+
+def kernels(content):
+    """The types of the weights of convolutions and fully connected layers."""
+    return {kind for name, (kind, data) in tensors(content).items() if data is not None and "/convolution" in name
+            and not name.endswith("_dequant") and not re.search("BiasAdd", name)}  # fmt: skip
+
+
+# Largest share of the logits' range: a little above what rounding to so many bits gives here, and far below what a lost
+# weight does.
+BOUNDS = {"float32": 1e-5, "float16": 2e-3, "dynamic": 0.06, "int8": 0.12, "int16x8": 0.03}
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_file_agrees_with_keras(precision, exported):
+    made = exported(precision).manifest["agreement"]
+    assert made["max_error"] <= BOUNDS[precision]
+    assert made["cosine"] >= 0.99
+    assert made["top1"] >= 0.95
+
+
+def test_finer_precisions_are_closer(exported):
+    errors = [exported(precision).manifest["agreement"]["mean_error"] for precision in ("int8", "int16x8", "float16")]
+    assert errors == sorted(errors, reverse=True)
+
+
+WEIGHTS = {
+    "float32": {"FLOAT32"},
+    "float16": {"FLOAT16"},
+    "dynamic": {"INT8"},
+    "int8": {"INT8"},
+    "int16x8": {"INT8"},
+}
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_weights_have_the_type_of_the_precision(precision, exported):
+    assert kernels(exported(precision).content) == WEIGHTS[precision]
+
+
+def test_sizes_are_in_the_order_of_the_bits(exported):
+    sizes = {precision: len(exported(precision).content) for precision in PRECISIONS}
+    assert sizes["float16"] < 0.6 * sizes["float32"]
+    assert max(sizes[precision] for precision in ("dynamic", "int8", "int16x8")) < 0.4 * sizes["float32"]
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16", "dynamic", "int8"])
+def test_xnnpack_takes_every_operator(precision, exported):
+    assert exported(precision).runner().undelegated() == []
+
+
+@pytest.mark.parametrize("precision", ["float16", "dynamic", "int8"])
+def test_xnnpack_takes_depthwise_convolutions_too(precision):
+    small = create("se_mobilenet_025", input_shape=(64, 64, 3), classes=10)
+    seen = images_for(small, samples=16)
+    made = to_litert(scattered(small, images=seen, beta=(0.5, 1.5)), precision=precision, calibration=seen)
+    assert made.runner().undelegated() == []
+    assert made.manifest["agreement"]["cosine"] > 0.98
+
+
+def test_int16x8_runs_on_the_reference_kernels(exported):
+    # XNNPACK has no int16: an accuracy reference, as the docstring says.
+    assert "CONV_2D" in exported("int16x8").runner().undelegated()
+
+
+# What goes in and out.
+
+
+@pytest.mark.parametrize("output_type", ["float32", "int8", "uint8"])
+@pytest.mark.parametrize("input_type", ["float32", "int8", "uint8"])
+def test_input_and_output_have_the_types_asked_for(input_type, output_type, exported):
+    made = exported("int8", input_type=input_type, output_type=output_type)
+    runner = made.runner()
+    (output,) = runner._outputs.values()
+    assert np.dtype(runner._input["dtype"]).name == input_type
+    assert np.dtype(output["dtype"]).name == output_type
+    assert made.manifest["agreement"]["top1"] >= 0.95
+    # XNNPACK does not turn uint8 into int8; the kernel that does flips one bit of each byte.
+    allowed = ["QUANTIZE"] * ((input_type == "uint8") + (output_type == "uint8"))
+    assert runner.undelegated() in ([], allowed[:1], allowed)
+
+
+@pytest.mark.parametrize("types", [("int8", "int8"), ("uint8", "uint8")])
+def test_integer_input_gives_what_the_float_one_does(types, exported):
+    # The file with float input quantizes it with the same scale: the same integers from there on.
+    integers = exported("int8", input_type=types[0], output_type=types[1])
+    (floats,) = exported("int8").runner()(IMAGES[:20]).values()
+    (actual,) = integers.runner()(IMAGES[:20]).values()
+    # A step of the output is 1/256: half of one is rounding.
+    np.testing.assert_allclose(actual, floats, rtol=0, atol=0.5 / 256 + 1e-6)
+
+
+@pytest.mark.parametrize("output_type", ["int8", "uint8"])
+def test_logits_can_be_integers_too(output_type):
+    logits = scattered(create("se_resnet11_digits", classes=10, classifier_activation=None), images=IMAGES)
+    made = to_litert(logits, precision="int8", calibration=IMAGES, output_type=output_type)
+    assert made.manifest["agreement"]["cosine"] > 0.99
+    assert list(made.runner()(IMAGES[:1])) == logits.output_names
+
+
+def test_pixels_are_the_bytes_of_a_picture(exported):
+    made = exported("int8", input_type="uint8", pixels=(0, 255))
+    scale, zero_point = made.runner()._input["quantization"]
+    assert (scale, zero_point) == (pytest.approx(1 / 255, rel=1e-6), 0)
+
+
+def test_pixels_may_have_a_mean(exported):
+    made = exported("int8", input_type="uint8", pixels=(128, 64))
+    scale, zero_point = made.runner()._input["quantization"]
+    assert (scale, zero_point) == (pytest.approx(1 / 64, rel=1e-6), 128)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"precision": "int4"}, r"precision must be one of \('float32', .+\). Received: precision='int4'"),
+        ({"precision": None}, "Received: precision=None"),
+        ({"precision": "int16x8"}, "precision='int16x8' needs calibration images"),
+        ({"input_type": "uint8"}, "input_type='uint8' is for precision='int8'. Received: precision='float32'"),
+        ({"precision": "dynamic", "output_type": "int8"}, "output_type='int8' is for precision='int8'. Received: "),
+        ({"input_type": "int16"}, r"input_type must be one of \('float32', 'int8', 'uint8'\). Received: .+'int16'"),
+        ({"pixels": (0, 255)}, "pixels is for input_type 'int8' or 'uint8'. Received: input_type='float32'"),
+        ({"keep_float": "x"}, r"keep_float is for a precision in \('int8', 'int16x8'\). Received: precision='float32'"),
+    ],
+)
+def test_option_that_a_precision_does_not_have_is_refused(options, message, model):
+    with pytest.raises(ValueError, match=message):
+        to_litert(model, **options)
+
+
+@pytest.mark.parametrize("pixels", [(0, 0), (0, -1), (0.5, 1), (0, float("nan")), (0, 1, 2)])
+def test_pixels_that_cannot_be_are_refused(pixels, model):
+    with pytest.raises(ValueError, match=r"pixels must be \(mean, std\): a whole number, and one above 0. Received: "):
+        to_litert(model, precision="int8", calibration=IMAGES, input_type="uint8", pixels=pixels)
+
+
+# Layers that stay in float32.
+
+
+def test_layers_kept_in_float_have_float_weights(exported):
+    made = exported("int8", keep_float=".*_se_.*")
+    found = {kind for name, (kind, data) in tensors(made.content).items() if data is not None and "_se_" in name
+             and "/convolution" in name}  # fmt: skip
+    assert found == {"FLOAT32"}
+    assert "stage2_block1_se_reduce" in made.manifest["kept_float"]
+    assert "INT8" in {kind for kind, _ in tensors(made.content).values()}
+    assert made.runner().undelegated() == []
+
+
+def test_no_other_layer_is_kept(exported):
+    made = tensors(exported("int8", keep_float="stage2_block1_se_reduce").content)
+    floats = [name for name, (kind, data) in made.items() if kind == "FLOAT32" and data is not None]
+    assert floats and all("stage2_block1_se_reduce" in name for name in floats)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [("_se_", "matches no layer of se_resnet11_digits. Received: '_se_'"), ("(", "must be a regular expression: ")],
+)
+def test_pattern_that_keeps_nothing_is_refused(pattern, message, model):
+    with pytest.raises(ValueError, match=message):
+        to_litert(model, precision="int8", calibration=IMAGES, keep_float=pattern)
+
+
+@pytest.mark.parametrize(
+    ("layer", "options"), [("conv1", {"input_type": "uint8"}), ("predictions", {"output_type": "int8"})]
+)
+def test_integers_at_an_end_that_is_kept_in_float_are_refused(layer, options):
+    model = scattered(create("se_resnet11_digits", classes=10, classifier_activation=None), images=IMAGES)
+    (option,) = options
+    with pytest.raises(ValueError, match=f"{option}='u?int8' needs a (first|last) layer in int8: it is kept in float"):
+        to_litert(model, precision="int8", calibration=IMAGES, keep_float=layer, **options)
+
+
+# Clamps that cannot act.
+
+
+def additions(content):
+    read = flatbuffer_utils.read_model_from_bytearray(content)
+    codes = [flatbuffer_utils.get_builtin_code_from_operator_code(code) for code in read.operatorCodes]
+    found = [o for o in read.subgraphs[0].operators if codes[o.opcodeIndex] == schema.BuiltinOperator.ADD]
+    return [operator.builtinOptions.fusedActivationFunction for operator in found]
+
+
+def test_additions_of_int8_have_no_clamp(exported):
+    assert additions(exported("float32").content) == [schema.ActivationFunctionType.RELU] * 3
+    assert additions(exported("int8").content) == [schema.ActivationFunctionType.NONE] * 3
+
+
+def test_without_idle_clamps_outputs_are_equal_to_the_bit(exported, model, monkeypatch):
+    monkeypatch.setattr(litert, "_elided", lambda content, images: content)
+    clamped = to_litert(model, precision="int8", calibration=IMAGES, converted=exported("float32"))
+    assert additions(clamped.content) == [schema.ActivationFunctionType.RELU] * 3
+    for images in (IMAGES, 3 * np.random.default_rng(0).normal(size=(20, 8, 8, 1)).astype("float32")):
+        (expected,) = clamped.runner()(images).values()
+        (actual,) = Runner(without_idle_clamps(clamped.content))(images).values()
+        np.testing.assert_array_equal(actual, expected)
+
+
+def test_clamps_stay_where_the_outputs_would_differ(exported, monkeypatch):
+    other = exported("int8", input_type="uint8", pixels=(128, 64)).content  # computes something else
+    monkeypatch.setattr(litert, "without_idle_clamps", lambda content: other)
+    content = exported("int8").content
+    assert litert._elided(content, IMAGES[:4]) == content
+
+
+def test_packed_file_has_its_weights_at_multiples_of_sixteen(exported):
+    content = packed(flatbuffer_utils.read_model_from_bytearray(exported("int8").content))
+    root = schema.Model.GetRootAs(content)
+    offsets = [root.Buffers(index).Offset() for index in range(root.BuffersLength())]
+    assert any(offsets) and all(offset % 16 == 0 for offset in offsets)
+    np.testing.assert_array_equal(
+        *(list(Runner(x)(IMAGES[:4]).values())[0] for x in (content, exported("int8").content))
+    )
+
+
+# Calibration.
+
+
+@pytest.mark.parametrize("form", ["array", "list", "batches", "dataset", "generator"])
+def test_calibration_data_comes_in_many_forms(form, exported, model):
+    given = {
+        "array": lambda: IMAGES[:12],
+        "list": lambda: list(IMAGES[:12]),
+        "batches": lambda: [IMAGES[:8], IMAGES[8:12]],
+        "dataset": lambda: tf.data.Dataset.from_tensor_slices((IMAGES[:12], np.arange(12))).batch(5),
+        "generator": lambda: (image for image in IMAGES[:12]),
+    }[form]()
+    made = to_litert(model, precision="int8", calibration=given, converted=exported("float32"))
+    # Every fifth is held out.
+    assert (made.manifest["calibration_images"], made.manifest["agreement"]["samples"]) == (10, 2)
+
+
+def test_progress_tells_how_many_images_have_been_run(exported, model):
+    lines = []
+    to_litert(model, precision="int8", calibration=IMAGES, converted=exported("float32"), progress=lines.append)
+    assert "calibrating se_resnet11_digits: 48 of 48 images" in lines
+    assert len(lines) < 20
+
+
+def test_images_of_another_range_are_warned_of(exported, model):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        to_litert(model, precision="int8", calibration=IMAGES * 255, held_out=IMAGES, converted=exported("float32"))
+    (message,) = {str(warning.message) for warning in caught if "trained" in str(warning.message)}
+    assert message.startswith("The images have values in 0..255. se_resnet11_digits was trained on values about ")
+
+
+def test_range_of_an_untrained_network_is_unknown():
+    fresh = create("se_resnet11_digits", classes=10)
+    to_litert(fresh, precision="int8", calibration=IMAGES * 255)  # a warning would be an error
+
+
+def test_weights_that_are_not_finite_are_refused():
+    bad = create("se_resnet11_digits", classes=10)
+    kernel = bad.get_layer("stage3_block1_conv2").kernel
+    kernel.assign(np.full(kernel.shape, np.nan))
+    with pytest.raises(ValueError, match="The weights of se_resnet11_digits are not finite: stage3_block1_conv2"):
+        to_litert(bad)
+
+
+def test_average_pooling_and_concatenations_stay_on_xnnpack_in_int8():
+    images = keras.Input((9, 9, 4), name="images")
+    x = layers.Concatenate()([layers.AveragePooling2D(3, 2)(images), layers.Conv2D(4, 3, 2)(images)])
+    pooled = keras.Model(images, layers.Conv2D(3, 1)(layers.ReLU()(x)))
+    seen = images_for(pooled, samples=20)
+    made = to_litert(pooled, precision="int8", calibration=seen)
+    assert made.runner().undelegated() == []
+    (actual,) = made.runner()(seen).values()
+    assert difference(outputs_of(pooled, seen), [actual]) < 0.03
