@@ -14,10 +14,10 @@ from tensorflow.lite.python.convert_phase import ConverterError
 from se_keras import storage
 from se_keras.errors import first_line
 from se_keras.export import savedmodel
+from se_keras.export.agreement import agreement, in_batches
 from se_keras.export.lower import lower
 from se_keras.export.manifest import manifest, sha256
 from se_keras.export.quantize import calibration_images, quantize_int8
-from se_keras.export.verify import agreement, in_batches
 from se_keras.graph import functional
 
 PRECISIONS = ("float32", "int8")
@@ -75,25 +75,37 @@ class Runner:
             outputs = self._interpreter.get_signature_runner(signature).get_output_details()
         else:
             outputs = {detail["name"]: detail for detail in self._interpreter.get_output_details()}
-        self._outputs = {name: detail["index"] for name, detail in outputs.items()}
+        self._outputs = dict(outputs)
 
     @property
     def input_shape(self):
         """Shape of the input, batch first."""
         return tuple(self._input["shape"].tolist())
 
+    @property
+    def has_quantized_outputs(self):
+        """Whether an output comes in steps, such as probabilities in 256 of them: those have no logits."""
+        return any(detail["quantization"][0] for detail in self._outputs.values())
+
     def __call__(self, images):
-        """Outputs for `images`, `(samples, height, width, channels)`: `{name: array}`."""
+        """Outputs for `images`, `(samples, height, width, channels)`: `{name: array}`.
+
+        A file with an integer input takes real images too, and its integer outputs are given as the real values that
+        they stand for.
+        """
 
         def run(batch):
             self.prepare(batch)()
-            return {name: self._interpreter.get_tensor(index) for name, index in self._outputs.items()}
+            return {
+                name: _dequantized(self._interpreter.get_tensor(detail["index"]), detail)
+                for name, detail in self._outputs.items()
+            }
 
         return in_batches(run, images, size=self.input_shape[0])
 
     def prepare(self, images):
         """Sets the input and returns the call that runs the file: what a benchmark times."""
-        self._interpreter.set_tensor(self._input["index"], np.asarray(images, dtype=self._input["dtype"]))
+        self._interpreter.set_tensor(self._input["index"], _quantized(np.asarray(images), self._input))
         return self._interpreter.invoke
 
     def undelegated(self):
@@ -110,6 +122,21 @@ class Runner:
                 executed[operator["index"]] = operator["op_name"]
                 needed += [int(tensor) for tensor in operator["inputs"] if tensor >= 0]
         return sorted(name for name in executed.values() if name != "DELEGATE")
+
+
+def _quantized(values, tensor):
+    """Real values in the type of a tensor; integers of that type are what they are."""
+    scale, zero_point = tensor["quantization"]
+    if not scale or values.dtype == tensor["dtype"]:
+        return values.astype(tensor["dtype"])
+    limits = np.iinfo(tensor["dtype"])
+    return np.clip(np.rint(values / scale) + zero_point, limits.min, limits.max).astype(tensor["dtype"])
+
+
+def _dequantized(values, tensor):
+    """The real values that those of a tensor stand for."""
+    scale, zero_point = tensor["quantization"]
+    return (values.astype("float32") - zero_point) * np.float32(scale) if scale else values
 
 
 def check_threads(threads):
