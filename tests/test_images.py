@@ -173,7 +173,7 @@ def test_images_of_any_size_make_one_array(folder):
     "files, told",
     [
         ({}, "Received: an empty one"),
-        ({"a.txt": b"x", "b/c.npy": b"x"}, "Received: 2 files of other kinds, such as 'a.txt'"),
+        ({"a.txt": b"x", "b/c.npy": b"x"}, "Received: 2 of other kinds, such as 'a.txt'"),
         ({".a.png": png(RGB)}, "Received: an empty one"),
     ],
     ids=["empty", "others", "hidden"],
