@@ -119,6 +119,7 @@ def calibration_images(calibration, shape, *, what="Calibration"):
         what: What they are for, at the start of messages.
 
     Raises:
+        FileNotFoundError: If there is no such folder.
         ValueError: If there are none, if they have another shape, or if a value is not finite.
         TypeError: If they are no numbers.
     """

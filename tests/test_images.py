@@ -242,6 +242,11 @@ def test_folder_is_calibration_data_in_0_to_255(folder):
         np.testing.assert_array_equal(calibration_images(given, (3, 4, 3)), [RGB, RGB // 2])
 
 
+def test_missing_folder_of_calibration_data_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=f"^There is no folder of images '{tmp_path}/x'$"):
+        calibration_images(str(tmp_path / "x"), (3, 4, 3))
+
+
 def network(*front):
     return keras.Sequential([keras.Input((4, 4, 3)), *front, keras.layers.Conv2D(2, 1)], name="net")
 
