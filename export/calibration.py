@@ -1,26 +1,32 @@
 """Calibration images: gathered from what users have, and checked against what the network was trained on."""
 
+import os
 import warnings
 
 import keras
 import numpy as np
 
+from se_keras.export.images import load_images
 from se_keras.graph import calls, structures
 
 
-def calibration_images(calibration, shape):
+def calibration_images(calibration, shape, *, what="Calibration"):
     """Gathers calibration data into one float32 array `(samples, *shape)`.
 
     Args:
         calibration: An array of images, or an iterable of images or batches (a `tf.data.Dataset` too); of tuples such
-            as `(images, labels)` the first is taken.
-        shape: `(height, width, channels)` of the model's input.
+            as `(images, labels)` the first is taken. Or a folder of images, whose pixels stay 0 to 255.
+        shape: `(height, width, channels)` of the model's input; None is what the first image has.
+        what: What they are for, at the start of messages.
 
     Raises:
+        FileNotFoundError: If there is no such folder.
         ValueError: If there are none, if they have another shape, or if a value is not finite.
         TypeError: If they are no numbers.
     """
     shape = tuple(shape)
+    if isinstance(calibration, (str, os.PathLike)):
+        calibration = load_images(calibration, size=shape[:2], channels=shape[2])
     if hasattr(calibration, "shape"):
         calibration = [calibration]
     batches = []
@@ -28,20 +34,25 @@ def calibration_images(calibration, shape):
         try:
             batch = np.asarray(item[0] if isinstance(item, tuple) else item, dtype="float32")
         except (TypeError, ValueError):
-            raise TypeError(f"Calibration data must be arrays of numbers. Received: {type(item).__name__}") from None
-        if batch.shape == shape:
+            raise TypeError(f"{what} data must be arrays of numbers. Received: {type(item).__name__}") from None
+        if _fits(batch.shape, shape):
             batch = batch[None]
-        if batch.shape[1:] != shape:
-            raise ValueError(f"Calibration images must be {shape}. Received: {batch.shape}")
+        if not _fits(batch.shape[1:], shape):
+            raise ValueError(f"{what} images must be {shape}. Received: {batch.shape}")
+        shape = batch.shape[1:]
         batches.append(batch)
-    images = np.concatenate(batches) if batches else np.zeros((0, *shape), "float32")
+    images = np.concatenate(batches) if batches else np.zeros(0, "float32")
     if not len(images):
-        raise ValueError(f"Calibration needs at least one image of {shape}. Received: none")
+        raise ValueError(f"{what} needs at least one image of {shape}. Received: none")
     bad = np.flatnonzero(~np.isfinite(images).reshape(len(images), -1).all(axis=1))
     if len(bad):
         found = f"NaN or infinity in {len(bad)} of {len(images)} images, the first in image {bad[0]}"
-        raise ValueError(f"Calibration images must be finite. Received: {found}")
+        raise ValueError(f"{what} images must be finite. Received: {found}")
     return images
+
+
+def _fits(found, shape):
+    return len(found) == len(shape) and all(side in (None, size) for size, side in zip(found, shape, strict=True))
 
 
 def warn_of_other_range(model, images):

@@ -1,6 +1,7 @@
 """LiteRT (TFLite) files: builtin operators only, run and compared with the Keras model before they are handed out."""
 
 import json
+import os
 import re
 import tempfile
 import warnings
@@ -15,12 +16,13 @@ from tensorflow.lite.python.convert_phase import ConverterError
 from se_keras import storage
 from se_keras.errors import first_line
 from se_keras.export import savedmodel
+from se_keras.export.agreement import agreement, in_batches
 from se_keras.export.calibration import calibration_images, warn_of_other_range
 from se_keras.export.flatbuffer import TYPES, with_types, without_idle_clamps
+from se_keras.export.images import require_pixels
 from se_keras.export.lower import lower
 from se_keras.export.manifest import manifest, sha256
 from se_keras.export.quantize import CALIBRATED, PRECISIONS, quantize
-from se_keras.export.verify import agreement, in_batches
 from se_keras.graph import functional, producer
 
 _LOW_COSINE = 0.9  # trained networks are above 0.99; below it, calibration did not show what the network sees
@@ -77,23 +79,29 @@ class Runner:
             outputs = self._interpreter.get_signature_runner(signature).get_output_details()
         else:
             outputs = {detail["name"]: detail for detail in self._interpreter.get_output_details()}
-        self._outputs = outputs
+        self._outputs = dict(outputs)
 
     @property
     def input_shape(self):
         """Shape of the input, batch first."""
         return tuple(self._input["shape"].tolist())
 
+    @property
+    def has_quantized_outputs(self):
+        """Whether an output comes in steps, such as probabilities in 256 of them: those have no logits."""
+        return any(detail["quantization"][0] for detail in self._outputs.values())
+
     def __call__(self, images):
         """Outputs for `images`, `(samples, height, width, channels)`: `{name: array}`.
 
-        Both are real numbers: what an integer file takes and gives is turned by its scale and zero point.
+        A file with an integer input takes real images too, and its integer outputs are given as the real values that
+        they stand for.
         """
 
         def run(batch):
             self.prepare(batch)()
             return {
-                name: _real(self._interpreter.get_tensor(detail["index"]), detail)
+                name: _dequantized(self._interpreter.get_tensor(detail["index"]), detail)
                 for name, detail in self._outputs.items()
             }
 
@@ -101,7 +109,7 @@ class Runner:
 
     def prepare(self, images):
         """Sets the input and returns the call that runs the file: what a benchmark times."""
-        self._interpreter.set_tensor(self._input["index"], _stored(images, self._input))
+        self._interpreter.set_tensor(self._input["index"], _quantized(np.asarray(images), self._input))
         return self._interpreter.invoke
 
     def undelegated(self):
@@ -120,18 +128,18 @@ class Runner:
         return sorted(name for name in executed.values() if name != "DELEGATE")
 
 
-def _stored(values, detail):
-    """Real numbers as a tensor holds them."""
-    scale, zero_point = detail["quantization"]
-    if not scale:
-        return np.asarray(values, dtype=detail["dtype"])
-    limits = np.iinfo(detail["dtype"])
-    return np.clip(np.round(np.asarray(values) / scale) + zero_point, limits.min, limits.max).astype(detail["dtype"])
+def _quantized(values, tensor):
+    """Real values in the type of a tensor; integers of that type are what they are."""
+    scale, zero_point = tensor["quantization"]
+    if not scale or values.dtype == tensor["dtype"]:
+        return values.astype(tensor["dtype"])
+    limits = np.iinfo(tensor["dtype"])
+    return np.clip(np.rint(values / scale) + zero_point, limits.min, limits.max).astype(tensor["dtype"])
 
 
-def _real(values, detail):
-    """What a tensor holds as real numbers."""
-    scale, zero_point = detail["quantization"]
+def _dequantized(values, tensor):
+    """The real values that those of a tensor stand for."""
+    scale, zero_point = tensor["quantization"]
     return (values.astype("float32") - zero_point) * np.float32(scale) if scale else values
 
 
@@ -170,8 +178,8 @@ def to_litert(
             `"int8"`: weights per channel and activations per tensor, for integer kernels: the fastest;
             `"int16x8"`: weights in int8 and activations in int16: an accuracy reference; XNNPACK has no kernels for it.
         calibration: For int8 and int16x8: images as the network will see them, an array `(samples, height, width,
-            channels)` or an iterable of images or batches, such as a `tf.data.Dataset`. A hundred typical ones are
-            enough.
+            channels)`, an iterable of images or batches, such as a `tf.data.Dataset`, or the path of a folder of
+            pictures, whose pixels stay 0 to 255. A hundred typical ones are enough.
         held_out: Images to compare on. Default: every fifth calibration image, which then is not calibrated on (all of
             them, where there are fewer than five); without calibration, noise.
         input_shape: `(height, width, channels)`; needed where the model leaves a size free.
@@ -207,6 +215,8 @@ def to_litert(
         raise ValueError(f"A LiteRT file has a fixed size: give input_shape. Received: a model of {shape}")
     seen, unseen = _calibration(calibration, shape) if calibrated else (None, None)
     if calibrated:
+        if isinstance(calibration, (str, os.PathLike)):
+            require_pixels(model)
         warn_of_other_range(model, seen)
     exported = lower(model, input_shape=shape) if lowering else model
     kept = _kept(exported, keep_float)
@@ -239,7 +249,10 @@ def to_litert(
     else:
         check_on = savedmodel.check_images(model, shape=shape)
     told(f"comparing {model.name} with its file on {len(check_on)} images")
-    result = agreement(savedmodel.predict(model, check_on), Runner(content)(check_on))
+    expected, actual = savedmodel.predict(model, check_on), Runner(content)(check_on)
+    if output_type != "float32":  # of 256 steps most of a softmax's are 0, which has no logit
+        expected, actual = ({f"{name} in steps": x for name, x in side.items()} for side in (expected, actual))
+    result = agreement(expected, actual)
     if precision == "float32":
         savedmodel.require_equal(result, "LiteRT file")
     elif result.cosine < _LOW_COSINE:

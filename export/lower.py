@@ -23,7 +23,7 @@ import numpy as np
 from keras import layers
 
 from se_keras.errors import first_line
-from se_keras.graph import calls, endpoints, input_shape_of, parts, structures
+from se_keras.graph import calls, endpoints, input_shape_of, parts, producer, structures
 from se_keras.layers import ChannelShuffle, ShakeShake, SqueezeExcite
 
 # Layers that pass their input through in inference.
@@ -75,7 +75,8 @@ def lower(model, *, input_shape=None):
 
     Returns:
         A new float32 `keras.Model` for inference, with the same inputs and outputs to about 1e-6 of their range. It
-        loads without se_keras. Its attribute `lowering` is a `Lowering`: what was done. `model` stays as it was.
+        loads without se_keras. Its attribute `lowering` is a `Lowering`: what was done; `twins` is `{layer of model:
+        layer of the new model that gives the same}`, by name and in order. `model` stays as it was.
 
     Raises:
         TypeError: If `model` is not functional.
@@ -106,6 +107,7 @@ def lower(model, *, input_shape=None):
         raise ValueError(f"{model.name} does not take {input_shape=}: {first_line(error)}") from error
     lowered = keras.Model(keras.tree.map_structure(lambda x: inputs[id(x)], taken), outputs, name=model.name)
     lowered.lowering = Lowering(**{kind: tuple(found) for kind, found in walk.log.items()})
+    lowered.twins = {name: producer(y.tensor).name for name, y in walk.given if y.tensor is not None}
     return lowered
 
 
@@ -141,6 +143,11 @@ class Affine:
         y = layer(self.x.tensor)
         layer.set_weights([self.kernel, self.bias])
         return y
+
+    @property
+    def tensor(self):
+        """y in the new graph; None where nothing reads it, because what follows was folded into the layer."""
+        return self._emitted[0] if self._emitted else None
 
     @property
     def is_pointwise(self):
@@ -315,6 +322,7 @@ class _Walk:
 
     def __init__(self):
         self.log = {"hoisted": [], "unhoisted": [], "folded": [], "dropped": []}
+        self.given = []  # the value that each layer of the outermost model gives, by the layer's name
         self._names = Counter()
         self._copies = {}
         self._shared = set()  # values with several readers, whatever names they pass under
@@ -327,6 +335,8 @@ class _Walk:
             self._shared |= {values[id(x)] for x in call.input_tensors if readers[id(x)] > 1}
             results = self._call(call, values, prefix)
             values |= {id(x): result for x, result in zip(call.output_tensors, results, strict=True)}
+            if not prefix and len(results) == 1:
+                self.given.append((call.operation.name, results[0]))
         return values
 
     def _call(self, call, values, prefix):

@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass
 import keras
 
 from se_keras.catalogue import create, spec_of
+from se_keras.export.agreement import noise
 from se_keras.export.benchmark import Comparison, check_plan, compare
 from se_keras.export.litert import PRECISIONS, check_threads, to_litert
 from se_keras.export.manifest import sha256, versions
 from se_keras.export.savedmodel import check_images
-from se_keras.export.verify import noise
 
 FORMS = {"published": False, "lowered": True}  # the exporter's `lowering`
 PAPER = {"resnet50_ms": 164, "se_resnet50_ms": 167, "ratio": 167 / 164, "source": "arXiv:1709.01507, section 4"}

@@ -1,5 +1,6 @@
 """SavedModels for TF Serving: `folder/<version>/`, whole or absent, compared with the Keras model before it appears."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,12 +10,14 @@ import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
 from se_keras import storage
+from se_keras.errors import first_line
+from se_keras.export.agreement import agreement, in_batches, logit_range, noise
 from se_keras.export.lower import lower
 from se_keras.export.manifest import manifest, sha256
-from se_keras.export.verify import agreement, in_batches, logit_range, noise
 from se_keras.graph import functional, producer, structures
 
 SIGNATURE = "serving_default"
+_GRAPH, _MANIFEST = "saved_model.pb", "assets.extra/manifest.json"
 # Ranges of logits that probabilities tell: float32 resolves those of about 1e-3 to 1e-5 of the first, and 1e-30 is the
 # least that is compared.
 _TELLING = (0.01, 60)
@@ -26,6 +29,48 @@ class SavedModel:
 
     path: Path
     manifest: dict
+
+    def runner(self):
+        """The SavedModel, ready to run."""
+        return Runner(self.path)
+
+
+class Runner:
+    """A SavedModel ready to run by its signature `serving_default`: `runner(images)` gives the outputs.
+
+    Args:
+        path: Its folder, that of a version.
+
+    Raises:
+        ValueError: If it cannot be loaded, or if the signature is missing or has several inputs.
+    """
+
+    def __init__(self, path):
+        try:
+            self._loaded = tf.saved_model.load(path)  # its variables live as long as this
+        except Exception as error:  # protobuf, the checkpoint's reader and TensorFlow raise their own kinds
+            raise ValueError(f"{str(path)!r} is not a SavedModel that can be loaded: {first_line(error)}") from error
+        signatures = self._loaded.signatures
+        if SIGNATURE not in signatures:
+            raise ValueError(f"A SavedModel has the signature {SIGNATURE!r}. Received: {str(path)!r} with "
+                             f"{', '.join(map(repr, signatures)) or 'none'}")  # fmt: skip
+        self._serve = signatures[SIGNATURE]
+        inputs = list(self._serve.structured_input_signature[1].items())
+        if len(inputs) != 1 or inputs[0][1].shape.rank is None:
+            raise ValueError(f"A SavedModel with one input of a known shape can be run. Received: {inputs}")
+        ((self._name, self._input),) = inputs
+
+    @property
+    def input_shape(self):
+        """Shape of the input, batch first; None where it is free."""
+        return tuple(self._input.shape.as_list())
+
+    def __call__(self, images):
+        """Outputs for `images`, `(samples, height, width, channels)`: `{name: array}`."""
+        dtype = self._input.dtype
+        return in_batches(
+            lambda batch: self._serve(**{self._name: tf.cast(batch, dtype)}), images, size=self.input_shape[0]
+        )
 
 
 def to_savedmodel(model, folder, *, version=None, held_out=None, lowering=True):
@@ -70,11 +115,8 @@ def to_savedmodel(model, folder, *, version=None, held_out=None, lowering=True):
         raise ValueError(f"held_out must be images for {model.input_shape}. Received: {images.shape}")
     with storage.staged(target) as path:
         trace(exported, path, names=output_names(model))
-        _forget_xla(path / "saved_model.pb")
-        serve = tf.saved_model.load(path).signatures[SIGNATURE]
-        (name,) = input_names(exported)
-        actual = in_batches(lambda batch: serve(**{name: tf.constant(batch)}), images)
-        result = agreement(predict(model, images), actual)
+        _forget_xla(path / _GRAPH)
+        result = agreement(predict(model, images), Runner(path)(images))
         require_equal(result, "SavedModel")
         files = sorted(file for file in path.rglob("*") if file.is_file())
         record = manifest(
@@ -86,10 +128,40 @@ def to_savedmodel(model, folder, *, version=None, held_out=None, lowering=True):
             held_out=True,  # nothing was calibrated
             files={str(file.relative_to(path)): sha256(file.read_bytes()) for file in files},
         )
-        extra = path / "assets.extra"
-        extra.mkdir(exist_ok=True)
-        storage.write_json(extra / "manifest.json", record)
+        storage.write_json(path / _MANIFEST, record)
     return SavedModel(path=target, manifest=record)
+
+
+def load(folder):
+    """Finds a SavedModel on the disk; a foreign one, without our manifest, is named after its folder.
+
+    Args:
+        folder: A version's, with `saved_model.pb` in it, or TF Serving's `base_path`: then its highest version.
+
+    Raises:
+        FileNotFoundError: If there is no SavedModel.
+        ValueError: If it is not the one that its manifest speaks of.
+    """
+    folder = Path(folder)
+    versions = [path.parent for path in folder.glob(f"*/{_GRAPH}") if path.parent.name.isdecimal()]
+    if (folder / _GRAPH).is_file():
+        path = folder
+    elif versions:
+        path = max(versions, key=lambda version: int(version.name))
+    else:
+        raise FileNotFoundError(f"There is no SavedModel in {str(folder)!r}: neither {_GRAPH} nor a version with one")
+    if not (path / _MANIFEST).is_file():
+        return SavedModel(path=path, manifest={"network": folder.name, "precision": "unknown"})
+    try:
+        record = json.loads((path / _MANIFEST).read_text())
+        expected = dict(record["files"])
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{str(path / _MANIFEST)!r} is not the manifest of a SavedModel") from None
+    changed = sorted(name for name, known in expected.items()
+                     if not (path / name).is_file() or sha256((path / name).read_bytes()) != known)  # fmt: skip
+    if changed:
+        raise ValueError(f"{str(path)!r} is not what was exported: {', '.join(changed)} differs from its manifest")
+    return SavedModel(path=path, manifest=record)
 
 
 def next_version(folder):
@@ -142,12 +214,14 @@ def input_names(model):
 
 def output_names(model):
     """Names of the outputs: `probabilities` for a single one behind a softmax, else those that Keras has."""
-    if len(model.outputs) == 1:
-        layer = producer(model.outputs[0])
-        softmax = getattr(layer, "activation", None) is keras.activations.softmax
-        if softmax or isinstance(layer, keras.layers.Softmax):
-            return ["probabilities"]
+    if len(model.outputs) == 1 and gives_probabilities(producer(model.outputs[0])):
+        return ["probabilities"]
     return list(model.output_names)
+
+
+def gives_probabilities(layer):
+    """Whether a layer ends in a softmax."""
+    return isinstance(layer, keras.layers.Softmax) or getattr(layer, "activation", None) is keras.activations.softmax
 
 
 def signature(model, *, batch_shape=None):

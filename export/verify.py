@@ -1,88 +1,256 @@
-"""Agreement of two artefacts: how far apart their outputs are on the same images."""
+"""Whether two models give the same: any two of a Keras model, a LiteRT file and a SavedModel."""
 
+import os
+import warnings
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
+import keras
 import numpy as np
+
+from se_keras.errors import first_line
+from se_keras.export import litert, savedmodel
+from se_keras.export.agreement import LEAST_PROBABILITY, Agreement, agreement, in_batches, noise
+from se_keras.export.calibration import calibration_images
+from se_keras.export.lower import lower
+from se_keras.graph import calls, functional, producer
+
+_FREE_SIZE = 64  # of noise, where neither side has a size of its own
+_LAYER_SAMPLES = 4  # all layers of a large network at once take some 100 MB an image
 
 
 @dataclass(frozen=True, kw_only=True)
-class Agreement:
-    """How well `actual` follows `expected`.
+class Verification:
+    """How well B follows A.
 
     Args:
-        samples: Number of images.
-        max_error: Largest absolute difference, as a share of the range of `expected`.
-        mean_error: Mean absolute difference, likewise.
-        cosine: Cosine of the angle between the two as vectors.
-        top1: Share of the images with the same largest output.
-
-    Several outputs count as one long one.
+        agreement: Of their outputs.
+        layers: `(name, Agreement)` of the layers that should give the same, in A's order and by A's names, on the first
+            images; empty unless both are Keras models.
     """
 
-    samples: int
-    max_error: float
-    mean_error: float
-    cosine: float
-    top1: float
+    agreement: Agreement
+    layers: tuple[tuple[str, Agreement], ...]
 
-    def __str__(self):
-        return (
-            f"max error {self.max_error:.1e} and mean error {self.mean_error:.1e} of the range, "
-            f"cosine {self.cosine:.6f}, top-1 agreement {self.top1:.1%} on {self.samples} images"
-        )
+    def first_beyond(self, tolerance=1e-3):
+        """Name of the first layer whose largest error is beyond a share of its range; None if there is none."""
+        return next((name for name, result in self.layers if result.max_error > tolerance), None)
 
 
-def agreement(expected, actual):
-    """Compares the outputs of two artefacts on the same images: `{name: array}`, each array `(samples, ...)`.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Runnable:
+    """A model of any kind, ready to run.
 
-    Outputs named `probabilities` are compared as the logits that they came from, up to a constant: a softmax near 0 and
-    1 would hide every difference, and double the smallest one where two classes tie.
+    Args:
+        name: What messages call it.
+        run: From images to outputs, `{name: array}`.
+        input_shape: Of its input, batch first; None where it is free.
+        model: The functional Keras model, if it is one.
+        has_steps: Whether its outputs come in steps, as those of integer files do.
+    """
+
+    name: str
+    run: Callable
+    input_shape: tuple
+    model: keras.Model | None = None
+    has_steps: bool = False
+
+
+def verify(a, b, inputs=None):
+    """Compares the outputs of two models on the same images, and their layers where both are Keras models.
+
+    A model and what `lower` makes of it are compared at each layer that both have, whatever its name there: a
+    BatchNormalization beside the convolution that it went into. Single outputs are compared whatever they are called;
+    as logits where one is called `probabilities`, unless one is quantized: steps of 1/256 have no logits.
+
+    Args:
+        a: A Keras model, a `LiteRTModel`, a `SavedModel`; or a path to a .keras file, a .tflite file or a SavedModel's
+            folder (TF Serving's `base_path` stands for its highest version). Errors are shares of its range.
+        b: The same: what is judged.
+        inputs: Images as the models take them: an array `(samples, height, width, channels)`, an iterable of images or
+            batches (a `tf.data.Dataset` too), or a folder, whose pixels stay 0 to 255. Default: noise that the models
+            bear.
+
+    Returns:
+        A `Verification`.
+
+    Warns:
+        UserWarning: If most of A's probabilities are 0: then they hide every difference.
 
     Raises:
-        ValueError: If their names or shapes differ, or if a value is not finite.
+        OSError: If there is no such file or folder.
+        ValueError: If a file is damaged or of another kind; if the models do not take the same images; if the images
+            have another shape or are not finite; or if the outputs differ in name or shape.
+        TypeError: If `a` or `b` is none of these.
+
+    Example:
+
+    ```python
+    print(se_keras.export.verify("model.keras", "model.tflite", images).agreement)
+    ```
     """
-    shapes = [{name: tuple(x.shape) for name, x in sorted(side.items())} for side in (expected, actual)]
-    if shapes[0] != shapes[1]:
-        raise ValueError(f"The outputs differ in name or shape. Received: {shapes[0]} and {shapes[1]}")
-    expected, actual = (
-        np.concatenate([_comparable(name, side[name]) for name in shapes[0]], axis=1) for side in (expected, actual)
+    a, b = runnable(a), runnable(b)
+    shape = images_shape(a, b)
+    images = _noise_for(a, b, shape) if inputs is None else calibration_images(inputs, shape, what="Verification")
+    sides = _named_alike(a.run(images), b.run(images), in_steps=a.has_steps or b.has_steps)
+    result = agreement(*sides)
+    if np.mean(sides[0].get("probabilities", 1.0) < LEAST_PROBABILITY) > 0.5:
+        warnings.warn(
+            f"Most probabilities of {a.name} are 0, which hides differences: are the images scaled as it takes them?",
+            stacklevel=2,
+        )
+    compared = a.model is not None and b.model is not None
+    layers = _layers(a.model, b.model, images[:_LAYER_SAMPLES]) if compared else ()
+    return Verification(agreement=result, layers=layers)
+
+
+def runnable(source):
+    """A model or file, as `verify` takes it, ready to run."""
+    if isinstance(source, Runnable):
+        return source
+    name = str(source) if isinstance(source, (str, os.PathLike)) else None
+    if name is not None:
+        source = _load(Path(source))
+    for kind, ready in _KINDS.items():
+        if isinstance(source, kind):
+            return ready(source, name)
+    raise TypeError(f"A Keras model, a LiteRTModel, a SavedModel or a path. Received: {type(source).__name__}")
+
+
+def images_shape(a, b):
+    """`(height, width, channels)` of the images that both of two `Runnable`s take, None where both leave it free.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    one, other = a.input_shape[1:], b.input_shape[1:]
+    if len(one) != len(other) or any(None not in sizes and sizes[0] != sizes[1] for sizes in zip(one, other)):  # noqa: B905
+        raise ValueError(f"Two models that take the same images. Received: {a.name} of {one} and {b.name} of {other}")
+    return tuple(first or second for first, second in zip(one, other, strict=True))
+
+
+def load_keras(path):
+    """Reads a .keras file.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is damaged, or no Keras model.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no model file {str(path)!r}")
+    try:
+        return keras.saving.load_model(path)
+    except Exception as error:  # zipfile, h5py and Keras raise their own kinds for what is cut or foreign
+        raise ValueError(f"{str(path)!r} is not a Keras model that can be loaded: {first_line(error)}") from error
+
+
+_FILES = {".keras": load_keras, ".tflite": litert.load}
+
+
+def _load(path):
+    if path.suffix in _FILES:
+        return _FILES[path.suffix](path)
+    if path.is_dir():
+        return savedmodel.load(path)
+    if not path.exists():
+        raise FileNotFoundError(f"There is no file or folder {str(path)!r}")
+    raise ValueError(f"A .keras file, a .tflite file or a SavedModel's folder. Received: {str(path)!r}")
+
+
+def _keras(model, name):
+    model = functional(model)
+    savedmodel.require_one_input(model)
+    return Runnable(
+        name=name or model.name,
+        run=lambda images: savedmodel.predict(model, images),
+        input_shape=tuple(model.inputs[0].shape),
+        model=model,
     )
-    for side, values in (("expected", expected), ("actual", actual)):
-        if not np.isfinite(values).all():
-            raise ValueError(f"The {side} outputs are not finite: {np.count_nonzero(~np.isfinite(values))} values")
-    difference = np.abs(expected - actual)
-    extent = max(np.ptp(expected), np.finfo("float32").tiny)
-    norms = np.linalg.norm(expected) * np.linalg.norm(actual)
-    return Agreement(
-        samples=len(expected),
-        max_error=float(difference.max() / extent),
-        mean_error=float(difference.mean() / extent),
-        cosine=float((expected * actual).sum() / norms) if norms else float(np.array_equal(expected, actual)),
-        top1=float((expected.argmax(axis=1) == actual.argmax(axis=1)).mean()),
+
+
+def _litert(file, name):
+    runner = file.runner()
+    return Runnable(
+        name=name or file.manifest["network"],
+        run=runner,
+        input_shape=runner.input_shape,
+        has_steps=runner.has_quantized_outputs,
     )
 
 
-def logit_range(outputs):
-    """The range of the logits behind outputs named `probabilities`; None if there are none."""
-    found = outputs.get("probabilities")
-    return None if found is None else float(np.ptp(_comparable("probabilities", found)))
+def _savedmodel(saved, name):
+    runner = saved.runner()
+    return Runnable(name=name or str(saved.path), run=runner, input_shape=runner.input_shape)
 
 
-def _comparable(name, values):
-    """One output as rows of float64."""
-    rows = np.asarray(values, dtype="float64").reshape(len(values), -1)
-    if name != "probabilities":
-        return rows
-    logits = np.log(np.maximum(rows, 1e-30))  # float32 ends at 1e-38
-    return logits - logits.mean(axis=1, keepdims=True)
+_KINDS = {keras.Model: _keras, litert.LiteRTModel: _litert, savedmodel.SavedModel: _savedmodel}
 
 
-def noise(shape, *, samples=4, seed=0):
-    """Seeded standard normal images, `(samples, *shape)`: to compare on where no real ones are given."""
-    return np.random.default_rng(seed).normal(size=(samples, *shape)).astype("float32")
+def _noise_for(a, b, shape):
+    """Noise that a Keras model among the two bears; plain noise where there is none."""
+    shape = tuple(size or _FREE_SIZE for size in shape)
+    model = a.model or b.model
+    return savedmodel.check_images(model, shape=shape) if model else noise(shape)
 
 
-def in_batches(run, images, *, size=8):
-    """Outputs of `run`, `{name: array}`, for `images`, a few at a time: all at once would hold every layer of each."""
-    results = [run(images[start : start + size]) for start in range(0, len(images), size)]
-    return {name: np.concatenate([np.asarray(result[name]) for result in results]) for name in results[0]}
+def _named_alike(expected, actual, *, in_steps):
+    """Single outputs under one name: `probabilities`, which are compared as logits, where one of them has that name."""
+    if len(expected) != 1 or len(actual) != 1:
+        return expected, actual
+    name = "probabilities" if "probabilities" in {*expected, *actual} and not in_steps else "output"
+    return tuple({name: values} for side in (expected, actual) for values in side.values())
+
+
+def _layers(a, b, images):
+    """Agreement of the layers that should give the same."""
+    ours, theirs = _tensors(a), _tensors(b)
+    pairs = [(name, ours[name], theirs[twin]) for name, twin in _twins(a, b).items()
+             if name in ours and twin in theirs]  # fmt: skip
+    if not pairs:
+        return ()
+    names, *sides = zip(*pairs, strict=True)
+
+    def values(model, tensors):
+        inner = keras.Model(model.inputs[0], list(tensors))
+        return in_batches(lambda batch: dict(enumerate(map(np.asarray, inner(batch, training=False)))), images)
+
+    expected, actual = (values(model, tensors) for model, tensors in zip((a, b), sides, strict=True))
+    rows = []
+    for index, name in enumerate(names):
+        if expected[index].shape == actual[index].shape:
+            kind = "probabilities" if savedmodel.gives_probabilities(producer(sides[0][index])) else "values"
+            rows.append((name, agreement({kind: expected[index]}, {kind: actual[index]})))
+    return tuple(rows)
+
+
+def _tensors(model):
+    """The tensor that each layer gives, by its name, in order: of layers that are called once and give one."""
+    graph = calls(model)
+    times = Counter(call.operation.name for call in graph)
+    return {call.operation.name: call.output_tensors[0] for call in graph
+            if times[call.operation.name] == 1 and len(call.output_tensors) == 1}  # fmt: skip
+
+
+def _twins(a, b):
+    """The layers of two models that should give the same, by name and in order: `{of a: of b}`.
+
+    Lowering leaves names where they do not say so: the convolution of a lowered model has taken its BatchNormalization
+    in. Models that come from the disk do not tell that they were lowered; their layers do.
+    """
+    if _names(a) != _names(b):
+        for model, other, turned in ((a, b, False), (b, a, True)):
+            shape = tuple(other.inputs[0].shape[1:])
+            try:
+                lowered = lower(model, input_shape=None if None in shape else shape)
+            except (TypeError, ValueError):  # layers that are not Keras' own: then it was not lowered either
+                continue
+            if _names(lowered) == _names(other):
+                return {twin: name for name, twin in lowered.twins.items()} if turned else lowered.twins
+    return {name: name for name in _tensors(a)}
+
+
+def _names(model):
+    return Counter(call.operation.name for call in calls(model))

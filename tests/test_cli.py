@@ -19,6 +19,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import se_keras
 import se_keras_cli
@@ -30,12 +31,12 @@ from se_keras.training.recipe import DIGITS
 
 ROOT = Path(__file__).parents[1]
 
-COMMANDS = ("list", "show", "train", "export", "benchmark", "quickstart")
+COMMANDS = ("list", "show", "train", "export", "verify", "benchmark", "quickstart")
 SCRIPT = Path(sys.executable).with_name("se-keras")
 # What is done now, a line each on stderr: not part of an answer, nor of a refusal.
 PROGRESS = (
-    "counting ", "building ", "training ", "loading ", "exporting ", "converting ", "calibrating ", "comparing ",
-    "timing ",
+    "counting ", "building ", "training ", "loading ", "reading ", "exporting ", "converting ", "calibrating ", 
+    "comparing ", "timing ",
 )  # fmt: skip
 
 
@@ -136,6 +137,16 @@ def files(few, tmp_path_factory):
     (folder / "text.npy").write_text("seven\n")
     (folder / "empty.npy").touch()
     (folder / "folder.tflite").mkdir()
+
+    model.layers[-1].bias.assign_add(np.eye(10)[3])
+    model.save(folder / "biased.keras")
+    for name in ("scans/1.png", "scans/more/2.png", "damaged/1.png"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.rint(few.test.images[int(name[-5])] * 255).astype("uint8")
+        (folder / name).write_bytes(tf.io.encode_png(pixels).numpy())
+    (folder / "damaged" / "2.png").write_bytes(b"PNG")
+    (folder / "nothing").mkdir()
+    (folder / "nothing" / "labels.txt").touch()
     return folder
 
 
@@ -448,6 +459,24 @@ def test_export_in_int8_warns_in_one_line_where_calibration_did_not_show_what_th
     assert re.fullmatch(r"se-keras: warning: The int8 file is far from the Keras model: .+\n", result.err), result.err
 
 
+def test_export_in_int8_calibrates_on_a_folder_of_images(cli, files, few, tmp_path, converted):
+    options = ["--precision", "int8", "--calibration", files / "scans", "--normalize", 0, 255]
+    result = cli("export", files / "model.keras", *options, "-o", tmp_path / "digits.tflite")
+    assert (result.status, result.err) == (0, "")
+    assert [line for line in result.progress if line.startswith("reading")] == [
+        f"reading {files}/scans: image {index} of 2" for index in (1, 2)
+    ]
+    # The scans have 17 shades: a 255th is near each.
+    np.testing.assert_allclose(converted[0]["calibration"], few.test.images[1:3], atol=0.5 / 255 + 1e-6)
+
+
+def test_export_calibrates_on_a_folder_as_a_network_of_the_catalogue_takes_it(cli, files, tmp_path, converted):
+    options = ["--precision", "int8", "--calibration", files / "scans", "--normalize", "se_resnet11_digits"]
+    options += ["--limit", 1]
+    assert cli("export", files / "model.keras", *options, "-o", tmp_path / "digits.tflite").status == 0
+    assert converted[0]["calibration"].shape == (1, 8, 8, 1) and converted[0]["calibration"].max() == 255
+
+
 @pytest.mark.parametrize("options, lowering", [([], True), (["--as-published"], False)], ids=["default", "published"])
 def test_export_lowers_unless_as_published(cli, files, tmp_path, converted, options, lowering):
     assert cli("export", files / "model.keras", *options, "-o", tmp_path / "digits.tflite").status == 0
@@ -472,6 +501,53 @@ def test_brackets_in_a_path_are_printed_as_they_are(cli, files, tmp_path, folder
     result = cli("export", model, "-o", tmp_path / "digits.tflite")
     assert result.progress == [f"loading {model}"]
     assert result.err.startswith(f"se-keras: error: '{model}' is not a Keras model")
+
+
+# verify
+
+
+def test_verify_prints_how_far_a_file_is_from_its_network(cli, files):
+    result = cli("verify", files / "model.keras", files / "se.tflite", "--images", "digits", "--tolerance", "1e-3")
+    assert (result.status, result.err) == (0, "")
+    assert result.progress == [f"loading {files}/model.keras", f"loading {files}/se.tflite",
+                               f"comparing {files}/se.tflite with {files}/model.keras"]  # fmt: skip
+    first, *_, row = [line for line in result.out.splitlines() if line.strip()]
+    assert first == f"{files}/se.tflite beside {files}/model.keras, on digits"
+    assert re.fullmatch(r" outputs +\d\.\de-\d\d +\d\.\de-\d\d +1\.000000 +100\.0% +360 *", row), row
+
+
+def test_verify_on_a_folder_of_images(cli, files):
+    options = ["--images", files / "scans", "--normalize", "0", "255", "--json"]
+    result = cli("verify", files / "se.tflite", files / "model.keras", *options)
+    assert (result.status, result.err) == (0, "")
+    printed = json.loads(result.out)
+    assert printed["agreement"]["samples"] == 2 and printed["agreement"]["max_error"] < 1e-5
+    assert (printed["images"], printed["layers"]) == (str(files / "scans"), [])
+
+
+def test_verify_beyond_the_tolerance_has_status_1_and_says_where(cli, files):
+    command = ["verify", files / "model.keras", files / "biased.keras"]
+    result = cli(*command, "--tolerance", "1e-3", "--layers")
+    assert result.status == 1
+    assert re.fullmatch(
+        rf"se-keras: {files}/biased\.keras disagrees with {files}/model\.keras: max error \d\.\de-\d\d of the range is "
+        r"beyond 0\.001\n",
+        result.err,
+    ), result.err
+    assert "first layer beyond 0.001 of its range: predictions\n" in result.out
+    assert re.search(r"^ stage2_block1_se +0\.0e\+00 ", result.out, re.MULTILINE)
+    result = cli(*command, "--json")
+    assert result.status == 0  # no tolerance was given
+    printed = json.loads(result.out)
+    assert printed["images"] == "noise" and printed["first_beyond"] == "predictions"
+    assert {"name", "max_error", "mean_error", "cosine", "top1", "samples"} == set(printed["layers"][0])
+
+
+def test_verify_warns_in_one_line_of_images_that_hide_differences(cli, files, tmp_path):
+    np.save(tmp_path / "loud.npy", np.random.default_rng(0).normal(size=(4, 8, 8, 1)) * 1e5)
+    result = cli("verify", files / "model.keras", files / "se.tflite", "--images", tmp_path / "loud.npy")
+    assert result.status == 0
+    assert re.fullmatch(r"se-keras: warning: Most probabilities of .*model\.keras are 0, .+\n", result.err), result.err
 
 
 # benchmark
@@ -559,7 +635,7 @@ REFUSALS = {
     "export {files}/model.keras --calibration digits -o {new}/x.tflite": "--calibration is for --precision int8 and",
     "export {files}/model.keras --input-type uint8 -o {new}/x.tflite": "input_type='uint8' is for precision='int8'",
     "export {files}/model.keras --precision int8 --calibration digits --keep-float x -o {new}/x.tflite": "no layer of",
-    f"export {{files}}/model.keras {INT8} {{new}}/x.npy -o {{new}}/x.tflite": "no calibration file '{new}/x.npy'",
+    f"export {{files}}/model.keras {INT8} {{new}}/x.npy -o {{new}}/x.tflite": "There are no images '{new}/x.npy'",
     f"export {{files}}/model.keras {INT8} {{files}}/larger.npy -o {{new}}/x.tflite":
         r"must be \(8, 8, 1\). Received: \(5, 9, 9, 1\)",
     f"export {{files}}/model.keras {INT8} {{files}}/nan.npy -o {{new}}/x.tflite": "must be finite. Received: NaN",
@@ -573,6 +649,35 @@ REFUSALS = {
     },
     f"export {{files}}/model.keras {INT8} {{files}}/arrays.npz -o {{new}}/x.tflite":
         "'{files}/arrays.npz' is not a .npy",
+    f"export {{files}}/model.keras {INT8} {{files}}/scans -o {{new}}/x.tflite":
+        "pixels are 0 to 255, and se_resnet11_digits has no layer that scales them: say how, with --normalize",
+    f"export {{files}}/model.keras {INT8} {{files}}/scans --normalize 0 -o {{new}}/x.tflite": "no network '0'",
+    f"export {{files}}/model.keras {INT8} {{files}}/scans --normalize 0 1 2 -o {{new}}/x.tflite":
+        "--normalize takes MEAN STD, or a network. Received: 0 1 2",
+    f"export {{files}}/model.keras {INT8} {{files}}/scans --normalize x 1 -o {{new}}/x.tflite": "Received: x 1",
+    f"export {{files}}/model.keras {INT8} {{files}}/scans --normalize 0 1,2 -o {{new}}/x.tflite": "std must be one",
+    f"export {{files}}/model.keras {INT8} {{files}}/scans --normalize 0 1 --limit 0 -o {{new}}/x.tflite":
+        "limit must be an int of at least 1. Received: limit=0",
+    f"export {{files}}/model.keras {INT8} {{files}}/nothing --normalize 0 1 -o {{new}}/x.tflite":
+        "'{files}/nothing' is no folder of images .* Received: 1 of other kinds, such as 'labels.txt'",
+    f"export {{files}}/model.keras {INT8} {{files}}/damaged --normalize 0 1 -o {{new}}/x.tflite":
+        "'{files}/damaged/2.png' cannot be decoded",
+    f"export {{files}}/model.keras {INT8} digits --normalize 0 1 -o {{new}}/x.tflite":
+        "--normalize and --limit are for a folder of images. Received: digits",
+    "verify {files}/model.keras {new}/x.tflite": "There is no LiteRT file '{new}/x.tflite'",
+    "verify {files}/model.keras {new}/x": "There is no file or folder '{new}/x'",
+    "verify {files}/model.keras {files}/text.npy": "A .keras file, a .tflite file or a SavedModel's folder. Received: ",
+    "verify {files}/model.keras {files}/nothing": "There is no SavedModel in '{files}/nothing'",
+    "verify {files}/truncated.keras {files}/se.tflite": "'{files}/truncated.keras' is not a Keras model",
+    "verify {files}/model.keras {files}/truncated.tflite": "{files}/truncated.tflite",
+    "verify {files}/model.keras {files}/larger.tflite":
+        r"take the same images. Received: {files}/model.keras of \(8, 8, 1\) and .* of \(12, 12, 1\)",
+    "verify {files}/model.keras {files}/se.tflite --layers": "--layers is for two .keras files. Received: ",
+    "verify {files}/model.keras {files}/se.tflite --tolerance -1": "--tolerance .* at least 0. Received: -1",
+    "verify {files}/model.keras {files}/se.tflite --tolerance nan": "--tolerance .* at least 0. Received: nan",
+    "verify {files}/model.keras {files}/se.tflite --images {files}/nan.npy": "Verification images must be finite",
+    "verify {files}/model.keras {files}/se.tflite --images {files}/larger.npy":
+        r"Verification images must be \(8, 8, 1\). Received: \(5, 9, 9, 1\)",
     "benchmark --network resnet50": "resnet50 is a baseline: name a network with squeeze-and-excitation",
     "benchmark --network se_resnet51": "There is no network 'se_resnet51' among the",
     f"{BENCHMARK} --size 3": r"at least 4\..*\(3, 3, 1\)",

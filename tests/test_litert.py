@@ -431,7 +431,7 @@ def test_calibration_value_that_is_not_finite_is_an_error_that_says_where(bad):
         calibration_images(images, (4, 4, 2))
 
 
-@pytest.mark.parametrize("calibration", [["a.png", "b.png"], "folder", [{"image": 1}]], ids=repr)
+@pytest.mark.parametrize("calibration", [["a.png", "b.png"], [{"image": 1}]], ids=repr)
 def test_calibration_data_that_are_no_numbers_are_an_error(calibration):
     with pytest.raises(TypeError, match="must be arrays of numbers"):
         calibration_images(calibration, (4, 4, 2))

@@ -3,6 +3,7 @@
 import functools
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
@@ -18,6 +19,7 @@ from keras.layers import BatchNormalization, Conv2D, Dense, DepthwiseConv2D, Dro
 
 from se_keras.catalogue import create
 from se_keras.export.lower import lower
+from se_keras.graph import calls, producer, structures
 from se_keras.layers import EXCITATIONS, SQUEEZES, ChannelShuffle, ShakeShake, SqueezeExcite
 from se_keras.recalibration import SITES, SEConfig
 
@@ -428,6 +430,33 @@ def test_lowered_graph_loads_without_se_keras_and_is_the_same(name, tmp_path, wi
     # The same weights in the same operations: equal to the bit.
     for expected, actual in zip(outputs_of(lowered, images), outputs_of(loaded, images), strict=True):
         np.testing.assert_array_equal(actual, expected)
+
+
+def is_model(tensor):
+    return isinstance(producer(tensor), keras.Model)
+
+
+@every_case
+def test_twins_give_the_same_values(name):
+    sides = []
+    for model in pair(name):
+        times = Counter(call.operation.name for call in calls(model))
+        once = {call.operation.name: call.output_tensors for call in calls(model) if times[call.operation.name] == 1}
+        sides.append((model, once))
+    (model, ours), (lowered, theirs) = sides
+    twins = {one: other for one, other in lowered.twins.items() if one in ours and other in theirs}
+    # A value is gone where BatchNormalization was folded into its layer. Models inside are inlined.
+    gone = [one for one, tensors in ours.items() if one not in twins and not is_model(tensors[0])]
+    assert len(gone) <= CASES[name].folded + CASES[name].dropped
+    if twins:
+        images = images_for(model)
+        tensors = ([x for one in names for x in own[one]] for own, names in ((ours, twins), (theirs, twins.values())))
+        expected, actual = (
+            outputs_of(keras.Model(structures(side)[0], outputs), images)
+            for side, outputs in zip((model, lowered), tensors, strict=True)
+        )
+        for x, y in zip(expected, actual, strict=True):
+            np.testing.assert_allclose(y, x, rtol=0, atol=BOUND * max(np.ptp(x), 1e-3))
 
 
 @every_case

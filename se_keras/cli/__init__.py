@@ -30,12 +30,22 @@ from se_keras_cli.screen import (
     say,
 )
 
+IMAGES = "'digits', a .npy file (N, height, width, channels), or a folder of PNG, JPEG, BMP and GIF images"
+NORMALIZE = (
+    "MEAN STD, each a number or one a channel (123.7,116.3,103.5), or the NETWORK of the catalogue that has them: "
+    "a folder's pixels become (pixel - MEAN) / STD; default: 0 to 255, as in the files"
+)
+LIMIT = 500
+LAYER_TOLERANCE = 1e-3
 PAPER_COLUMNS = "G MACs, million parameters, and top-1 error on ImageNet, or on CIFAR-10/CIFAR-100"
-EXIT_ERROR, EXIT_INTERRUPTED = 2, 130
+EXIT_DISAGREEMENT, EXIT_ERROR, EXIT_INTERRUPTED = 1, 2, 130
 
 
 def main(arguments=None):
-    """Runs the command; returns its exit status: 0, 2 for what the user can mend, 130 after Ctrl-C."""
+    """Runs the command; returns its exit status: 0, 2 for what the user can mend, 130 after Ctrl-C.
+
+    And 1 where `verify` finds that two models disagree by more than they may.
+    """
     options = _parser().parse_args(arguments)
     console = Console(stderr=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` interrupts as Ctrl-C does
@@ -44,9 +54,9 @@ def main(arguments=None):
     warnings.showwarning = lambda message, *_: say(console, f"se-keras: warning: {message}")
     try:
         with native_logs_hidden():
-            options.command(options, console)
+            status = options.command(options, console)
         sys.stdout.flush()
-        return 0
+        return status or 0
     except KeyboardInterrupt as interrupt:
         say(console, f"se-keras: interrupted. {interrupt}".rstrip())
         return EXIT_INTERRUPTED
@@ -71,6 +81,10 @@ def _parser():
     parser.add_argument("--version", action="version", version=f"se-keras {version('se-keras')}")
     parser.set_defaults(traceback=False)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def add_images_options(sub):
+        sub.add_argument("--normalize", nargs="+", metavar="VALUE", help=NORMALIZE)
+        sub.add_argument("--limit", type=int, metavar="N", help=f"a folder's images to use (default: {LIMIT})")
 
     def add(name, command, summary, *examples, json_output=False):
         sub = commands.add_parser(
@@ -115,19 +129,31 @@ def _parser():
               "export runs/se/model.keras --precision int8 --calibration digits --input-type uint8 --pixels 0 255 "
               "-o camera.tflite",
               "export runs/se/model.keras --precision dynamic -o small.tflite",
+              "export model.keras --precision int8 --calibration photos/ --normalize se_resnet50 -o model_int8.tflite",
               "export runs/se/model.keras -o served/digits", json_output=True)  # fmt: skip
     sub.add_argument("model", metavar="MODEL", type=Path, help="a .keras file")
     sub.add_argument("-o", "--output", type=Path, required=True, help="FILE.tflite, or the SavedModel's folder")
     sub.add_argument("--precision", default="float32", help="float32 (default), float16, dynamic, int8, or int16x8")
-    sub.add_argument(
-        "--calibration", help="for int8 and int16x8: 'digits', or a .npy file of images (N, height, width, channels)"
-    )
+    sub.add_argument("--calibration", metavar="IMAGES", help=f"for int8 and int16x8: {IMAGES}")
+    add_images_options(sub)
     sub.add_argument("--input-type", default="float32", help="for int8: float32 (default), int8, or uint8")
     sub.add_argument("--output-type", default="float32", help="for int8: float32 (default), int8, or uint8")
     sub.add_argument("--pixels", type=float, nargs=2, metavar=("MEAN", "STD"), help="for an integer input: the "
                      "model takes (byte - MEAN) / STD; 0 255 for one of images in 0..1")  # fmt: skip
     sub.add_argument("--keep-float", metavar="REGEX", help="layers that stay in float32, such as '.*_se_.*'")
     sub.add_argument("--as-published", action="store_true", help="do not lower the model first")
+
+    sub = add("verify", _verify, "Compare two models' outputs on the same images, and two Keras models' layers.",
+              "verify model.keras model.tflite",
+              "verify model.keras served/digits --images images.npy --tolerance 1e-3",
+              "verify model.keras model.tflite --images photos/ --normalize se_resnet50",
+              "verify model.keras other.keras --layers", json_output=True)  # fmt: skip
+    sub.add_argument("a", metavar="A", type=Path, help="a .keras file, a .tflite file, or a SavedModel's folder")
+    sub.add_argument("b", metavar="B", type=Path, help="likewise; its errors are shares of the range of A's outputs")
+    sub.add_argument("--images", metavar="IMAGES", help=f"{IMAGES}; default: noise")
+    add_images_options(sub)
+    sub.add_argument("--layers", action="store_true", help="two .keras files layer by layer")
+    sub.add_argument("--tolerance", type=float, metavar="X", help="exit with status 1 where max error is beyond X")
 
     sub = add("benchmark", _benchmark, "Measure what squeeze-and-excitation costs, or compare two LiteRT files.",
               "benchmark", "benchmark --network se_resnext50_32x4d --precision int8 --threads 2",
@@ -295,7 +321,8 @@ def _train(options, console):
 
 def _export(options, console):
     from se_keras import storage
-    from se_keras.export import to_litert, to_savedmodel
+    from se_keras.export import images, to_litert, to_savedmodel
+    from se_keras.export.verify import load_keras
 
     to_file = options.output.suffix == ".tflite"
     if not to_file and options.precision != "float32":
@@ -309,8 +336,12 @@ def _export(options, console):
     lowering = not options.as_published
     with progress_on(console) as progress:
         progress(f"loading {options.model}")
-        model = _load_model(options.model)
-        calibration = options.calibration and _calibration_data(options.calibration)
+        model = load_keras(options.model)
+        calibration = None
+        if options.calibration:
+            if Path(options.calibration).is_dir() and not options.normalize:
+                images.require_pixels(model)
+            calibration = _images(options.calibration, options, model.inputs[0].shape[1:], progress)
         storage.check_writable(options.output)
         progress(f"exporting {model.name}")
         if to_file:
@@ -331,13 +362,58 @@ def _export(options, console):
     path = options.output if to_file else exported.path
     if options.json:
         return print_json({"path": str(path), **exported.manifest})
+    if calibration is not None:
+        answer(f"calibrated on {exported.manifest['calibration_images']} of {len(calibration)} images")
     done = exported.manifest["lowering"]
     if done:
         squeezes = done["hoisted"] + done["unhoisted"]
         answer(f"lowered: {done['hoisted']} of {squeezes} squeezes hoisted, {done['folded']} layers folded")
-    if images := exported.manifest.get("calibration_images"):
-        answer(f"calibrated on {images} images")
     answer(f"wrote {path}: {_agreement(exported.manifest['agreement'])} with the Keras model")
+
+
+def _verify(options, console):
+    from se_keras.export import verify
+    from se_keras.export.verify import images_shape, runnable
+
+    if options.tolerance is not None and not options.tolerance >= 0:
+        raise ValueError(f"--tolerance is a share of the range, at least 0. Received: {options.tolerance}")
+    with progress_on(console) as progress:
+        sides = []
+        for path in (options.a, options.b):
+            progress(f"loading {path}")
+            sides.append(runnable(path))
+        if options.layers and None in [side.model for side in sides]:
+            raise ValueError(f"--layers is for two .keras files. Received: {options.a} and {options.b}")
+        images = options.images and _images(options.images, options, images_shape(*sides), progress, split="test")
+        progress(f"comparing {options.b} with {options.a}")
+        found = verify(*sides, images)
+    far = options.tolerance is not None and found.agreement.max_error > options.tolerance
+    tolerance = LAYER_TOLERANCE if options.tolerance is None else options.tolerance
+    beyond = found.first_beyond(tolerance)
+    if options.json:
+        layers = [{"name": name, **asdict(result)} for name, result in found.layers]
+        print_json({"a": str(options.a), "b": str(options.b), "images": options.images or "noise",
+                    "agreement": asdict(found.agreement), "layers": layers, "first_beyond": beyond})  # fmt: skip
+    else:
+        _print_verification(found, options)
+        if beyond:
+            answer(f"first layer beyond {tolerance:g} of its range: {beyond}")
+    if far:
+        error = f"max error {found.agreement.max_error:.1e} of the range is beyond {options.tolerance:g}"
+        say(console, f"se-keras: {options.b} disagrees with {options.a}: {error}")
+        return EXIT_DISAGREEMENT
+
+
+def _print_verification(found, options):
+    rows = [("outputs", found.agreement)]
+    if options.layers:
+        rows = [*found.layers, *rows]
+    answer(f"{options.b} beside {options.a}, on {options.images or 'noise'}")
+    table = new_table("", "max error", "mean error", "cosine", "top-1", "images")
+    for name, result in rows:
+        errors = (f"{result.max_error:.1e}", f"{result.mean_error:.1e}", f"{result.cosine:.6f}")
+        table.add_row(name, *errors, f"{result.top1:.1%}", str(result.samples))
+    Output().print(table)
 
 
 def _benchmark(options, console):
@@ -421,33 +497,45 @@ def _print_overhead(report):
     Output().print(table)
 
 
-def _load_model(path):
-    import keras
-
-    from se_keras.errors import first_line
-
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no model file {str(path)!r}")
-    try:
-        return keras.saving.load_model(path)
-    except Exception as error:  # zipfile, h5py and Keras raise their own kinds for what is cut or foreign
-        raise ValueError(f"{str(path)!r} is not a Keras model that can be loaded: {first_line(error)}") from error
-
-
-def _calibration_data(given):
+def _images(given, options, shape, progress, *, split="train"):
+    """The images that were asked for, brought to a model's shape where they come from a folder."""
     import numpy as np
 
+    if Path(given).is_dir():
+        from se_keras.export import load_images
+
+        mean, std = _normalization(options.normalize)
+        return load_images(given, size=shape[:2], channels=shape[2], mean=mean, std=std,
+                           limit=LIMIT if options.limit is None else options.limit, progress=progress)  # fmt: skip
+    if options.normalize or options.limit:
+        raise ValueError(f"--normalize and --limit are for a folder of images. Received: {given}")
     if given == "digits":
         from se_keras.training.data import digits
 
-        return digits().train.images
+        return getattr(digits(), split).images
     if not Path(given).is_file():
-        raise FileNotFoundError(f"There is no calibration file {given!r}: give 'digits' or a .npy file of images")
+        raise FileNotFoundError(f"There are no images {given!r}: give 'digits', a .npy file or a folder of images")
     try:
         with open(given, "rb") as file:
             return np.lib.format.read_array(file, allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise ValueError(f"{given!r} is not a .npy file of images: {error}") from error
+
+
+def _normalization(given):
+    """MEAN and STD, as numbers or by the name of a network."""
+    if not given:
+        return 0.0, 1.0
+    if len(given) == 1:
+        from se_keras.catalogue import spec_of
+
+        spec = spec_of(given[0])
+        return spec.mean, spec.std
+    try:
+        mean, std = ([float(number) for number in values.split(",")] for values in given)
+    except ValueError:
+        raise ValueError(f"--normalize takes MEAN STD, or a network. Received: {' '.join(given)}") from None
+    return mean, std
 
 
 def _agreement(record):

@@ -1,0 +1,116 @@
+"""Folders of images: to calibrate on, and to compare networks on."""
+
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from se_keras.graph import calls, functional
+
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png")
+_SCALING = (keras.layers.Rescaling, keras.layers.Normalization)
+
+
+def load_images(folder, *, size, channels, mean=0.0, std=1.0, limit=None, progress=None):
+    """Reads the images of a folder, and of the folders in it, in the order of their names.
+
+    Of each image the middle at the proportions of `size` is taken, and scaled to it; of an animation the first frame.
+    Transparency is dropped. Images stay turned as they are stored: what a camera notes on that is not read.
+
+    Args:
+        folder: Files whose names end in .bmp, .gif, .jpeg, .jpg or .png are read; others, and hidden ones, are not.
+        size: `(height, width)` to bring them to.
+        channels: 3 for RGB, 1 for gray; images of the other kind are turned into it.
+        mean: What is subtracted from the pixels, which are 0 to 255: one number, or one for each channel.
+        std: What they are divided by then. The default leaves 0 to 255.
+        limit: At most so many images, spread evenly over the folder; default: all.
+        progress: Called with what is done now, as a string, some ten times.
+
+    Returns:
+        float32 of `(samples, height, width, channels)`: (pixel - mean) / std.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+        ValueError: If an argument is not one of the above, if the folder has no images, or if one cannot be decoded.
+    """
+    folder = Path(folder)
+    if type(channels) is not int or channels not in (1, 3):
+        raise ValueError(f"A folder's images have 1 or 3 channels. Received: channels={channels!r}")
+    if len(size) != 2 or not all(type(side) is int and side > 0 for side in size):
+        raise ValueError(f"Images need a fixed size, (height, width). Received: size={tuple(size)}")
+    if limit is not None and (type(limit) is not int or limit < 1):
+        raise ValueError(f"limit must be an int of at least 1. Received: limit={limit!r}")
+    mean, std = (_per_channel(name, value, channels) for name, value in (("mean", mean), ("std", std)))
+    if (std <= 0).any():
+        raise ValueError(f"std must be above 0. Received: std={std.tolist()}")
+    files = _files(folder)
+    if limit is not None and limit < len(files):
+        files = [files[index * len(files) // limit] for index in range(limit)]
+    images = np.empty((len(files), *size, channels), "float32")
+    for index, file in enumerate(files):
+        if progress and index % -(-len(files) // 10) == 0:
+            progress(f"reading {folder}: image {index + 1} of {len(files)}")
+        pixels = _with_channels(_decoded(file), channels)
+        images[index] = keras.ops.image.resize(
+            pixels, size, antialias=True, crop_to_aspect_ratio=True, data_format="channels_last"
+        )
+    return ((images - mean) / std).astype("float32")
+
+
+def require_pixels(model):
+    """Raises ValueError if a model does not scale pixels of 0 to 255 itself, by the first layer behind its input."""
+    graph = functional(model)
+    inputs = {id(x) for x in graph.inputs}
+    readers = [call.operation for call in calls(graph) if any(id(x) in inputs for x in call.input_tensors)]
+    if not any(isinstance(reader, _SCALING) for reader in readers):
+        raise ValueError(
+            f"A folder's pixels are 0 to 255, and {model.name} has no layer that scales them: say how, with "
+            "--normalize or with mean and std of load_images"
+        )
+
+
+def _files(folder):
+    if not folder.is_dir():
+        raise FileNotFoundError(f"There is no folder of images {str(folder)!r}")
+    found = [path for path in folder.rglob("*") if path.is_file() and not _is_hidden(path.relative_to(folder))]
+    files = sorted(path for path in found if path.suffix.lower() in SUFFIXES)
+    if not files:
+        what = f"{len(found)} of other kinds, such as {min(found).name!r}" if found else "an empty one"
+        raise ValueError(f"{str(folder)!r} is no folder of images ({', '.join(SUFFIXES)}). Received: {what}")
+    return files
+
+
+def _is_hidden(path):
+    return any(part.startswith(".") for part in path.parts)  # thumbnails, and the notes of macOS
+
+
+def _decoded(path):
+    """Pixels `(height, width, 1 to 4)`, uint8."""
+    try:
+        return tf.io.decode_image(path.read_bytes(), expand_animations=False).numpy()
+    except tf.errors.OpError:
+        raise ValueError(
+            f"{str(path)!r} cannot be decoded: it is damaged, or not a PNG, JPEG, BMP or GIF image"
+        ) from None
+
+
+def _with_channels(pixels, channels):
+    """Gray or RGB as float32, without the last of 2 or 4 channels: the transparency."""
+    pixels = pixels[..., : (1 if pixels.shape[-1] < 3 else 3)].astype("float32")
+    if pixels.shape[-1] == channels:
+        return pixels
+    if channels == 3:
+        return np.repeat(pixels, 3, axis=-1)
+    return pixels @ np.array([[0.299], [0.587], [0.114]], "float32")  # ITU-R BT.601, as JPEG has it
+
+
+def _per_channel(name, value, channels):
+    try:
+        values = np.asarray(value, "float64")
+        fits = np.isfinite(values).all() and values.shape in ((), (1,), (channels,))
+    except (TypeError, ValueError):
+        fits = False
+    if not fits:
+        raise ValueError(f"{name} must be one number, or {channels}: one for each channel. Received: {name}={value!r}")
+    return values
