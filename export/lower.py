@@ -107,7 +107,7 @@ def lower(model, *, input_shape=None):
         raise ValueError(f"{model.name} does not take {input_shape=}: {first_line(error)}") from error
     lowered = keras.Model(keras.tree.map_structure(lambda x: inputs[id(x)], taken), outputs, name=model.name)
     lowered.lowering = Lowering(**{kind: tuple(found) for kind, found in walk.log.items()})
-    lowered.twins = {name: producer(y.tensor).name for name, y in walk.given if y.tensor is not None}
+    lowered.twins = {name: producer(y.tensor).name for name, y in walk.given if _is_emitted(y)}
     return lowered
 
 
@@ -145,11 +145,6 @@ class Affine:
         return y
 
     @property
-    def tensor(self):
-        """y in the new graph; None where nothing reads it, because what follows was folded into the layer."""
-        return self._emitted[0] if self._emitted else None
-
-    @property
     def is_pointwise(self):
         """Whether each position of y reads one position of x: its own."""
         one = (1, 1)
@@ -178,7 +173,7 @@ class Gated:
 
     def reads_alone(self, shared):
         """Whether x is affine and has no other reader: none in the model, and no squeeze."""
-        return isinstance(self.x, Affine) and self.x not in shared and "tensor" not in vars(self.x)
+        return isinstance(self.x, Affine) and self.x not in shared and not _is_emitted(self.x)
 
     @cached_property
     def tensor(self):
@@ -227,6 +222,11 @@ class Concatenated:
 
 
 Value = Emitted | Affine | Gated | Shuffled | Concatenated
+
+
+def _is_emitted(value):
+    """Whether a value's tensor is in the new graph: nobody asks for what a rewrite took in."""
+    return "tensor" in vars(value)
 
 
 def fold(affine, scale, shift):
