@@ -4,6 +4,7 @@ if __name__ != "se_keras.export":
     raise ImportError(f"This package is se_keras.export: install se_keras and import that. Received: {__name__}")
 
 from se_keras.export.benchmark import compare
+from se_keras.export.channels import ChannelPruning, excitations, prune_channels
 from se_keras.export.litert import LiteRTModel, to_litert
 from se_keras.export.lower import Lowering, lower
 from se_keras.export.savedmodel import SavedModel, to_savedmodel
@@ -11,12 +12,15 @@ from se_keras.export.verify import Agreement, agreement
 
 __all__ = [
     "Agreement",
+    "ChannelPruning",
     "LiteRTModel",
     "Lowering",
     "SavedModel",
     "agreement",
     "compare",
+    "excitations",
     "lower",
+    "prune_channels",
     "to_litert",
     "to_savedmodel",
 ]

@@ -20,7 +20,7 @@ FLOORS = (
     ("pyramid",),
     ("training.fit", "export.lower", "export.verify", "export.manifest"),
     ("export.savedmodel", "export.quantize"),
-    ("export.litert",),
+    ("export.litert", "export.channels"),
     ("export.benchmark", "export.profiler", "export.android"),
     ("export.overhead",),
     ("export.report", "quickstart", "cli.screen"),
