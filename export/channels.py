@@ -295,19 +295,22 @@ def _span(gate, facts):
         raise _InTheWay(f"{maker.name} ({type(maker).__name__}) makes its channels")
     if maker.activation not in _ELEMENTWISE:
         raise _InTheWay(f"{maker.name} ends in an activation that mixes channels or is not Keras' own")
-    passing, readers, tensors = [], [], [made.output_tensors[0]]
-    for x in tensors:  # grows on the way
+    passing, readers, tensors = [], [], [(made.output_tensors[0], False)]
+    for x, gated in tensors:  # grows on the way
         if id(x) in facts.outputs:
             raise _InTheWay("its channels are an output of the model")
         for call in facts.read_by[id(x)]:
             layer = call.operation
-            if call is gate or _passes(call):
-                tensors += call.output_tensors
-                passing += [layer] if call is not gate else []
-            elif type(layer) in (layers.Conv2D, layers.Dense):
+            if call is gate:
+                tensors.append((call.output_tensors[0], True))
+            elif _passes(call):
+                passing.append(layer)
+                tensors.append((call.output_tensors[0], gated))
+            elif gated and type(layer) in (layers.Conv2D, layers.Dense):
                 readers.append(layer)
             else:
-                raise _InTheWay(f"{layer.name} ({type(layer).__name__}) reads its channels")
+                where = "" if gated else " beside the gate"
+                raise _InTheWay(f"{layer.name} ({type(layer).__name__}) reads its channels{where}")
     for layer in (gate.operation, maker, *passing, *readers):
         if facts.times[layer] > 1:
             raise _InTheWay(f"{layer.name} is called {facts.times[layer]} times")
