@@ -16,20 +16,18 @@ from se_keras.layers import SqueezeExcite
 # reads them. A ResNet and a pre-activation one, with bottlenecks and with basic blocks.
 NETWORKS = {
     "se_resnet11_digits": ((8, 8, 1), "conv2", "conv2_bn", "conv3"),
-    "se_resnet50": ((32, 32, 3), "conv2", "conv2_bn", "conv3"),
-    "se_resnet18": ((32, 32, 3), "conv1", "conv1_bn", "conv2"),
+    "se_resnet50": ((64, 64, 3), "conv2", "conv2_bn", "conv3"),
+    "se_resnet18": ((64, 64, 3), "conv1", "conv1_bn", "conv2"),
     "se_resnet164": ((16, 16, 3), "conv2", "conv3_bn", "conv3"),
     "se_resnet20": ((16, 16, 3), "conv1", "conv2_bn", "conv2"),
 }
 
 
 def network(name, **se):
-    """A row of the catalogue with SE at the 3x3 site and values that could not hide an error."""
+    """A row of the catalogue with SE at the 3x3 site and values that could not hide an error, as a softmax could."""
     keras.utils.set_random_seed(0)
-    model = se_keras.create(
-        name, classes=10, input_shape=NETWORKS[name][0], se=se_keras.SEConfig(**{"site": "3x3"} | se)
-    )
-    return scattered(model)
+    how = {"classes": 10, "input_shape": NETWORKS[name][0], "classifier_activation": None}
+    return scattered(se_keras.create(name, se=se_keras.SEConfig(**{"site": "3x3"} | se), **how))
 
 
 def gates(model):
