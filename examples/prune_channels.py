@@ -113,7 +113,7 @@ def spread(values, *, sign=""):
     if not values:
         return ""
     deviation = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
-    return f"{np.mean(values):{sign}.1f}{deviation}"
+    return f"{round(np.mean(values), 1) + 0:{sign}.1f}{deviation}"  # + 0 makes 0.0 of -0.0
 
 
 if __name__ == "__main__":
