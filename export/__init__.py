@@ -5,6 +5,7 @@ if __name__ != "se_keras.export":
 
 from se_keras.export.agreement import Agreement, agreement
 from se_keras.export.benchmark import compare
+from se_keras.export.channels import ChannelPruning, excitations, prune_channels
 from se_keras.export.images import load_images
 from se_keras.export.litert import LiteRTModel, to_litert
 from se_keras.export.lower import Lowering, lower
@@ -13,14 +14,17 @@ from se_keras.export.verify import Verification, verify
 
 __all__ = [
     "Agreement",
+    "ChannelPruning",
     "LiteRTModel",
     "Lowering",
     "SavedModel",
     "Verification",
     "agreement",
     "compare",
+    "excitations",
     "load_images",
     "lower",
+    "prune_channels",
     "to_litert",
     "to_savedmodel",
     "verify",

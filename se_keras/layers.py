@@ -12,8 +12,8 @@ class SqueezeExcite(keras.layers.Layer):
     """Rescales channels by sigmoid(W2 relu(W1 mean_hw(x))): eq. 2-4 of arXiv:1709.01507.
 
     Input and output: `(batch, height, width, channels)`; height and width may be dynamic. The weights are
-    `reduce_kernel` (W1, `(channels, channels // ratio)`) and `expand_kernel` (W2, `(channels // ratio, channels)`),
-    each with a bias unless `bias=False`.
+    `reduce_kernel` (W1, `(channels, units)`) and `expand_kernel` (W2, `(units, channels)`), each with a bias unless
+    `bias=False`.
 
     Args:
         ratio: The reduction ratio r of eq. 3: the bottleneck has `channels // ratio` units.
@@ -21,9 +21,10 @@ class SqueezeExcite(keras.layers.Layer):
             become 1x1 convolutions at every position).
         excitation: The gate: `"sigmoid"`, `"relu"`, `"tanh"` (Table 12) or `"hard_sigmoid"`.
         bias: Whether the fully connected layers have biases. The released networks have them.
+        units: Units of the bottleneck where `ratio` is not to decide: a gate that loses channels keeps its bottleneck.
 
     Raises:
-        ValueError: If an argument is not one of the above, or if `ratio` exceeds the input's channels.
+        ValueError: If an argument is not one of the above, or if `ratio` decides and exceeds the input's channels.
 
     Example:
 
@@ -33,13 +34,16 @@ class SqueezeExcite(keras.layers.Layer):
     ```
     """
 
-    def __init__(self, ratio=16, squeeze="avg", excitation="sigmoid", bias=True, **kwargs):
+    def __init__(self, ratio=16, squeeze="avg", excitation="sigmoid", bias=True, units=None, **kwargs):
         super().__init__(**kwargs)
         check_arguments(ratio, squeeze, excitation, bias)
+        if units is not None and (type(units) is not int or units < 1):
+            raise ValueError(f"units must be an int of at least 1, or None. Received: units={units!r}")
         self.ratio = ratio
         self.squeeze = squeeze
         self.excitation = excitation
         self.bias = bias
+        self.units = units
         self.input_spec = keras.layers.InputSpec(ndim=4)
         self.supports_masking = False
 
@@ -48,11 +52,11 @@ class SqueezeExcite(keras.layers.Layer):
         channels = input_shape[-1]
         if channels is None:
             raise ValueError(f"{self.name}: the number of channels must be known. Received: input shape={input_shape}")
-        if self.ratio > channels:
+        if self.units is None and self.ratio > channels:
             raise ValueError(
                 f"{self.name}: ratio must be at most the number of channels, {channels}. Received: ratio={self.ratio}"
             )
-        reduced = channels // self.ratio
+        reduced = self.units or channels // self.ratio
         self.reduce_kernel = self.add_weight((channels, reduced), initializer="he_uniform", name="reduce_kernel")
         self.expand_kernel = self.add_weight((reduced, channels), initializer="he_uniform", name="expand_kernel")
         if self.bias:
@@ -90,6 +94,7 @@ class SqueezeExcite(keras.layers.Layer):
             "squeeze": self.squeeze,
             "excitation": self.excitation,
             "bias": self.bias,
+            "units": self.units,
         }
 
 

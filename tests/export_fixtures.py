@@ -78,10 +78,15 @@ class Subclassed(keras.Model):
         return inputs * 2
 
 
-def grouped_network(*, name="se_resnext_small"):
+def grouped_network(*, name="se_resnext_small", site="standard"):
     """A ResNeXt of two blocks with squeeze-and-excitation, for 8x8 images: grouped convolutions in little time."""
     spec = resnet.ResNetSpec(
-        blocks=(1, 1), cardinality=8, width_per_group=4, strides_at="3x3", stem=resnet.stem_small, se=SEConfig()
+        blocks=(1, 1),
+        cardinality=8,
+        width_per_group=4,
+        strides_at="3x3",
+        stem=resnet.stem_small,
+        se=SEConfig(site=site),
     )
     images = keras.Input((8, 8, 3), name="images")
     x = classifier(resnet.build(spec, images), 10, activation="softmax", dropout=0.0)

@@ -21,7 +21,7 @@ FLOORS = (
     ("training.fit", "export.lower", "export.agreement", "export.manifest", "export.images"),
     ("export.savedmodel", "export.quantize", "export.flatbuffer", "export.calibration"),
     ("export.litert",),
-    ("export.verify", "export.benchmark", "export.profiler", "export.android"),
+    ("export.verify", "export.channels", "export.benchmark", "export.profiler", "export.android"),
     ("export.overhead",),
     ("export.report", "quickstart", "cli.screen"),
     ("cli",),

@@ -69,6 +69,14 @@ def test_ratio_that_does_not_divide_rounds_the_bottleneck_down():
     assert tuple(layer.reduce_kernel.shape) == (8, 2)
 
 
+@pytest.mark.parametrize("units", [1, 3, 11])
+def test_units_decide_in_place_of_the_ratio(units):
+    layer = SqueezeExcite(ratio=16, units=units)  # a ratio that would leave no unit of 8 channels
+    layer.build((None, 4, 4, 8))
+    assert [tuple(weight.shape) for weight in layer.weights] == [(8, units), (units, 8), (units,), (8,)]
+    assert SqueezeExcite.from_config(json.loads(json.dumps(layer.get_config()))).units == units
+
+
 @pytest.mark.parametrize("height, width", [(3, 5), (8, 2)])
 def test_height_and_width_may_be_dynamic(height, width):
     rng = np.random.default_rng(1)
@@ -93,13 +101,20 @@ def test_config_round_trips_through_json(squeeze, excitation, bias):
 
 
 def test_config_names_every_argument():
-    config = SqueezeExcite(4, "max", "tanh", False).get_config()
-    assert {key: config[key] for key in ("ratio", "squeeze", "excitation", "bias")} == {
+    config = SqueezeExcite(4, "max", "tanh", False, 3).get_config()
+    assert {key: config[key] for key in ("ratio", "squeeze", "excitation", "bias", "units")} == {
         "ratio": 4,
         "squeeze": "max",
         "excitation": "tanh",
         "bias": False,
+        "units": 3,
     }
+
+
+def test_config_of_a_file_from_before_units_loads():
+    config = SqueezeExcite(4).get_config()
+    del config["units"]
+    assert SqueezeExcite.from_config(config).units is None
 
 
 def test_saved_model_loads_with_import_se_keras_alone(tmp_path):
@@ -166,6 +181,9 @@ def test_gradient_reaches_all_four_weights(squeeze):
         ({"excitation": None}, ValueError, r"excitation must be one of .* Received: excitation=None"),
         ({"bias": "no"}, TypeError, r"bias must be True or False\. Received: bias='no'"),
         ({"bias": 1}, TypeError, r"bias must be True or False\. Received: bias=1"),
+        ({"units": 0}, ValueError, r"units must be an int of at least 1, or None\. Received: units=0"),
+        ({"units": 2.0}, ValueError, r"units must be an int of at least 1, or None\. Received: units=2\.0"),
+        ({"units": True}, ValueError, r"units must be an int of at least 1, or None\. Received: units=True"),
     ],
 )
 def test_wrong_argument_is_refused(arguments, error, message):
