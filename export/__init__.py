@@ -4,18 +4,23 @@ if __name__ != "se_keras.export":
     raise ImportError(f"This package is se_keras.export: install se_keras and import that. Received: {__name__}")
 
 from se_keras.export.benchmark import compare
+from se_keras.export.inspection import Inspection, inspect
 from se_keras.export.litert import LiteRTModel, to_litert
 from se_keras.export.lower import Lowering, lower
+from se_keras.export.metadata import Metadata
 from se_keras.export.savedmodel import SavedModel, to_savedmodel
 from se_keras.export.verify import Agreement, agreement
 
 __all__ = [
     "Agreement",
+    "Inspection",
     "LiteRTModel",
     "Lowering",
+    "Metadata",
     "SavedModel",
     "agreement",
     "compare",
+    "inspect",
     "lower",
     "to_litert",
     "to_savedmodel",

@@ -13,7 +13,8 @@ from tensorflow.lite.python.convert_phase import ConverterError
 
 from se_keras import storage
 from se_keras.errors import first_line
-from se_keras.export import savedmodel
+from se_keras.export import metadata, savedmodel
+from se_keras.export.golden import golden
 from se_keras.export.lower import lower
 from se_keras.export.manifest import manifest, sha256
 from se_keras.export.quantize import calibration_images, quantize_int8
@@ -82,6 +83,11 @@ class Runner:
         """Shape of the input, batch first."""
         return tuple(self._input["shape"].tolist())
 
+    @property
+    def input_dtype(self):
+        """Type of the input."""
+        return np.dtype(self._input["dtype"])
+
     def __call__(self, images):
         """Outputs for `images`, `(samples, height, width, channels)`: `{name: array}`."""
 
@@ -119,7 +125,17 @@ def check_threads(threads):
 
 
 def to_litert(
-    model, *, precision="float32", calibration=None, held_out=None, input_shape=None, lowering=True, converted=None
+    model,
+    *,
+    precision="float32",
+    calibration=None,
+    held_out=None,
+    input_shape=None,
+    lowering=True,
+    converted=None,
+    labels=None,
+    normalization=None,
+    training=None,
 ):
     """Converts a functional model to a LiteRT file of builtin operators, and compares the two before handing it out.
 
@@ -135,7 +151,12 @@ def to_litert(
             them, where there are fewer than five); in float32, noise.
         input_shape: `(height, width, channels)`; needed where the model leaves a size free.
         lowering: Whether to `lower` the model first; `False` exports it as published.
-        converted: For int8: the same model's float32 `LiteRTModel`, where there is one; it is not converted again.
+        converted: For int8: the same model's float32 `LiteRTModel`, where there is one; it is not converted again, and
+            what it says in its metadata is said again where the next three arguments are not given.
+        labels: Names of the classes, in the order of the outputs.
+        normalization: `(mean, std)`, each a number or one for each channel: the model takes (pixel - mean) / std of
+            pixels in 0 to 255. (0, 1) where it preprocesses them itself. The model does not tell; apps need to know.
+        training: How the model was trained, as a dict for JSON, such as `run.json` has it.
 
     Returns:
         A `LiteRTModel` with `.content`, `.manifest` and `.save(path)`.
@@ -143,7 +164,7 @@ def to_litert(
     Raises:
         ValueError: If an argument is not one of these, if int8 has no calibration images, or if the file does not
             agree with the model in float32 to 1e-3 of the outputs' range.
-        TypeError: If the model is not functional.
+        TypeError: If the model is not functional, or if labels, normalization or training are not of these types.
 
     Warns:
         UserWarning: If an int8 file is far from the model: below a cosine of 0.9.
@@ -157,19 +178,32 @@ def to_litert(
     shape = tuple(input_shape or model.inputs[0].shape[1:])
     if None in shape:
         raise ValueError(f"A LiteRT file has a fixed size: give input_shape. Received: a model of {shape}")
+    about = metadata.describe(
+        network=model.name,
+        precision=precision,
+        channels=shape[-1],
+        classes=savedmodel.classes(model),
+        labels=labels,
+        normalization=normalization,
+        training=training,
+        converted=metadata.read(converted.content) if converted else None,
+    )
     seen, unseen = _calibration(calibration, shape) if precision == "int8" else (None, None)
     exported = lower(model, input_shape=shape) if lowering else model
-    content = converted.content if converted else _convert(exported, (1, *shape), savedmodel.output_names(model))
+    names = savedmodel.output_names(model)
+    content = metadata.detach(converted.content) if converted else _convert(exported, (1, *shape), names)
     if seen is not None:
         (input_name,) = savedmodel.input_names(exported)
         content = quantize_int8(content, seen, signature=savedmodel.SIGNATURE, input_name=input_name)
+    content = metadata.attach(content, about)
     if held_out is not None:
         check_on = calibration_images(held_out, shape)
     elif seen is not None:
         check_on = seen if unseen is None else unseen
     else:
         check_on = savedmodel.check_images(model, shape=shape)
-    result = agreement(savedmodel.predict(model, check_on), Runner(content)(check_on))
+    runner = Runner(content)
+    result = agreement(savedmodel.predict(model, check_on), runner(check_on))
     if precision == "float32":
         savedmodel.require_equal(result, "LiteRT file")
     elif result.cosine < _LOW_COSINE:
@@ -189,12 +223,13 @@ def to_litert(
             calibration_images=0 if seen is None else len(seen),
             bytes=len(content),
             sha256=sha256(content),
+            golden=golden(runner, low=check_on.min(), high=check_on.max(), precision=precision),
         ),
     )
 
 
 def load(path):
-    """Reads a .tflite file; a foreign one, without a manifest beside it, is named after its file.
+    """Reads a .tflite file; without a manifest beside it, it is what its metadata say, or named after its file.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -208,10 +243,12 @@ def load(path):
         raise ValueError(f"{str(path)!r} is not a LiteRT file")
     if not _manifest_path(path).is_file():
         try:
+            about = metadata.read(content) if metadata.check(content) else None
             Runner(content)
         except ValueError as error:
             raise ValueError(f"{str(path)!r}: {error}") from None
-        return LiteRTModel(content=content, manifest={"network": path.stem, "precision": "unknown"})
+        network, precision = (about.network, about.precision) if about else (path.stem, "unknown")
+        return LiteRTModel(content=content, manifest={"network": network, "precision": precision})
     try:
         record = json.loads(_manifest_path(path).read_text())
         checksum = record["sha256"]

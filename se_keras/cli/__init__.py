@@ -118,6 +118,13 @@ def _parser():
     sub.add_argument("--precision", default="float32", help="float32 (default) or int8")
     sub.add_argument("--calibration", help="for int8: 'digits', or a .npy file of images (N, height, width, channels)")
     sub.add_argument("--as-published", action="store_true", help="do not lower the model first")
+    sub.add_argument("--labels", help="for FILE.tflite: 'digits', or a text file with the name of a class a line")
+    sub.add_argument("--normalization", nargs=2, type=_numbers, metavar=("MEAN", "STD"),
+                     help="for FILE.tflite: it takes (pixel - MEAN) / STD of 0..255; commas between channels")  # fmt: skip
+
+    sub = add("inspect", _inspect, "Show what is in a LiteRT file, and check it: its checksum and its golden output.",
+              "inspect digits_int8.tflite", "inspect digits_int8.tflite --json", json_output=True)  # fmt: skip
+    sub.add_argument("file", metavar="FILE", type=Path, help="a .tflite file, its manifest FILE.json beside it or not")
 
     sub = add("benchmark", _benchmark, "Measure what squeeze-and-excitation costs, or compare two LiteRT files.",
               "benchmark", "benchmark --network se_resnext50_32x4d --precision int8 --threads 2",
@@ -292,6 +299,8 @@ def _export(options, console):
         )
     if options.calibration and options.precision == "float32":
         raise ValueError("--calibration is for --precision int8. Received: --precision float32")
+    if not to_file and (options.labels or options.normalization):
+        raise ValueError(f"--labels and --normalization are for -o FILE.tflite. Received: {options.output}")
     lowering = not options.as_published
     with progress_on(console) as progress:
         progress(f"loading {options.model}")
@@ -300,7 +309,15 @@ def _export(options, console):
         storage.check_writable(options.output)
         progress(f"exporting {model.name}")
         if to_file:
-            exported = to_litert(model, precision=options.precision, calibration=calibration, lowering=lowering)
+            exported = to_litert(
+                model,
+                precision=options.precision,
+                calibration=calibration,
+                lowering=lowering,
+                labels=options.labels and _labels(options.labels),
+                normalization=options.normalization,
+                training=_training(options.model),
+            )
             exported.save(options.output)
         else:
             exported = to_savedmodel(model, options.output, lowering=lowering)
@@ -312,6 +329,75 @@ def _export(options, console):
         squeezes = done["hoisted"] + done["unhoisted"]
         answer(f"lowered: {done['hoisted']} of {squeezes} squeezes hoisted, {done['folded']} BatchNormalization folded")
     answer(f"wrote {path}: {_agreement(exported.manifest['agreement'])} with the Keras model")
+
+
+def _inspect(options, console):
+    from se_keras.export.inspection import inspect
+
+    with progress_on(console) as progress:
+        progress(f"loading {options.file}")
+        found = inspect(options.file)
+    if options.json:
+        print_json(found.to_json())
+    else:
+        _print_inspection(options.file, found)
+    if found.golden and not found.golden.agrees:
+        raise ValueError(f"{str(options.file)!r} does not compute here what its manifest says: {_golden(found.golden)}")
+
+
+def _print_inspection(file, found):
+    """One row for each thing that a file says or is."""
+    about, manifest = found.metadata, found.manifest
+    rows = {"network": f"{about.network}, {about.precision}" if about else "not told: no metadata"}
+    for kind, tensors in {"input": found.inputs, "output": found.outputs}.items():
+        for x in tensors:
+            steps = f", (value - {x.zero_point}) * {x.scale:.6g}" if x.scale is not None else ""
+            rows[f"{kind} {x.name}"] = f"{'x'.join(map(str, x.shape))} {x.dtype}{steps}"
+    rows["normalization"], rows["labels"], rows["training"] = "not told", "not told", "not told"
+    if about and about.normalization:
+        mean, std = (", ".join(f"{value:.6g}" for value in values) for values in about.normalization)
+        rows["normalization"] = f"(pixel - [{mean}]) / [{std}], pixels in 0..255"
+    if about and about.labels:
+        shown = about.labels if len(about.labels) <= 10 else (*about.labels[:3], "...", about.labels[-1])
+        rows["labels"] = f"{len(about.labels)}: {', '.join(shown)}"
+    if about and about.training:
+        rows["training"] = ", ".join(f"{name} {value}" for name, value in _last_figures(about.training))
+    fallen = f"not on XNNPACK: {', '.join(found.undelegated)}" if found.undelegated else "all on XNNPACK"
+    rows["operators"] = f"{sum(found.operators.values())}, {fallen}"
+    rows[""] = ", ".join(f"{name}:{count}" for name, count in found.operators.items())
+    weights = ", ".join(f"{dtype} {size:,}" for dtype, size in found.weights.items())
+    rows["weights"] = f"{weights} bytes; {found.tensors} tensors in all"
+    rows["size"] = f"{found.bytes:,} bytes"
+    rows["checksum"] = {
+        "manifest": "as the manifest says",
+        "metadata": "as the metadata say; there is no manifest beside the file",
+        None: "not compared: there is no manifest beside the file",
+    }[found.checked]
+    if manifest:
+        rows["golden output"] = _golden(found.golden) if found.golden else "none in the manifest"
+        rows["made with"] = ", ".join(f"{name} {number}" for name, number in manifest.get("versions", {}).items())
+    out = Output()
+    out.print(f"[bold]{escape(str(file))}[/bold]\nSHA-256 {found.sha256}", soft_wrap=True, highlight=False)
+    table = new_table(show_header=False)
+    for title, value in rows.items():
+        table.add_row(escape(title), escape(value))
+    out.print(table)
+
+
+def _golden(check):
+    return f"max error {check.error:.1e} of the largest value, at most {check.tolerance:g}"
+
+
+def _last_figures(entries):
+    """What a training manifest says, `(name, value)`: of figures of each epoch the last."""
+    for name, value in entries.items():
+        if isinstance(value, dict):
+            yield from _last_figures(value)
+        elif isinstance(value, list):
+            if value:
+                yield name, f"{value[-1]:.4g}" if isinstance(value[-1], float) else value[-1]
+        else:
+            yield name, value
 
 
 def _benchmark(options, console):
@@ -406,6 +492,33 @@ def _load_model(path):
         return keras.saving.load_model(path)
     except Exception as error:  # zipfile, h5py and Keras raise their own kinds for what is cut or foreign
         raise ValueError(f"{str(path)!r} is not a Keras model that can be loaded: {first_line(error)}") from error
+
+
+def _numbers(text):
+    return [float(number) for number in text.split(",")]
+
+
+def _labels(given):
+    from se_keras.training.data import DATA
+
+    if given in DATA:
+        return DATA[given]().classes
+    if not Path(given).is_file():
+        raise FileNotFoundError(f"There is no file of labels {given!r}: give 'digits' or a text file, a class a line")
+    try:
+        return Path(given).read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{given!r} is not a text file of labels: {error}") from None
+
+
+def _training(model_file):
+    """The manifest of the run that a model file lies in, which says how it was trained; None elsewhere."""
+    import json
+
+    from se_keras.training.fit import MODEL_FILE, RUN_FILE
+
+    run = model_file.with_name(RUN_FILE)
+    return json.loads(run.read_text()) if model_file.name == MODEL_FILE and run.is_file() else None
 
 
 def _calibration_data(given):
