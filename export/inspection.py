@@ -26,7 +26,7 @@ class Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class GoldenCheck:
-    """How far the file is from its golden output on this machine, as a share of the largest value, and how far it may."""
+    """How far the file is from its golden output on this machine, and how far it may: shares of the largest value."""
 
     error: float
     tolerance: float

@@ -155,7 +155,8 @@ def to_litert(
             what it says in its metadata is said again where the next three arguments are not given.
         labels: Names of the classes, in the order of the outputs.
         normalization: `(mean, std)`, each a number or one for each channel: the model takes (pixel - mean) / std of
-            pixels in 0 to 255. (0, 1) where it preprocesses them itself. The model does not tell; apps need to know.
+            pixels in 0 to 255. The model does not tell, and apps need to know. MediaPipe takes one number alone: where
+            the channels differ, `create(..., include_preprocessing=True)` and (0, 1).
         training: How the model was trained, as a dict for JSON, such as `run.json` has it.
 
     Returns:

@@ -71,7 +71,7 @@ class Metadata:
         precision: Name of the precision.
         labels: Names of the classes, in the order of the outputs; None where they are not told.
         normalization: `(mean, std)`, each of one value or one for each channel: the network takes (pixel - mean) / std
-            of pixels in 0 to 255. None where it is not told.
+            of pixels in 0 to 255. None where it is not told. MediaPipe 1.2 opens a float file only with one value.
         training: How the network was trained, as JSON has it.
     """
 
@@ -132,7 +132,9 @@ def _normalization(normalization, channels):
         raise TypeError(f"{rule}. Received: normalization={normalization!r}") from None
     if not numbers or min(std, default=0) <= 0 or not {len(mean), len(std)} <= {1, channels}:
         raise ValueError(f"{rule}. Received: normalization={normalization!r}")
-    values = max(len(mean), len(std))  # MediaPipe wants as many of each
+    if len(set(mean)) == len(set(std)) == 1:
+        return mean[:1], std[:1]
+    values = max(len(mean), len(std))  # the schema has as many of each
     return mean * (values // len(mean)), std * (values // len(std))
 
 

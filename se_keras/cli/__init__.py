@@ -119,8 +119,13 @@ def _parser():
     sub.add_argument("--calibration", help="for int8: 'digits', or a .npy file of images (N, height, width, channels)")
     sub.add_argument("--as-published", action="store_true", help="do not lower the model first")
     sub.add_argument("--labels", help="for FILE.tflite: 'digits', or a text file with the name of a class a line")
-    sub.add_argument("--normalization", nargs=2, type=_numbers, metavar=("MEAN", "STD"),
-                     help="for FILE.tflite: it takes (pixel - MEAN) / STD of 0..255; commas between channels")  # fmt: skip
+    sub.add_argument(
+        "--normalization",
+        nargs=2,
+        type=_numbers,
+        metavar=("MEAN", "STD"),
+        help="for FILE.tflite: the network takes (pixel - MEAN) / STD of 0..255; commas between channels",
+    )
 
     sub = add("inspect", _inspect, "Show what is in a LiteRT file, and check it: its checksum and its golden output.",
               "inspect digits_int8.tflite", "inspect digits_int8.tflite --json", json_output=True)  # fmt: skip
@@ -291,6 +296,7 @@ def _train(options, console):
 def _export(options, console):
     from se_keras import storage
     from se_keras.export import to_litert, to_savedmodel
+    from se_keras.training.fit import training_of
 
     to_file = options.output.suffix == ".tflite"
     if not to_file and options.precision != "float32":
@@ -316,7 +322,7 @@ def _export(options, console):
                 lowering=lowering,
                 labels=options.labels and _labels(options.labels),
                 normalization=options.normalization,
-                training=_training(options.model),
+                training=training_of(options.model),
             )
             exported.save(options.output)
         else:
@@ -509,16 +515,6 @@ def _labels(given):
         return Path(given).read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
         raise ValueError(f"{given!r} is not a text file of labels: {error}") from None
-
-
-def _training(model_file):
-    """The manifest of the run that a model file lies in, which says how it was trained; None elsewhere."""
-    import json
-
-    from se_keras.training.fit import MODEL_FILE, RUN_FILE
-
-    run = model_file.with_name(RUN_FILE)
-    return json.loads(run.read_text()) if model_file.name == MODEL_FILE and run.is_file() else None
 
 
 def _calibration_data(given):
