@@ -21,8 +21,8 @@ import numpy as np
 MEDIAPIPE = "mediapipe==1.2.2"
 LIBRARIES = {"GLESv2": "libgles2", "EGL": "libegl1", "GLdispatch": "libglvnd0"}  # Debian's packages
 SIZE = 16
-# One number each: MediaPipe 1.2 refuses one for each channel, "not available". With 127.5 the pixels would fall on halves
-# of int8's steps, where the last bit of a float32 decides.
+# One number each: MediaPipe 1.2 refuses one for each channel, "not available". With 127.5 the pixels would fall on
+# halves of int8's steps, where the last bit of a float32 decides.
 MEAN, STD = 0, 255
 TOLERANCE = 1e-5  # sums in another order in float32; int8 is exact
 

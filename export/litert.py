@@ -244,8 +244,9 @@ def load(path):
         raise ValueError(f"{str(path)!r} is not a LiteRT file")
     if not _manifest_path(path).is_file():
         try:
-            about = metadata.read(content) if metadata.check(content) else None
+            metadata.check(content)  # a damaged file is not run
             Runner(content)
+            about = metadata.read(content)
         except ValueError as error:
             raise ValueError(f"{str(path)!r}: {error}") from None
         network, precision = (about.network, about.precision) if about else (path.stem, "unknown")

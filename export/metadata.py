@@ -14,6 +14,7 @@ import json
 import math
 import struct
 import zipfile
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import flatbuffers
@@ -108,7 +109,7 @@ def describe(*, network, precision, channels, classes, labels=None, normalizatio
 
 
 def _labels(labels, classes):
-    if isinstance(labels, str) or not all(isinstance(label, str) for label in labels):
+    if not isinstance(labels, Iterable) or isinstance(labels, str) or not all(isinstance(x, str) for x in labels):
         raise TypeError(f"labels must be a sequence of strings. Received: labels={labels!r}")
     labels = tuple(map(str, labels))  # numpy's strings too
     if len(labels) != classes:
@@ -201,16 +202,23 @@ def read(content):
     entry = _entry(model)
     if entry is None:
         return None
-    files, _ = _archive(content)
     try:
         packed = model.Buffers(entry.Buffer()).DataAsNumpy().tobytes()
         found = _read("ModelMetadata", Table(packed, int.from_bytes(packed[:4], "little")))
         (subgraph, *_) = found.get("subgraphs") or [{}]
+        (images, *_), (output, *_) = (subgraph.get(side) or [{}] for side in ("inputs", "outputs"))
+        labels = next((x["name"] for x in output.get("files", ()) if x.get("type") == _AXIS_LABELS), None)
+        options = [(unit.get("options") or {}).get("NormalizationOptions") for unit in images.get("process_units", ())]
+        normalization = next(filter(None, options), None)
+        files, _ = _archive(content)
+        missing = {labels, *(file["name"] for file in found.get("files", ()))} - {None, *files}
+        if missing:
+            raise ValueError(f"{', '.join(sorted(missing))} should stand behind the model")
         return Metadata(
             network=found.get("name", ""),
             precision=record.get("precision", "unknown"),
-            labels=_labels_of(subgraph, files),
-            normalization=_normalization_of(subgraph),
+            labels=labels and tuple(files[labels].decode().splitlines()),
+            normalization=normalization and (normalization["mean"], normalization["std"]),
             training=record.get("training"),
         )
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, struct.error) as error:
@@ -236,19 +244,6 @@ def check(content):
     if checksum != hashlib.sha256(content[:end]).hexdigest():
         raise ValueError("The file is not the one that was exported: its SHA-256 is not its metadata's")
     return record
-
-
-def _labels_of(subgraph, files):
-    (output, *_) = subgraph.get("outputs") or [{}]
-    named = (file["name"] for file in output.get("files", ()) if file.get("type") == _AXIS_LABELS)
-    return next((tuple(files[name].decode().splitlines()) for name in named), None)
-
-
-def _normalization_of(subgraph):
-    (images, *_) = subgraph.get("inputs") or [{}]
-    units = [unit.get("options") or {} for unit in images.get("process_units", ())]
-    options = next((unit["NormalizationOptions"] for unit in units if "NormalizationOptions" in unit), None)
-    return options and (options["mean"], options["std"])
 
 
 def _entry(model):
@@ -435,7 +430,10 @@ def _value(table, at, slot, kind):
         return {member: _read(member, Table(table.Bytes, table.Indirect(table.Pos + at)))} if member and at else None
     if not isinstance(kind, list):
         return _read(kind, Table(table.Bytes, table.Indirect(here)))
-    starts = [table.Vector(at) + 4 * i for i in range(table.VectorLen(at))]
+    first, length = table.Vector(at), table.VectorLen(at)
+    if first + 4 * length > len(table.Bytes):
+        raise ValueError("a vector ends behind the metadata")
+    starts = range(first, first + 4 * length, 4)
     if kind == [float]:
         # The shortest decimal that is this float32: 123.675 is read as it was given.
         return tuple(float(str(np.float32(table.Get(number_types.Float32Flags, start)))) for start in starts)
