@@ -832,10 +832,14 @@ def test_damaged_file_is_not_run(saved, monkeypatch):
         load(saved)
 
 
-def test_truncated_file_without_manifest_is_an_error_that_names_it(saved):
+@pytest.mark.parametrize(
+    "length, said", [(0.5, "Not a LiteRT file that can be run here"), (-100, "The metadata of the")]
+)
+def test_truncated_file_without_manifest_is_an_error_that_names_it(saved, length, said):
     saved.with_name("small.tflite.json").unlink()
-    saved.write_bytes(saved.read_bytes()[:-100])
-    with pytest.raises(ValueError, match="small.tflite': Not a LiteRT file that can be run here"):
+    content = saved.read_bytes()
+    saved.write_bytes(content[: int(length * len(content)) if isinstance(length, float) else length])
+    with pytest.raises(ValueError, match=f"small.tflite': {said}"):
         load(saved)
 
 
