@@ -15,10 +15,11 @@ from tensorflow.lite.python.convert_phase import ConverterError
 
 from se_keras import storage
 from se_keras.errors import first_line
-from se_keras.export import savedmodel
+from se_keras.export import metadata, savedmodel
 from se_keras.export.agreement import agreement, in_batches
 from se_keras.export.calibration import calibration_images, warn_of_other_range
 from se_keras.export.flatbuffer import TYPES, with_types, without_idle_clamps
+from se_keras.export.golden import golden
 from se_keras.export.images import require_pixels
 from se_keras.export.lower import lower
 from se_keras.export.manifest import manifest, sha256
@@ -91,6 +92,11 @@ class Runner:
         """Whether an output comes in steps, such as probabilities in 256 of them: those have no logits."""
         return any(detail["quantization"][0] for detail in self._outputs.values())
 
+    @property
+    def input_dtype(self):
+        """Type of the input."""
+        return np.dtype(self._input["dtype"])
+
     def __call__(self, images):
         """Outputs for `images`, `(samples, height, width, channels)`: `{name: array}`.
 
@@ -158,10 +164,12 @@ def to_litert(
     input_shape=None,
     input_type="float32",
     output_type="float32",
-    pixels=None,
     keep_float=None,
     lowering=True,
     converted=None,
+    labels=None,
+    normalization=None,
+    training=None,
     progress=None,
 ):
     """Converts a functional model to a LiteRT file of builtin operators, and compares the two before handing it out.
@@ -185,12 +193,17 @@ def to_litert(
         input_shape: `(height, width, channels)`; needed where the model leaves a size free.
         input_type: For int8: `"float32"`, `"int8"` or `"uint8"`. The scale is in the file and in the manifest.
         output_type: Likewise.
-        pixels: `(mean, std)`, if an integer input is to take the bytes of a picture: the model's own input is
-            `(byte - mean) / std`. `(0, 255)` for a model of images in 0..1.
         keep_float: For int8 and int16x8: a regular expression; layers of the lowered model with such names stay in
             float32. `".*_se_.*"` keeps squeeze-and-excitation.
         lowering: Whether to `lower` the model first; `False` exports it as published.
-        converted: The same model's float32 `LiteRTModel`, where there is one; it is not converted again.
+        converted: The same model's float32 `LiteRTModel`, where there is one; it is not converted again, and what it
+            says in its metadata is said again where the next three arguments are not given.
+        labels: Names of the classes, in the order of the outputs.
+        normalization: `(mean, std)`, each a number or one for each channel: the model takes (pixel - mean) / std of
+            pixels in 0 to 255. The model does not tell, and apps need to know. MediaPipe takes one number alone: where
+            the channels differ, `create(..., include_preprocessing=True)` and (0, 1). An integer input then takes the
+            pixels themselves.
+        training: How the model was trained, as a dict for JSON, such as `run.json` has it.
         progress: Called with a line for each step.
 
     Returns:
@@ -199,7 +212,7 @@ def to_litert(
     Raises:
         ValueError: If an argument is not one of these, if there are no calibration images where they are needed, if a
             weight is not finite, or if the file does not agree with the model in float32 to 1e-3 of the outputs' range.
-        TypeError: If the model is not functional.
+        TypeError: If the model is not functional, or if labels, normalization or training are not of these types.
 
     Warns:
         UserWarning: If the images have another range than those that the model was trained on, or if a quantized file
@@ -207,12 +220,22 @@ def to_litert(
     """
     told = progress or (lambda line: None)
     calibrated = precision in CALIBRATED
-    _check_options(precision, calibration, input_type, output_type, pixels, keep_float)
+    _check_options(precision, calibration, input_type, output_type, keep_float)
     model = functional(model)
     savedmodel.require_one_input(model)
     shape = tuple(input_shape or model.inputs[0].shape[1:])
     if None in shape:
         raise ValueError(f"A LiteRT file has a fixed size: give input_shape. Received: a model of {shape}")
+    about = metadata.describe(
+        network=model.name,
+        precision=precision,
+        channels=shape[-1],
+        classes=savedmodel.classes(model),
+        labels=labels,
+        normalization=normalization,
+        training=training,
+        converted=metadata.read(converted.content) if converted else None,
+    )
     seen, unseen = _calibration(calibration, shape) if calibrated else (None, None)
     if calibrated:
         if isinstance(calibration, (str, os.PathLike)):
@@ -221,7 +244,8 @@ def to_litert(
     exported = lower(model, input_shape=shape) if lowering else model
     kept = _kept(exported, keep_float)
     told(f"converting {model.name}")
-    content = converted.content if converted else _convert(exported, (1, *shape), savedmodel.output_names(model))
+    names = savedmodel.output_names(model)
+    content = metadata.detach(converted.content) if converted else _convert(exported, (1, *shape), names)
 
     def counted(done, images):
         if done == images or not done % max(images // 10, 1):
@@ -234,7 +258,7 @@ def to_litert(
         images=seen,
         signature=savedmodel.SIGNATURE,
         input_name=input_name,
-        input_range=pixels and [(byte - pixels[0]) / pixels[1] for byte in (0, 255)],
+        input_range=None if input_type == "float32" else _range_of_pixels(about.normalization),
         keep_float=kept,
         output_layer=producer(exported.outputs[0]).name,
         progress=counted,
@@ -242,6 +266,7 @@ def to_litert(
     if precision == "int8":
         content = _elided(content, seen)
         content = with_types(content, input_type=input_type, output_type=output_type)
+    content = metadata.attach(content, about)
     if held_out is not None:
         check_on = calibration_images(held_out, shape)
     elif seen is not None:
@@ -249,7 +274,8 @@ def to_litert(
     else:
         check_on = savedmodel.check_images(model, shape=shape)
     told(f"comparing {model.name} with its file on {len(check_on)} images")
-    expected, actual = savedmodel.predict(model, check_on), Runner(content)(check_on)
+    runner = Runner(content)
+    expected, actual = savedmodel.predict(model, check_on), runner(check_on)
     if output_type != "float32":  # of 256 steps most of a softmax's are 0, which has no logit
         expected, actual = ({f"{name} in steps": x for name, x in side.items()} for side in (expected, actual))
     result = agreement(expected, actual)
@@ -274,12 +300,13 @@ def to_litert(
             kept_float=list(kept),
             bytes=len(content),
             sha256=sha256(content),
+            golden=golden(runner, low=check_on.min(), high=check_on.max(), precision=precision),
         ),
     )
 
 
 def load(path):
-    """Reads a .tflite file; a foreign one, without a manifest beside it, is named after its file.
+    """Reads a .tflite file; without a manifest beside it, it is what its metadata say, or named after its file.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -293,10 +320,13 @@ def load(path):
         raise ValueError(f"{str(path)!r} is not a LiteRT file")
     if not _manifest_path(path).is_file():
         try:
+            metadata.check(content)  # a damaged file is not run
             Runner(content)
+            about = metadata.read(content)
         except ValueError as error:
             raise ValueError(f"{str(path)!r}: {error}") from None
-        return LiteRTModel(content=content, manifest={"network": path.stem, "precision": "unknown"})
+        network, precision = (about.network, about.precision) if about else (path.stem, "unknown")
+        return LiteRTModel(content=content, manifest={"network": network, "precision": precision})
     try:
         record = json.loads(_manifest_path(path).read_text())
         checksum = record["sha256"]
@@ -308,7 +338,7 @@ def load(path):
     return LiteRTModel(content=content, manifest=record)
 
 
-def _check_options(precision, calibration, input_type, output_type, pixels, keep_float):
+def _check_options(precision, calibration, input_type, output_type, keep_float):
     """Raises ValueError if a precision does not have what is asked of it."""
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {PRECISIONS}. Received: precision={precision!r}")
@@ -319,13 +349,18 @@ def _check_options(precision, calibration, input_type, output_type, pixels, keep
             raise ValueError(f"{what} must be one of {tuple(TYPES)}. Received: {what}={given!r}")
         if given != "float32" and precision != "int8":
             raise ValueError(f"{what}={given!r} is for precision='int8'. Received: {precision=}")
-    if pixels is not None:
-        if input_type == "float32":
-            raise ValueError(f"pixels is for input_type 'int8' or 'uint8'. Received: {input_type=}")
-        if len(pixels) != 2 or not np.all(np.isfinite(pixels)) or pixels[1] <= 0 or pixels[0] != round(pixels[0]):
-            raise ValueError(f"pixels must be (mean, std): a whole number, and one above 0. Received: {pixels=}")
     if keep_float is not None and precision not in CALIBRATED:
         raise ValueError(f"keep_float is for a precision in {CALIBRATED}. Received: {precision=}")
+
+
+def _range_of_pixels(normalization):
+    """What an integer input has to hold for its steps to be pixels; None where nobody told."""
+    if normalization is None:
+        return None
+    mean, std = normalization
+    if len(mean) > 1:
+        raise ValueError(f"An integer input has one scale for all channels. Received: {normalization=}")
+    return tuple((pixel - mean[0]) / std[0] for pixel in (0, 255))
 
 
 def _kept(model, pattern):

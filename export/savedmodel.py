@@ -224,6 +224,12 @@ def gives_probabilities(layer):
     return isinstance(layer, keras.layers.Softmax) or getattr(layer, "activation", None) is keras.activations.softmax
 
 
+def classes(model):
+    """Number of the classes; None for a model that does not end with one vector."""
+    shapes = [x.shape for x in model.outputs]
+    return shapes[0][-1] if len(shapes) == 1 and len(shapes[0]) == 2 else None
+
+
 def signature(model, *, batch_shape=None):
     """Names, shapes and types of a model's input and outputs, for the manifest; None is free."""
     images = keras.KerasTensor(batch_shape or (None, *model.inputs[0].shape[1:]), dtype=model.inputs[0].dtype)

@@ -13,7 +13,7 @@ from se_keras.export.litert import to_litert
 from se_keras.export.overhead import PAPER, baseline_name, environment, overheads
 from se_keras.export.savedmodel import to_savedmodel
 from se_keras.training import data as datasets
-from se_keras.training.fit import MODEL_FILE, fit
+from se_keras.training.fit import MODEL_FILE, fit, training_of
 from se_keras.training.recipe import DIGITS
 
 TRAINED = "se_resnet11_digits"
@@ -63,7 +63,13 @@ def quickstart(folder, *, recipe=DIGITS, measured=MEASURED, blocks=20, progress=
         }
 
     progress(f"exporting {TRAINED} to LiteRT and to a SavedModel")
-    float32 = to_litert(model, held_out=digits.test.images)
+    float32 = to_litert(
+        model,
+        held_out=digits.test.images,
+        labels=digits.classes,
+        normalization=(0, 255),  # the digits' pixels are in 0..1
+        training=training_of(folder / TRAINED / MODEL_FILE),
+    )
     int8 = to_litert(
         model, precision="int8", calibration=digits.train.images, held_out=digits.test.images, converted=float32
     )

@@ -23,7 +23,7 @@ import tensorflow as tf
 
 import se_keras
 import se_keras_cli
-from se_keras.export import to_litert
+from se_keras.export import metadata, to_litert
 from se_keras.export.litert import load
 from se_keras.training import data as datasets
 from se_keras.training.fit import fit
@@ -31,7 +31,7 @@ from se_keras.training.recipe import DIGITS
 
 ROOT = Path(__file__).parents[1]
 
-COMMANDS = ("list", "show", "train", "export", "verify", "benchmark", "quickstart")
+COMMANDS = ("list", "show", "train", "export", "inspect", "verify", "benchmark", "quickstart")
 SCRIPT = Path(sys.executable).with_name("se-keras")
 # What is done now, a line each on stderr: not part of an answer, nor of a refusal.
 PROGRESS = (
@@ -148,6 +148,21 @@ def files(few, tmp_path_factory):
     (folder / "nothing").mkdir()
     (folder / "nothing" / "labels.txt").touch()
     return folder
+
+
+@pytest.fixture(scope="module")
+def told(files):
+    """A file with labels, of which one has brackets, a normalization for each channel, and a training."""
+    images = keras.Input((8, 8, 3), name="images")
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(4, 3, activation="relu")(images))
+    model = keras.Model(images, keras.layers.Dense(20, activation="softmax")(x), name="told")
+    to_litert(
+        model,
+        labels=["a [red] one", *(f"number {i}" for i in range(1, 20))],
+        normalization=((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
+        training={"data": "photographs", "recipe": {"epochs": 3}, "figures": {"loss": [0.5, 0.25]}},
+    ).save(files / "told.tflite")
+    return files / "told.tflite"
 
 
 @pytest.fixture
@@ -429,6 +444,18 @@ def test_export_prints_its_manifest_as_json_alone(cli, files, tmp_path, converte
     assert printed["sha256"] == sha256(tmp_path / "digits.tflite")
 
 
+def test_export_tells_the_file_its_labels_normalization_and_training(cli, files, tmp_path):
+    (tmp_path / "names.txt").write_text("\n".join(f"digit {i}" for i in range(10)))
+    for labels, expected in {"digits": "0", tmp_path / "names.txt": "digit 0"}.items():
+        options = ["--labels", labels, "--normalization", "0", "255", "-o", tmp_path / "digits.tflite"]
+        result = cli("export", files / "run" / "model.keras", *options)
+        assert (result.status, result.err) == (0, "")
+        about = metadata.read((tmp_path / "digits.tflite").read_bytes())
+        assert (about.labels[0], len(about.labels)) == (expected, 10)
+        assert about.normalization == ((0.0,), (255.0,))
+        assert about.training == json.loads((files / "run" / "run.json").read_text())
+
+
 def test_export_in_int8_calibrates_on_a_file_of_images(cli, files, tmp_path):
     options = ["--precision", "int8", "--calibration", files / "images.npy", "--json"]
     result = cli("export", files / "model.keras", *options, "-o", tmp_path / "digits.tflite")
@@ -550,6 +577,72 @@ def test_verify_warns_in_one_line_of_images_that_hide_differences(cli, files, tm
     assert re.fullmatch(r"se-keras: warning: Most probabilities of .*model\.keras are 0, .+\n", result.err), result.err
 
 
+# inspect
+
+
+def test_inspect_says_what_a_file_is(cli, told):
+    result = cli("inspect", told)
+    assert (result.status, result.err) == (0, "")
+    for line in (
+        str(told),
+        f"SHA-256 {sha256(told)}",
+        "told, float32",
+        "1x8x8x3 float32",
+        "1x20 float32",
+        "(pixel - [123.675, 116.28, 103.53]) / [58.395, 57.12, 57.375], pixels in 0..255",
+        "20: a [red] one, number 1, number 2, ..., number 19",
+        "data photographs, epochs 3, loss 0.25",
+        "all on XNNPACK",
+        "CONV_2D:1",
+        "as the manifest says",
+        "max error 0.0e+00 of the largest value, at most 0.0001",
+        "tensorflow ",
+    ):
+        assert line in result.out, line
+
+
+def test_inspect_fits_80_columns_but_for_the_path(cli, told, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    result = cli("inspect", told)
+    assert max(map(len, result.out.splitlines()[1:])) <= 80
+    assert f"SHA-256 {sha256(told)}\n" in result.out
+
+
+def test_inspect_prints_json_alone(cli, told):
+    result = cli("inspect", told, "--json")
+    assert (result.status, result.err) == (0, "")
+    printed = json.loads(result.out)
+    assert printed["sha256"] == sha256(told)
+    assert printed["golden"]["agrees"] is True
+    assert printed["metadata"]["labels"][0] == "a [red] one"
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]], ids=" ".join)
+def test_inspect_without_a_manifest_says_so(cli, files, tmp_path, options):
+    (tmp_path / "se.tflite").write_bytes((files / "se.tflite").read_bytes())
+    result = cli("inspect", tmp_path / "se.tflite", *options)
+    assert (result.status, result.err) == (0, "")
+    if options:
+        printed = json.loads(result.out)
+        assert (printed["checked"], printed["manifest"], printed["golden"]) == ("metadata", None, None)
+    else:
+        assert "as the metadata say; there is no manifest beside the file" in result.out
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]], ids=" ".join)
+def test_inspect_fails_where_the_golden_output_is_another(cli, files, tmp_path, options):
+    manifest = json.loads((files / "se.tflite.json").read_text())
+    manifest["golden"]["outputs"]["probabilities"]["values"][0] += 1
+    (tmp_path / "se.tflite").write_bytes((files / "se.tflite").read_bytes())
+    (tmp_path / "se.tflite.json").write_text(json.dumps(manifest))
+    result = cli("inspect", tmp_path / "se.tflite", *options)
+    assert result.status == 2
+    assert result.err.startswith(
+        f"se-keras: error: '{tmp_path}/se.tflite' does not compute here what its manifest says"
+    )
+    assert "SHA-256" in result.out or json.loads(result.out)["golden"]["agrees"] is False
+
+
 # benchmark
 
 
@@ -662,8 +755,10 @@ REFUSALS = {
         "'{files}/nothing' is no folder of images .* Received: 1 of other kinds, such as 'labels.txt'",
     f"export {{files}}/model.keras {INT8} {{files}}/damaged --normalize 0 1 -o {{new}}/x.tflite":
         "'{files}/damaged/2.png' cannot be decoded",
-    f"export {{files}}/model.keras {INT8} digits --normalize 0 1 -o {{new}}/x.tflite":
-        "--normalize and --limit are for a folder of images. Received: digits",
+    f"export {{files}}/model.keras {INT8} digits --limit 9 -o {{new}}/x.tflite":
+        "--limit is for a folder of images. Received: digits",
+    "verify {files}/model.keras {files}/se.tflite --images digits --normalize 0 1":
+        "--normalize is for a folder of images. Received: digits",
     "verify {files}/model.keras {new}/x.tflite": "There is no LiteRT file '{new}/x.tflite'",
     "verify {files}/model.keras {new}/x": "There is no file or folder '{new}/x'",
     "verify {files}/model.keras {files}/text.npy": "A .keras file, a .tflite file or a SavedModel's folder. Received: ",
@@ -678,6 +773,17 @@ REFUSALS = {
     "verify {files}/model.keras {files}/se.tflite --images {files}/nan.npy": "Verification images must be finite",
     "verify {files}/model.keras {files}/se.tflite --images {files}/larger.npy":
         r"Verification images must be \(8, 8, 1\). Received: \(5, 9, 9, 1\)",
+    "export {files}/model.keras --labels {new}/x.txt -o {new}/x.tflite": "There is no file of labels '{new}/x.txt'",
+    "export {files}/model.keras --labels {files}/images.npy -o {new}/x.tflite": "is not a text file of labels",
+    "export {files}/model.keras --labels {files}/text.npy -o {new}/x.tflite": "10 classes. Received: 1 labels",
+    "export {files}/model.keras --normalize 0 0 -o {new}/x.tflite": "normalization must be .* std above zero",
+    "export {files}/model.keras --normalize 0,0 1,1 -o {new}/x.tflite": "one for each of 1 channels",
+    "export {files}/model.keras --labels digits -o {new}/served": "--labels and --normalize are for -o FILE.tflite",
+    "inspect {new}/x.tflite": "no LiteRT file '{new}/x.tflite'",
+    "inspect {files}/folder.tflite": "no LiteRT file '{files}/folder.tflite'",
+    "inspect {files}/text.tflite": "'{files}/text.tflite' is not a LiteRT file",
+    "inspect {files}/truncated.tflite": "'{files}/truncated.tflite'",
+    "inspect {files}/flipped.tflite": "'{files}/flipped.tflite' .*SHA-256 is not its manifest's",
     "benchmark --network resnet50": "resnet50 is a baseline: name a network with squeeze-and-excitation",
     "benchmark --network se_resnet51": "There is no network 'se_resnet51' among the",
     f"{BENCHMARK} --size 3": r"at least 4\..*\(3, 3, 1\)",

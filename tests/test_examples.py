@@ -153,3 +153,20 @@ def test_retinanet_learns_on_a_pyramid(tmp_path):
     pytest.importorskip("keras_hub", reason="keras-hub is not installed: pip install -e '.[detection]'")
     losses = numbers(run("retinanet.py", folder=tmp_path).splitlines()[-1])
     assert len(losses) == 3 and losses[0] > losses[1] > losses[2]
+
+
+# MediaPipe.
+
+
+@pytest.mark.slow
+def test_mediapipe_gives_our_labels_and_scores(tmp_path):
+    printed = run("mediapipe_check.py", tmp_path / "check", folder=tmp_path)
+    compared = re.findall(r"^(\w+), ([\w .]+): the largest difference is (\S+),", printed, re.MULTILINE)
+    assert [line[:2] for line in compared] == [
+        (precision, image) for precision in ("float32", "int8") for image in ("a digit", "china.jpg")
+    ]
+    assert max(float(line[2]) for line in compared) <= 1e-5
+    # Both name the same three classes first, in the same order.
+    named = [re.findall(r"[a-z]+(?= \d)", line) for line in re.findall(r"^  \w+ +(.+)$", printed, re.MULTILINE)]
+    assert len(named) == 8 and named[0::2] == named[1::2]
+    assert printed.endswith("MediaPipe gives our labels and scores\n")

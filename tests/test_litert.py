@@ -21,6 +21,7 @@ from se_keras.catalogue import create
 from se_keras.export import litert, quantize
 from se_keras.export.calibration import calibration_images
 from se_keras.export.litert import LiteRTModel, Runner, load, to_litert
+from se_keras.export.metadata import detach
 from se_keras.layers import SqueezeExcite
 from se_keras.training.data import digits
 from se_keras.training.fit import fit
@@ -488,9 +489,7 @@ def test_converted_file_is_not_converted_again(tiny, monkeypatch):
     fresh = to_litert(model, precision="int8", calibration=pixels(10))
     monkeypatch.setattr(litert, "_convert", None)
     again = to_litert(model, precision="int8", calibration=pixels(10), converted=converted)
-    x = pixels(3, seed=1)
-    for name, values in fresh.runner()(x).items():
-        np.testing.assert_array_equal(again.runner()(x)[name], values)
+    assert again.content == fresh.content
 
 
 @pytest.mark.parametrize("precision", ["float16", "INT8", "", None, 8])
@@ -784,11 +783,26 @@ def test_foreign_format_is_an_error(content, tmp_path):
         load(tmp_path / "foreign.tflite")
 
 
-def test_file_without_manifest_is_named_after_itself(saved, tiny):
-    saved.with_name("small.tflite.json").unlink()
-    loaded = load(saved)
+def test_file_without_manifest_is_what_its_metadata_say(tiny, tmp_path):
+    (tmp_path / "other.tflite").write_bytes(tiny[1].content)
+    loaded = load(tmp_path / "other.tflite")
     assert loaded.content == tiny[1].content
-    assert loaded.manifest == {"network": "small", "precision": "unknown"}
+    assert loaded.manifest == {"network": "small", "precision": "float32"}
+
+
+def test_file_without_manifest_and_metadata_is_named_after_itself(tiny, tmp_path):
+    (tmp_path / "other.tflite").write_bytes(detach(tiny[1].content))
+    assert load(tmp_path / "other.tflite").manifest == {"network": "other", "precision": "unknown"}
+
+
+@pytest.mark.parametrize("place", [0.02, 0.5, 0.9])
+def test_one_flipped_bit_without_manifest_is_noticed(saved, place):
+    saved.with_name("small.tflite.json").unlink()
+    content = bytearray(saved.read_bytes())
+    content[int(place * len(content))] ^= 1
+    saved.write_bytes(content)
+    with pytest.raises(ValueError, match="small.tflite': The (file is not the one|metadata of the file are damaged)"):
+        load(saved)
 
 
 @pytest.mark.parametrize("place", [0, 20, 0.5, 0.9, -1])
@@ -818,10 +832,14 @@ def test_damaged_file_is_not_run(saved, monkeypatch):
         load(saved)
 
 
-def test_truncated_file_without_manifest_is_an_error_that_names_it(saved):
+@pytest.mark.parametrize(
+    "length, said", [(0.5, "Not a LiteRT file that can be run here"), (-100, "The metadata of the")]
+)
+def test_truncated_file_without_manifest_is_an_error_that_names_it(saved, length, said):
     saved.with_name("small.tflite.json").unlink()
-    saved.write_bytes(saved.read_bytes()[:-100])
-    with pytest.raises(ValueError, match="small.tflite': Not a LiteRT file that can be run here"):
+    content = saved.read_bytes()
+    saved.write_bytes(content[: int(length * len(content)) if isinstance(length, float) else length])
+    with pytest.raises(ValueError, match=f"small.tflite': {said}"):
         load(saved)
 
 

@@ -153,13 +153,13 @@ def test_logits_can_be_integers_too(output_type):
 
 
 def test_pixels_are_the_bytes_of_a_picture(exported):
-    made = exported("int8", input_type="uint8", pixels=(0, 255))
+    made = exported("int8", input_type="uint8", normalization=(0, 255))
     scale, zero_point = made.runner()._input["quantization"]
     assert (scale, zero_point) == (pytest.approx(1 / 255, rel=1e-6), 0)
 
 
 def test_pixels_may_have_a_mean(exported):
-    made = exported("int8", input_type="uint8", pixels=(128, 64))
+    made = exported("int8", input_type="uint8", normalization=(128, 64))
     scale, zero_point = made.runner()._input["quantization"]
     assert (scale, zero_point) == (pytest.approx(1 / 64, rel=1e-6), 128)
 
@@ -173,7 +173,6 @@ def test_pixels_may_have_a_mean(exported):
         ({"input_type": "uint8"}, "input_type='uint8' is for precision='int8'. Received: precision='float32'"),
         ({"precision": "dynamic", "output_type": "int8"}, "output_type='int8' is for precision='int8'. Received: "),
         ({"input_type": "int16"}, r"input_type must be one of \('float32', 'int8', 'uint8'\). Received: .+'int16'"),
-        ({"pixels": (0, 255)}, "pixels is for input_type 'int8' or 'uint8'. Received: input_type='float32'"),
         ({"keep_float": "x"}, r"keep_float is for a precision in \('int8', 'int16x8'\). Received: precision='float32'"),
     ],
 )
@@ -182,10 +181,11 @@ def test_option_that_a_precision_does_not_have_is_refused(options, message, mode
         to_litert(model, **options)
 
 
-@pytest.mark.parametrize("pixels", [(0, 0), (0, -1), (0.5, 1), (0, float("nan")), (0, 1, 2)])
-def test_pixels_that_cannot_be_are_refused(pixels, model):
-    with pytest.raises(ValueError, match=r"pixels must be \(mean, std\): a whole number, and one above 0. Received: "):
-        to_litert(model, precision="int8", calibration=IMAGES, input_type="uint8", pixels=pixels)
+def test_integer_input_of_pixels_normalized_by_channel_is_refused():
+    rgb = create("se_mobilenet_025", input_shape=(32, 32, 3), classes=10)
+    options = {"calibration": images_for(rgb), "input_type": "uint8", "normalization": ((1, 2, 3), (4, 5, 6))}
+    with pytest.raises(ValueError, match="An integer input has one scale for all channels. Received: normalization="):
+        to_litert(rgb, precision="int8", **options)
 
 
 # Layers that stay in float32.
@@ -252,7 +252,7 @@ def test_without_idle_clamps_outputs_are_equal_to_the_bit(exported, model, monke
 
 
 def test_clamps_stay_where_the_outputs_would_differ(exported, monkeypatch):
-    other = exported("int8", input_type="uint8", pixels=(128, 64)).content  # computes something else
+    other = exported("int8", input_type="uint8", normalization=(128, 64)).content  # computes something else
     monkeypatch.setattr(litert, "without_idle_clamps", lambda content: other)
     content = exported("int8").content
     assert litert._elided(content, IMAGES[:4]) == content

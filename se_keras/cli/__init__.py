@@ -126,8 +126,8 @@ def _parser():
               "export runs/se/model.keras -o digits.tflite",
               "export runs/se/model.keras --precision int8 --calibration digits -o digits_int8.tflite",
               "export runs/se/model.keras --precision int8 --calibration images.npy -o digits_int8.tflite",
-              "export runs/se/model.keras --precision int8 --calibration digits --input-type uint8 --pixels 0 255 "
-              "-o camera.tflite",
+              "export runs/se/model.keras --precision int8 --calibration digits --labels digits --normalize 0 255 "
+              "--input-type uint8 -o camera.tflite",
               "export runs/se/model.keras --precision dynamic -o small.tflite",
               "export model.keras --precision int8 --calibration photos/ --normalize se_resnet50 -o model_int8.tflite",
               "export runs/se/model.keras -o served/digits", json_output=True)  # fmt: skip
@@ -138,10 +138,13 @@ def _parser():
     add_images_options(sub)
     sub.add_argument("--input-type", default="float32", help="for int8: float32 (default), int8, or uint8")
     sub.add_argument("--output-type", default="float32", help="for int8: float32 (default), int8, or uint8")
-    sub.add_argument("--pixels", type=float, nargs=2, metavar=("MEAN", "STD"), help="for an integer input: the "
-                     "model takes (byte - MEAN) / STD; 0 255 for one of images in 0..1")  # fmt: skip
     sub.add_argument("--keep-float", metavar="REGEX", help="layers that stay in float32, such as '.*_se_.*'")
     sub.add_argument("--as-published", action="store_true", help="do not lower the model first")
+    sub.add_argument("--labels", help="for FILE.tflite: 'digits', or a text file with the name of a class a line")
+
+    sub = add("inspect", _inspect, "Show what is in a LiteRT file, and check it: its checksum and its golden output.",
+              "inspect digits_int8.tflite", "inspect digits_int8.tflite --json", json_output=True)  # fmt: skip
+    sub.add_argument("file", metavar="FILE", type=Path, help="a .tflite file, its manifest FILE.json beside it or not")
 
     sub = add("verify", _verify, "Compare two models' outputs on the same images, and two Keras models' layers.",
               "verify model.keras model.tflite",
@@ -323,6 +326,7 @@ def _export(options, console):
     from se_keras import storage
     from se_keras.export import images, to_litert, to_savedmodel
     from se_keras.export.verify import load_keras
+    from se_keras.training.fit import training_of
 
     to_file = options.output.suffix == ".tflite"
     if not to_file and options.precision != "float32":
@@ -333,6 +337,8 @@ def _export(options, console):
         raise ValueError(
             f"--calibration is for --precision int8 and int16x8. Received: --precision {options.precision}"
         )
+    if not to_file and (options.labels or options.normalize):
+        raise ValueError(f"--labels and --normalize are for -o FILE.tflite. Received: {options.output}")
     lowering = not options.as_published
     with progress_on(console) as progress:
         progress(f"loading {options.model}")
@@ -351,9 +357,11 @@ def _export(options, console):
                 calibration=calibration,
                 input_type=options.input_type,
                 output_type=options.output_type,
-                pixels=options.pixels,
                 keep_float=options.keep_float,
                 lowering=lowering,
+                labels=options.labels and _labels(options.labels),
+                normalization=options.normalize and _normalization(options.normalize),
+                training=training_of(options.model),
                 progress=progress,
             )
             exported.save(options.output)
@@ -375,6 +383,8 @@ def _verify(options, console):
     from se_keras.export import verify
     from se_keras.export.verify import images_shape, runnable
 
+    if options.normalize and not Path(options.images or "").is_dir():
+        raise ValueError(f"--normalize is for a folder of images. Received: {options.images or 'noise'}")
     if options.tolerance is not None and not options.tolerance >= 0:
         raise ValueError(f"--tolerance is a share of the range, at least 0. Received: {options.tolerance}")
     with progress_on(console) as progress:
@@ -414,6 +424,75 @@ def _print_verification(found, options):
         errors = (f"{result.max_error:.1e}", f"{result.mean_error:.1e}", f"{result.cosine:.6f}")
         table.add_row(name, *errors, f"{result.top1:.1%}", str(result.samples))
     Output().print(table)
+
+
+def _inspect(options, console):
+    from se_keras.export.inspection import inspect
+
+    with progress_on(console) as progress:
+        progress(f"loading {options.file}")
+        found = inspect(options.file)
+    if options.json:
+        print_json(found.to_json())
+    else:
+        _print_inspection(options.file, found)
+    if found.golden and not found.golden.agrees:
+        raise ValueError(f"{str(options.file)!r} does not compute here what its manifest says: {_golden(found.golden)}")
+
+
+def _print_inspection(file, found):
+    """One row for each thing that a file says or is."""
+    about, manifest = found.metadata, found.manifest
+    rows = {"network": f"{about.network}, {about.precision}" if about else "not told: no metadata"}
+    for kind, tensors in {"input": found.inputs, "output": found.outputs}.items():
+        for x in tensors:
+            steps = f", (value - {x.zero_point}) * {x.scale:.6g}" if x.scale is not None else ""
+            rows[f"{kind} {x.name}"] = f"{'x'.join(map(str, x.shape))} {x.dtype}{steps}"
+    rows["normalization"], rows["labels"], rows["training"] = "not told", "not told", "not told"
+    if about and about.normalization:
+        mean, std = (", ".join(f"{value:.6g}" for value in values) for values in about.normalization)
+        rows["normalization"] = f"(pixel - [{mean}]) / [{std}], pixels in 0..255"
+    if about and about.labels:
+        shown = about.labels if len(about.labels) <= 10 else (*about.labels[:3], "...", about.labels[-1])
+        rows["labels"] = f"{len(about.labels)}: {', '.join(shown)}"
+    if about and about.training:
+        rows["training"] = ", ".join(f"{name} {value}" for name, value in _last_figures(about.training))
+    fallen = f"not on XNNPACK: {', '.join(found.undelegated)}" if found.undelegated else "all on XNNPACK"
+    rows["operators"] = f"{sum(found.operators.values())}, {fallen}"
+    rows[""] = ", ".join(f"{name}:{count}" for name, count in found.operators.items())
+    weights = ", ".join(f"{dtype} {size:,}" for dtype, size in found.weights.items())
+    rows["weights"] = f"{weights} bytes; {found.tensors} tensors in all"
+    rows["size"] = f"{found.bytes:,} bytes"
+    rows["checksum"] = {
+        "manifest": "as the manifest says",
+        "metadata": "as the metadata say; there is no manifest beside the file",
+        None: "not compared: there is no manifest beside the file",
+    }[found.checked]
+    if manifest:
+        rows["golden output"] = _golden(found.golden) if found.golden else "none in the manifest"
+        rows["made with"] = ", ".join(f"{name} {number}" for name, number in manifest.get("versions", {}).items())
+    out = Output()
+    out.print(f"[bold]{escape(str(file))}[/bold]\nSHA-256 {found.sha256}", soft_wrap=True, highlight=False)
+    table = new_table(show_header=False)
+    for title, value in rows.items():
+        table.add_row(escape(title), escape(value))
+    out.print(table)
+
+
+def _golden(check):
+    return f"max error {check.error:.1e} of the largest value, at most {check.tolerance:g}"
+
+
+def _last_figures(entries):
+    """What a training manifest says, `(name, value)`: of figures of each epoch the last."""
+    for name, value in entries.items():
+        if isinstance(value, dict):
+            yield from _last_figures(value)
+        elif isinstance(value, list):
+            if value:
+                yield name, f"{value[-1]:.4g}" if isinstance(value[-1], float) else value[-1]
+        else:
+            yield name, value
 
 
 def _benchmark(options, console):
@@ -497,6 +576,19 @@ def _print_overhead(report):
     Output().print(table)
 
 
+def _labels(given):
+    from se_keras.training.data import DATA
+
+    if given in DATA:
+        return DATA[given]().classes
+    if not Path(given).is_file():
+        raise FileNotFoundError(f"There is no file of labels {given!r}: give 'digits' or a text file, a class a line")
+    try:
+        return Path(given).read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{given!r} is not a text file of labels: {error}") from None
+
+
 def _images(given, options, shape, progress, *, split="train"):
     """The images that were asked for, brought to a model's shape where they come from a folder."""
     import numpy as np
@@ -507,8 +599,8 @@ def _images(given, options, shape, progress, *, split="train"):
         mean, std = _normalization(options.normalize)
         return load_images(given, size=shape[:2], channels=shape[2], mean=mean, std=std,
                            limit=LIMIT if options.limit is None else options.limit, progress=progress)  # fmt: skip
-    if options.normalize or options.limit:
-        raise ValueError(f"--normalize and --limit are for a folder of images. Received: {given}")
+    if options.limit is not None:
+        raise ValueError(f"--limit is for a folder of images. Received: {given}")
     if given == "digits":
         from se_keras.training.data import digits
 

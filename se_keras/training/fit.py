@@ -81,6 +81,21 @@ def fit(model, recipe, data, folder, *, progress=None):
     return model, figures
 
 
+def training_of(model_file):
+    """How a model file was trained: what `fit` has written beside it; None where it has not.
+
+    Raises:
+        ValueError: If that is damaged.
+    """
+    run = Path(model_file).with_name(RUN_FILE)
+    if Path(model_file).name != MODEL_FILE or not run.is_file():
+        return None
+    try:
+        return json.loads(run.read_text())
+    except ValueError as error:
+        raise ValueError(f"{str(run)!r} is no record of a run: {first_line(error)}") from None
+
+
 def _compile(model, recipe, steps):
     rate = keras.optimizers.schedules.CosineDecay(recipe.learning_rate, recipe.epochs * steps)
     model.compile(

@@ -1,0 +1,440 @@
+"""What an app must know about a .tflite file, in the file itself: TFLite metadata, as MediaPipe Tasks reads it.
+
+The network's name, the input's normalization and where the labels are stand in a flatbuffer that the model names
+TFLITE_METADATA. The labels themselves, and what only se_keras reads, are files of a zip archive behind the model: any
+program that unpacks zip shows them.
+
+Sources: metadata_schema.fbs 1.5.0 of MediaPipe (mediapipe/tasks/metadata/, also in its wheel) and TensorFlow Lite's
+schema.fbs. The Python that MediaPipe generates from the first comes with the whole of MediaPipe alone.
+"""
+
+import hashlib
+import io
+import json
+import math
+import struct
+import zipfile
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import flatbuffers
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+from flatbuffers import number_types
+from flatbuffers.table import Table
+
+from se_keras.errors import first_line
+from se_keras.version import __version__
+
+LABELS_FILE = "labels.txt"
+RECORD_FILE = "se_keras.json"  # network, precision, training, and the checksum of the model in front of the archive
+
+_ENTRY = b"TFLITE_METADATA"
+_IDENTIFIER = b"M001"
+_PARSER = "1.0.0"  # the first version of the schema has every field that is written here
+_ALIGNMENT = 64
+# The fields used here of each table, by their places in the schema. A name is a table, a list is a vector, and a dict
+# is a union: its type, and in the next place its value.
+_SCHEMA = {
+    "ModelMetadata": {
+        "name": (0, str),
+        "description": (1, str),
+        "subgraphs": (3, ["SubGraphMetadata"]),
+        "files": (6, ["AssociatedFile"]),
+        "min_parser_version": (7, str),
+    },
+    "SubGraphMetadata": {"inputs": (2, ["TensorMetadata"]), "outputs": (3, ["TensorMetadata"])},
+    "TensorMetadata": {
+        "name": (0, str),
+        "content": (3, "Content"),
+        "process_units": (4, ["ProcessUnit"]),
+        "stats": (5, "Stats"),
+        "files": (6, ["AssociatedFile"]),
+    },
+    "Content": {"properties": (0, {1: "FeatureProperties", 2: "ImageProperties"})},
+    "FeatureProperties": {},
+    "ImageProperties": {"color_space": (0, int)},
+    "ProcessUnit": {"options": (0, {1: "NormalizationOptions"})},
+    "NormalizationOptions": {"mean": (0, [float]), "std": (1, [float])},
+    "Stats": {"max": (0, [float]), "min": (1, [float])},
+    "AssociatedFile": {"name": (0, str), "description": (1, str), "type": (2, int)},
+}
+_DESCRIPTION, _AXIS_LABELS = 1, 2  # AssociatedFileType
+_COLOR_SPACE = {3: 1, 1: 2}  # channels: ColorSpaceType
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metadata:
+    """What a .tflite file says about itself.
+
+    Args:
+        network: Name of the network.
+        precision: Name of the precision.
+        labels: Names of the classes, in the order of the outputs; None where they are not told.
+        normalization: `(mean, std)`, each of one value or one for each channel: the network takes (pixel - mean) / std
+            of pixels in 0 to 255. None where it is not told. MediaPipe 1.2 opens a float file only with one value.
+        training: How the network was trained, as JSON has it.
+    """
+
+    network: str
+    precision: str
+    labels: tuple[str, ...] | None = None
+    normalization: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    training: dict | None = None
+
+
+def describe(*, network, precision, channels, classes, labels=None, normalization=None, training=None, converted=None):
+    """Metadata from what a user gives, checked.
+
+    Args:
+        network, precision: Names.
+        channels: Of the input.
+        classes: Number of the classes; None for a network that does not classify.
+        labels: A sequence of strings.
+        normalization: `(mean, std)`, each a number or one for each channel.
+        training: A dict for JSON.
+        converted: `Metadata` of another precision, for what is not given.
+
+    Raises:
+        TypeError, ValueError: If one of them is not that, or if their numbers do not fit.
+    """
+    given = {
+        "labels": labels if labels is None else _labels(labels, classes),
+        "normalization": normalization if normalization is None else _normalization(normalization, channels),
+        "training": training if training is None else _training(training),
+    }
+    base = converted or Metadata(network=network, precision=precision)
+    known = {field: value for field, value in given.items() if value is not None}
+    return replace(base, network=network, precision=precision, **known)
+
+
+def _labels(labels, classes):
+    if not isinstance(labels, Iterable) or isinstance(labels, str) or not all(isinstance(x, str) for x in labels):
+        raise TypeError(f"labels must be a sequence of strings. Received: labels={labels!r}")
+    labels = tuple(map(str, labels))  # numpy's strings too
+    if len(labels) != classes:
+        has = "no classes" if classes is None else f"{classes} classes"
+        raise ValueError(f"labels must name each class once: the network has {has}. Received: {len(labels)} labels")
+    bad = next((label for label in labels if label.splitlines() != [label] or label != label.strip()), None)
+    if bad is not None:
+        raise ValueError(f"A label is one line of text without space around it. Received: {bad!r}")
+    twice = next((label for label in labels if labels.count(label) > 1), None)
+    if twice is not None:
+        raise ValueError(f"Labels must differ: an app could not tell their classes apart. Received: {twice!r} twice")
+    return labels
+
+
+def _normalization(normalization, channels):
+    rule = f"normalization must be (mean, std), each a number or one for each of {channels} channels, std above zero"
+    try:
+        mean, std = (tuple(np.atleast_1d(np.asarray(values, dtype="float64")).tolist()) for values in normalization)
+        numbers = all(math.isfinite(value) for value in (*mean, *std))
+    except (TypeError, ValueError):
+        raise TypeError(f"{rule}. Received: normalization={normalization!r}") from None
+    if not numbers or min(std, default=0) <= 0 or not {len(mean), len(std)} <= {1, channels}:
+        raise ValueError(f"{rule}. Received: normalization={normalization!r}")
+    if len(set(mean)) == len(set(std)) == 1:
+        return mean[:1], std[:1]
+    values = max(len(mean), len(std))  # the schema has as many of each
+    return mean * (values // len(mean)), std * (values // len(std))
+
+
+def _training(training):
+    if not isinstance(training, dict):
+        raise TypeError(f"training must be a dict for JSON. Received: {type(training).__name__}")
+    try:
+        return json.loads(json.dumps(training, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"training must be a dict for JSON: {first_line(error)}") from None
+
+
+def attach(content, metadata):
+    """Puts metadata into a .tflite file, in place of those that this function has put there before.
+
+    Args:
+        content: The file, as bytes, with one input.
+        metadata: A `Metadata`.
+
+    Returns:
+        The file, as bytes: the same operators and weights, and the same outputs bit for bit.
+
+    Raises:
+        ValueError: If the file has metadata of another maker.
+    """
+    content = detach(content)
+    if _entry(schema.Model.GetRootAs(content)) is not None:
+        raise ValueError("Metadata can be put into a file without any. Received: one with metadata of another maker")
+    front, model = _linked(content, _packed(content, metadata))
+    record = {
+        "schema": 1,
+        "network": metadata.network,
+        "precision": metadata.precision,
+        "training": metadata.training,
+        "model": {"begin": front, "end": front + len(content)},
+        "sha256": hashlib.sha256(model).hexdigest(),
+    }
+    files = {RECORD_FILE: json.dumps(record, indent=2)}
+    if metadata.labels is not None:
+        files[LABELS_FILE] = "\n".join(metadata.labels)
+    file = io.BytesIO(model)
+    with zipfile.ZipFile(file, "a") as archive:  # stored, not compressed: MediaPipe reads them in place
+        for name, text in files.items():
+            archive.writestr(zipfile.ZipInfo(name), text)  # dated 1980-01-01 always: same model, same bytes
+    return file.getvalue()
+
+
+def detach(content):
+    """The .tflite file that `attach` was given, byte for byte; the same file where it has put nothing there."""
+    if (record := check(content)) is None:
+        return content
+    begin, end = record["model"]["begin"], record["model"]["end"]
+    return _moved(content[begin:end], -begin)
+
+
+def read(content):
+    """Metadata of a .tflite file; None where it has none.
+
+    Raises:
+        ValueError: If they, or the file by its own checksum, are damaged.
+    """
+    record = check(content) or {}
+    model = schema.Model.GetRootAs(content)
+    entry = _entry(model)
+    if entry is None:
+        return None
+    try:
+        packed = model.Buffers(entry.Buffer()).DataAsNumpy().tobytes()
+        found = _read("ModelMetadata", Table(packed, int.from_bytes(packed[:4], "little")))
+        (subgraph, *_) = found.get("subgraphs") or [{}]
+        (images, *_), (output, *_) = (subgraph.get(side) or [{}] for side in ("inputs", "outputs"))
+        labels = next((x["name"] for x in output.get("files", ()) if x.get("type") == _AXIS_LABELS), None)
+        options = [(unit.get("options") or {}).get("NormalizationOptions") for unit in images.get("process_units", ())]
+        normalization = next(filter(None, options), None)
+        files, _ = _archive(content)
+        missing = {labels, *(file["name"] for file in found.get("files", ()))} - {None, *files}
+        if missing:
+            raise ValueError(f"{', '.join(sorted(missing))} should stand behind the model")
+        return Metadata(
+            network=found.get("name", ""),
+            precision=record.get("precision", "unknown"),
+            labels=labels and tuple(files[labels].decode().splitlines()),
+            normalization=normalization and (normalization["mean"], normalization["std"]),
+            training=record.get("training"),
+        )
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError, struct.error) as error:
+        raise ValueError(f"The metadata of the file cannot be read: {first_line(error)}") from None
+
+
+def check(content):
+    """Compares a .tflite file with its own checksum, and returns what `attach` has recorded, None for other files.
+
+    Reads the archive behind the model alone: nothing of a damaged model is followed.
+
+    Raises:
+        ValueError: If the file is damaged.
+    """
+    files, end = _archive(content)
+    if RECORD_FILE not in files:
+        return None
+    try:
+        record = json.loads(files[RECORD_FILE])
+        checksum = record["sha256"]
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(f"The metadata of the file are damaged: {RECORD_FILE} is no record of an export") from None
+    if checksum != hashlib.sha256(content[:end]).hexdigest():
+        raise ValueError("The file is not the one that was exported: its SHA-256 is not its metadata's")
+    return record
+
+
+def _entry(model):
+    entries = map(model.Metadata, range(model.MetadataLength()))
+    return next((entry for entry in entries if entry.Name() == _ENTRY), None)
+
+
+def _archive(content):
+    """The files behind a model, `{name: bytes}`, and where they begin."""
+    file = io.BytesIO(content)
+    if not zipfile.is_zipfile(file):
+        return {}, len(content)
+    try:
+        with zipfile.ZipFile(file) as archive:
+            entries = archive.infolist()
+            end = min((entry.header_offset for entry in entries), default=len(content))
+            return {entry.filename: archive.read(entry) for entry in entries}, end
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError, struct.error) as error:
+        raise ValueError(f"The metadata of the file are damaged: {first_line(error)}") from None
+
+
+def _packed(content, metadata):
+    """The metadata as a flatbuffer of their own, each input and output of the model described."""
+    model = schema.Model.GetRootAs(content)
+    graph = model.Subgraphs(0)
+    names = tensor_names(model)
+    channels = int(graph.Tensors(graph.Inputs(0)).ShapeAsNumpy()[-1])
+    image = {
+        "name": names[graph.Inputs(0)],
+        "content": {"properties": {"ImageProperties": {"color_space": _COLOR_SPACE.get(channels, 0)}}},
+    }
+    if metadata.normalization is not None:
+        mean, std = metadata.normalization
+        image["process_units"] = [{"options": {"NormalizationOptions": {"mean": mean, "std": std}}}]
+        image["stats"] = {
+            limit: [(pixel - m) / s for m, s in zip(mean, std, strict=True)] for limit, pixel in _PIXELS.items()
+        }
+    outputs = [
+        {"name": names[graph.Outputs(i)], "content": {"properties": {"FeatureProperties": {}}}}
+        for i in range(graph.OutputsLength())
+    ]
+    if metadata.labels is not None:
+        outputs[0]["files"] = [{"name": LABELS_FILE, "description": "One class a line", "type": _AXIS_LABELS}]
+    builder = flatbuffers.Builder()
+    root = _write(
+        builder,
+        "ModelMetadata",
+        {
+            "name": metadata.network,
+            "description": f"{metadata.network} in {metadata.precision}, by se_keras {__version__}",
+            "subgraphs": [{"inputs": [image], "outputs": outputs}],
+            "files": [{"name": RECORD_FILE, "description": "Precision, training, checksum", "type": _DESCRIPTION}],
+            "min_parser_version": _PARSER,
+        },
+    )
+    builder.Finish(root, file_identifier=_IDENTIFIER)
+    return bytes(builder.Output())
+
+
+_PIXELS = {"max": 255, "min": 0}
+
+
+def tensor_names(model):
+    """Names of the inputs and outputs, `{tensor: name}`: the signature's where the file has one."""
+    graph = model.Subgraphs(0)
+    names = {i: graph.Tensors(i).Name().decode() for i in (*graph.InputsAsNumpy(), *graph.OutputsAsNumpy())}
+    if model.SignatureDefsLength():
+        signature = model.SignatureDefs(0)
+        named = [signature.Inputs(i) for i in range(signature.InputsLength())]
+        named += [signature.Outputs(i) for i in range(signature.OutputsLength())]
+        names |= {tensor.TensorIndex(): tensor.Name().decode() for tensor in named}
+    return names
+
+
+def _linked(content, packed):
+    """The model behind a new root, which has the metadata `packed` too: how long the front is, and the whole.
+
+    The offsets of a flatbuffer point forward: a new root with its lists stands in front and points into the old file,
+    which stays as it is, byte for byte and as aligned as before. To rewrite the whole would lose the alignment of the
+    weights, and the buffers that ai-edge-quantizer keeps behind a large model's flatbuffer.
+    """
+    model = schema.Model.GetRootAs(content)
+    length = len(content) + -len(content) % _ALIGNMENT
+    builder = flatbuffers.Builder(length + 4096)
+    builder.head -= length
+    builder.Bytes[builder.head : builder.head + len(content)] = content
+    builder.minalign = _ALIGNMENT  # the front is a multiple of it
+
+    def old(position):
+        return length - position  # a builder counts from the end
+
+    buffers = [old(model.Buffers(i)._tab.Pos) for i in range(model.BuffersLength())]
+    entries = [old(model.Metadata(i)._tab.Pos) for i in range(model.MetadataLength())]
+    data = _vector(builder, 1, 16, packed)
+    schema.BufferStart(builder)
+    schema.BufferAddData(builder, data)
+    buffers.append(schema.BufferEnd(builder))
+    name = builder.CreateString(_ENTRY)
+    schema.MetadataStart(builder)
+    schema.MetadataAddName(builder, name)
+    schema.MetadataAddBuffer(builder, len(buffers) - 1)
+    entries.append(schema.MetadataEnd(builder))
+
+    root = model._tab
+    places = root.Get(number_types.VOffsetTFlags, root.Pos - root.Get(number_types.SOffsetTFlags, root.Pos)) // 2 - 2
+    fields = {slot: old(root.Indirect(root.Pos + at)) for slot in range(1, places) if (at := root.Offset(4 + 2 * slot))}
+    fields |= {_BUFFERS: _tables(builder, buffers), _METADATA: _tables(builder, entries)}
+    builder.StartObject(max(places, _METADATA + 1))
+    schema.ModelAddVersion(builder, model.Version())
+    for slot, offset in fields.items():
+        builder.PrependUOffsetTRelativeSlot(slot, offset, 0)
+    builder.Finish(builder.EndObject(), file_identifier=b"TFL3")
+    result = builder.Output()
+    front = len(result) - length
+    return front, _moved(result, front)
+
+
+def _moved(content, distance):
+    """The model whose buffers behind the flatbuffer, which are counted from the file's start, moved that far."""
+    content = bytearray(content)
+    model = schema.Model.GetRootAs(content)
+    for buffer in map(model.Buffers, range(model.BuffersLength())):
+        if buffer.Offset() > 1:  # 0 and 1 say that it is in the flatbuffer
+            struct.pack_into("<Q", content, buffer._tab.Pos + buffer._tab.Offset(6), buffer.Offset() + distance)
+    return bytes(content)
+
+
+_BUFFERS, _METADATA = 4, 6  # places in Model
+
+
+def _write(builder, table, values):
+    """Writes a table, what it refers to first; returns its offset."""
+    fields = []
+    for name, value in values.items():
+        slot, kind = _SCHEMA[table][name]
+        if kind is str:
+            value = builder.CreateString(value)
+        elif kind == [float]:
+            value = _vector(builder, 4, 4, np.asarray(value, dtype="<f4").tobytes())
+        elif isinstance(kind, list):
+            value = _tables(builder, [_write(builder, kind[0], item) for item in value])
+        elif isinstance(kind, dict):
+            ((member, item),) = value.items()
+            fields.append((slot, int, next(code for code, name in kind.items() if name == member)))
+            slot, value = slot + 1, _write(builder, member, item)
+        elif kind is not int:
+            value = _write(builder, kind, value)
+        fields.append((slot, kind, value))
+    builder.StartObject(1 + max((slot for slot, _, _ in fields), default=-1))
+    for slot, kind, value in fields:
+        prepend = builder.PrependInt8Slot if kind is int else builder.PrependUOffsetTRelativeSlot
+        prepend(slot, value, 0)
+    return builder.EndObject()
+
+
+def _tables(builder, offsets):
+    builder.StartVector(4, len(offsets), 4)
+    for offset in reversed(offsets):
+        builder.PrependUOffsetTRelative(offset)
+    return builder.EndVector()
+
+
+def _vector(builder, size, alignment, content):
+    builder.StartVector(size, len(content) // size, alignment)
+    builder.head -= len(content)
+    builder.Bytes[builder.head : builder.head + len(content)] = content
+    return builder.EndVector()
+
+
+def _read(name, table):
+    """The fields of a table that are there, `{name: value}`."""
+    places = {field: (table.Offset(4 + 2 * slot), slot, kind) for field, (slot, kind) in _SCHEMA[name].items()}
+    return {field: _value(table, at, slot, kind) for field, (at, slot, kind) in places.items() if at}
+
+
+def _value(table, at, slot, kind):
+    here = table.Pos + at
+    if kind is str:
+        return table.String(here).decode()
+    if kind is int:
+        return table.Get(number_types.Int8Flags, here)
+    if isinstance(kind, dict):
+        member, at = kind.get(table.Get(number_types.Uint8Flags, here)), table.Offset(4 + 2 * (slot + 1))
+        return {member: _read(member, Table(table.Bytes, table.Indirect(table.Pos + at)))} if member and at else None
+    if not isinstance(kind, list):
+        return _read(kind, Table(table.Bytes, table.Indirect(here)))
+    first, length = table.Vector(at), table.VectorLen(at)
+    if first + 4 * length > len(table.Bytes):
+        raise ValueError("a vector ends behind the metadata")
+    starts = range(first, first + 4 * length, 4)
+    if kind == [float]:
+        # The shortest decimal that is this float32: 123.675 is read as it was given.
+        return tuple(float(str(np.float32(table.Get(number_types.Float32Flags, start)))) for start in starts)
+    return [_read(kind[0], Table(table.Bytes, table.Indirect(start))) for start in starts]
