@@ -53,7 +53,11 @@ def write_json(target, value):
 
 
 def write_together(contents):
-    """Writes files that belong together, `{target: bytes}`: none takes its place before all are on the disk."""
+    """Writes files that belong together, `{target: bytes}`: none takes its place before all are on the disk.
+
+    The first is what the others describe. Where it replaces an older one, they go before it comes: whenever the process
+    is killed, no file stands beside the description of another.
+    """
     written = {}
     try:
         for target, content in contents.items():
@@ -64,6 +68,8 @@ def write_together(contents):
             written[target] = Path(name)
             written[target].write_bytes(content)
             _flush(written[target])
+        for target in list(written)[1:]:
+            target.unlink(missing_ok=True)
         for target, path in written.items():
             path.chmod(0o666 & ~_umask())
             os.replace(path, target)
