@@ -3,11 +3,11 @@
 import gc
 import os
 import platform
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import keras
 
-from se_keras.catalogue import create, spec_of
+from se_keras.catalogue import AS_PUBLISHED, create, spec_of
 from se_keras.export.agreement import noise
 from se_keras.export.benchmark import Comparison, check_plan, compare
 from se_keras.export.litert import PRECISIONS, check_threads, to_litert
@@ -32,6 +32,7 @@ class Overhead:
         comparison: The times; A is the baseline.
         undelegated: Operators that fell off XNNPACK, on either side.
         sha256: Of the baseline's file and the network's.
+        se: Where and how the network recalibrates, the fields of its `SEConfig`; None for files that were given.
     """
 
     baseline: str
@@ -43,6 +44,7 @@ class Overhead:
     comparison: Comparison
     undelegated: tuple[str, ...]
     sha256: tuple[str, str]
+    se: dict | None = None
 
     def to_json(self):
         """The record as a dict for JSON."""
@@ -54,6 +56,7 @@ def overheads(
     *,
     precisions,
     forms=tuple(FORMS),
+    se=AS_PUBLISHED,
     input_shape=None,
     threads=1,
     blocks=30,
@@ -67,6 +70,7 @@ def overheads(
         network: A network of the catalogue with squeeze-and-excitation.
         precisions: Names of precisions of `to_litert`.
         forms: Of `FORMS`.
+        se: An `SEConfig` in place of the network's own.
         input_shape: `(height, width, channels)`; default: the network's own.
         threads, blocks, runs, allow_undelegated: As in `measure`.
         progress: Called with what is done next, as a string.
@@ -77,29 +81,33 @@ def overheads(
     for what, given, possible in (("form", forms, tuple(FORMS)), ("precision", precisions, PRECISIONS)):
         if not given or not set(given) <= set(possible):
             raise ValueError(f"{what} must be one or more of {possible}. Received: {', '.join(given) or 'none'}")
+    config = _config(network, se)
     check_threads(threads)
     check_plan(blocks, runs)
     measuring = {"threads": threads, "blocks": blocks, "runs": runs, "allow_undelegated": allow_undelegated}
     for form in forms:
-        pairs = export_pairs(network, form=form, precisions=precisions, input_shape=input_shape, progress=progress)
+        exporting = {"precisions": precisions, "se": config, "input_shape": input_shape, "progress": progress}
+        pairs = export_pairs(network, form=form, **exporting)
         gc.collect()  # Keras models are cycles of some hundred megabytes
         for precision in precisions:
             if progress:
                 progress(f"timing {network} beside {baseline_name(network)}, {precision} {form}")
-            yield measure(**pairs.pop(precision), form=form, **measuring)
+            yield replace(measure(**pairs.pop(precision), form=form, **measuring), se=asdict(config))
 
 
-def export_pairs(network, *, form, precisions, input_shape=None, progress=None):
+def export_pairs(network, *, form, precisions, se=AS_PUBLISHED, input_shape=None, progress=None):
     """Exports a network and its baseline with random weights, which cost as much time as trained ones.
 
     Returns:
         `{precision: {"baseline": LiteRTModel, "network": LiteRTModel}}`; the arguments are those of `overheads`.
     """
-    if spec_of(network).se is None:
-        raise ValueError(f"{network} is a baseline: name a network with squeeze-and-excitation, such as se_resnet50")
+    config = _config(network, se)
     keras.utils.set_random_seed(0)  # the same weights, and so the same int8 scales, every time
     pairs = {precision: {} for precision in precisions}
-    for side, arguments in {"baseline": {"se": None, "name": baseline_name(network)}, "network": {}}.items():
+    for side, arguments in {
+        "baseline": {"se": None, "name": baseline_name(network)},
+        "network": {"se": config},
+    }.items():
         if progress:
             progress(f"exporting {arguments.get('name', network)} {form}")
         # Logits: the softmax of an untrained network is 0 and 1, and would hide how well the files agree.
@@ -119,6 +127,14 @@ def export_pairs(network, *, form, precisions, input_shape=None, progress=None):
                 )
             )
     return pairs
+
+
+def _config(network, se):
+    """The `SEConfig` of what is measured."""
+    config = spec_of(network).se if se == AS_PUBLISHED else se
+    if config is None:
+        raise ValueError(f"{network} is a baseline: name a network with squeeze-and-excitation, such as se_resnet50")
+    return config
 
 
 def measure(baseline, network, *, form, threads=1, blocks=30, runs=3, allow_undelegated=False, progress=None):

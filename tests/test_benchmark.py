@@ -17,6 +17,8 @@ from se_keras.export.benchmark import Comparison, Ratio, compare
 from se_keras.export.litert import to_litert
 from se_keras.export.manifest import sha256
 from se_keras.export.overhead import Overhead, baseline_name, environment, export_pairs, measure, overheads
+from se_keras.layers import SqueezeExcite
+from se_keras.recalibration import SEConfig
 
 
 class Clock:
@@ -411,7 +413,7 @@ def exported(narrow, wide, monkeypatch):
     """`export_pairs` that has files at hand; the forms and precisions that it was asked for."""
     asked = []
 
-    def pairs(network, *, form, precisions, input_shape, progress):
+    def pairs(network, *, form, precisions, se, input_shape, progress):
         asked.append((form, tuple(precisions)))
         return {precision: {"baseline": narrow, "network": replace(wide)} for precision in precisions}
 
@@ -424,6 +426,26 @@ def test_every_form_is_measured_in_every_precision(exported):
     assert [record.form for record in records] == ["published", "published", "lowered", "lowered"]
     assert all(isinstance(record, Overhead) for record in records)
     assert exported == [("published", ("float32", "int8")), ("lowered", ("float32", "int8"))]
+
+
+def test_record_says_where_squeeze_and_excitation_stands(exported):
+    se = SEConfig(site="3x3", stages=(3, 4))
+    (record,) = overheads("se_resnet50", precisions=("int8",), forms=("lowered",), se=se, blocks=2, runs=1)
+    assert (record.se["site"], record.se["stages"]) == ("3x3", (3, 4))
+
+
+def test_network_is_exported_with_its_squeeze_and_excitation_elsewhere(monkeypatch):
+    made = []
+
+    def create(network, **arguments):
+        made.append(real(network, **arguments))
+        return made[-1]
+
+    real = overhead.create
+    monkeypatch.setattr(overhead, "create", create)
+    export_pairs("se_resnet11_digits", form="lowered", precisions=("float32",), se=SEConfig(stages=(4,)))
+    counted = [[layer.name for layer in model.layers if isinstance(layer, SqueezeExcite)] for model in made]
+    assert counted == [[], ["stage4_block1_se"]]
 
 
 def test_measurements_come_one_by_one(exported):
@@ -446,7 +468,8 @@ def test_progress_names_what_is_timed(exported):
             r"form must be one or more of \('published', 'lowered'\). Received: folded",
         ),
         ({"forms": ()}, "form must be one or more of .* Received: none"),
-        ({"precisions": ("float16",)}, r"precision must be one or more of \('float32', 'int8'\). Received: float16"),
+        ({"precisions": ("int4",)}, r"precision must be one or more of \('float32', .*'int8', .*\). Received: int4"),
+        ({"se": None}, "se_resnet50 is a baseline: name a network with squeeze-and-excitation"),
         ({"precisions": ()}, "precision must be one or more of .* Received: none"),
     ],
 )

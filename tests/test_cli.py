@@ -786,6 +786,8 @@ REFUSALS = {
     "inspect {files}/flipped.tflite": "'{files}/flipped.tflite' .*SHA-256 is not its manifest's",
     "benchmark --network resnet50": "resnet50 is a baseline: name a network with squeeze-and-excitation",
     "benchmark --network se_resnet51": "There is no network 'se_resnet51' among the",
+    "benchmark --site 5x5": "site must be one of .* Received: site='5x5'",
+    f"{BENCHMARK} --stages 7": "has the stages .* Received: ",
     f"{BENCHMARK} --size 3": r"at least 4\..*\(3, 3, 1\)",
     "benchmark --files {files}/plain.tflite {new}/x.tflite": "no LiteRT file '{new}/x.tflite'",
     "benchmark --files {files}/truncated.tflite {files}/se.tflite": "{files}/truncated.tflite",

@@ -160,6 +160,7 @@ def _parser():
 
     sub = add("benchmark", _benchmark, "Measure what squeeze-and-excitation costs, or compare two LiteRT files.",
               "benchmark", "benchmark --network se_resnext50_32x4d --precision int8 --threads 2",
+              "benchmark --precision int8 --form lowered --site 3x3", "benchmark --stages 3 4 5",
               "benchmark --files plain.tflite se.tflite --json", json_output=True)  # fmt: skip
     sub.add_argument("--network", default="se_resnet50", help="measured beside its baseline (default: %(default)s)")
     sub.add_argument("--files", type=Path, nargs=2, metavar=("A", "B"), help="two .tflite files instead: B over A")
@@ -169,6 +170,8 @@ def _parser():
     sub.add_argument(
         "--form", nargs="+", default=["published", "lowered"], help="published, lowered, or both (default)"
     )
+    sub.add_argument("--site", help="where in a block SE stands: standard, pre, 3x3, post or identity")
+    sub.add_argument("--stages", type=int, nargs="+", metavar="N", help="the stages with SE: 2 to 5 of a ResNet")
     sub.add_argument("--size", type=int, help="height and width (default: the network's own)")
     sub.add_argument("--threads", type=int, default=1, help="default: %(default)s")
     sub.add_argument(
@@ -511,8 +514,11 @@ def _benchmark(options, console):
             progress(f"timing {options.files[1]} beside {options.files[0]}")
             results = [measure(a, b, form="as given", **measuring)]
         else:
-            shape = options.size and (options.size, options.size, spec_of(options.network).input_shape[-1])
-            chosen = {"precisions": options.precision, "forms": options.form, "input_shape": shape}
+            spec = spec_of(options.network)
+            shape = options.size and (options.size, options.size, spec.input_shape[-1])
+            placed = {"site": options.site, "stages": options.stages and tuple(options.stages)}
+            se = spec.se and replace(spec.se, **{field: value for field, value in placed.items() if value})
+            chosen = {"precisions": options.precision, "forms": options.form, "se": se, "input_shape": shape}
             results = list(overheads(options.network, **chosen, progress=progress, **measuring))
     report = {
         "schema": 1,
@@ -558,7 +564,11 @@ def _print_overhead(report):
         caption += (
             f" Matrix units ({units}) speed up int8 convolutions, not SE's multiplication: its share is larger here."
         )
-    title = escape(f"{first['network']} beside {first['baseline']} at {size}, {threads}")
+    se = first["se"] or {}
+    placed = f", site {se['site']}" * (se.get("site", "standard") != "standard")
+    if se.get("stages", "all") != "all":
+        placed += f", stages {' '.join(map(str, se['stages']))}"
+    title = escape(f"{first['network']}{placed} beside {first['baseline']} at {size}, {threads}")
     table = new_table("", "plain ms", "SE ms", "ratio", "95 % interval", "A/A null", title=title, caption=caption)
     paper_ms = (str(paper["resnet50_ms"]), str(paper["se_resnet50_ms"]))
     table.add_row("paper, ResNet-50", *paper_ms, f"{paper['ratio']:.3f}", "", "")
