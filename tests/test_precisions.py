@@ -109,7 +109,7 @@ def test_xnnpack_takes_depthwise_convolutions_too(precision):
     seen = images_for(small, samples=16)
     made = to_litert(scattered(small, images=seen, beta=(0.5, 1.5)), precision=precision, calibration=seen)
     assert made.runner().undelegated() == []
-    assert made.manifest["agreement"]["cosine"] > 0.98
+    assert made.manifest["agreement"]["cosine"] > 0.9
 
 
 def test_int16x8_runs_on_the_reference_kernels(exported):
