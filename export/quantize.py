@@ -46,11 +46,11 @@ def quantize_int8(content, images, *, signature, input_name):
         for _ in range(_ROUNDS):
             result = engine.quantize(ranges, enable_progress_bar=False, enable_progress_report=False)
             content = bytes(result.quantized_model)
-            narrow = _too_narrow(content)
+            narrow = too_narrow(content)
             if not narrow:
                 return content
             for name in narrow.keys() & ranges.keys():  # the engine adds tensors of its own
-                ranges[name] = _widened(ranges[name], 255 * narrow[name])
+                ranges[name] = widened(ranges[name], 255 * narrow[name])
     raise ValueError(f"No int8 ranges fit integer kernels at {', '.join(narrow)}: calibrate on more typical images")
 
 
@@ -63,7 +63,7 @@ _MARGIN = 1.5
 _SUMS_OF_PRODUCTS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "MUL")
 
 
-def _too_narrow(content):
+def too_narrow(content):
     """The tensors whose scale is too small for integer kernels, and the scale that each needs.
 
     Dead units do that: where a gate's bottleneck is zero for all calibration images, so is the range behind it.
@@ -97,7 +97,7 @@ def _too_narrow(content):
     return {tensors[index]["name"]: scale for index, scale in needed.items()}
 
 
-def _widened(ranges, extent):
+def widened(ranges, extent):
     """Ranges of that extent: on zero's own side where they had one."""
     low, high = np.minimum(ranges["min"], 0), np.maximum(ranges["max"], 0)
     if not np.any(high - low):  # a dead unit, which other images may wake
