@@ -113,7 +113,8 @@ def to_litert(twin, model, *, held_out):
         ValueError: If the twin was not made of this model, or if the file disagrees with the twin.
     """
     model, shape = functional(model), tuple(twin.input_shape[1:])
-    names = savedmodel.output_names(model)
+    lowered, names = lower(model, input_shape=shape), savedmodel.output_names(model)
+    _require_twin(twin, lowered)
     images = calibration_images(held_out, shape)
     content = _converted(twin, savedmodel.input_names(model)[0], names)
     actual = Runner(content)(images)
@@ -127,7 +128,7 @@ def to_litert(twin, model, *, held_out):
             network=model.name,
             precision="int8",
             signature=savedmodel.signature(model, batch_shape=(1, *shape)),
-            lowering=lower(model, input_shape=shape).lowering,
+            lowering=lowered.lowering,
             agreement=agreement(savedmodel.predict(model, images), actual),
             held_out=True,
             agreement_with_twin=asdict(result),
@@ -214,6 +215,7 @@ def stripped(twin, model):
         ValueError: If the twin was not made of this model.
     """
     lowered = lower(model, input_shape=tuple(twin.input_shape[1:]))
+    _require_twin(twin, lowered)
     for layer in twin.layers:
         if hasattr(layer, "pruning_obj"):
             layer.pruning_obj.weight_mask_op()  # the last step of training moved zeros
@@ -222,6 +224,11 @@ def stripped(twin, model):
     for name, weights in learned.items():
         lowered.get_layer(name).set_weights(weights)
     return lowered
+
+
+def scope():
+    """The context in which tf_keras loads a saved twin of `quantize_aware`."""
+    return tfmot.quantization.keras.quantize_scope()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -494,6 +501,17 @@ def _lowered(model, input_shape):
         raise ValueError(f"Training for export has a fixed size: give input_shape. Received: a model of {shape}")
     savedmodel.require_one_input(model)
     return lower(model, input_shape=shape)
+
+
+def _require_twin(twin, lowered):
+    inside = (getattr(layer, "layer", layer) for layer in twin.layers)
+    learned = {layer.name for layer in inside if isinstance(layer, KERNELS) and layer.trainable}
+    differing = learned ^ {layer.name for layer in lowered.layers if type(layer).__name__ in _KERNEL_LAYERS}
+    if differing:
+        raise ValueError(f"The twin was not made of {lowered.name}. They differ in {', '.join(sorted(differing))}")
+
+
+_KERNEL_LAYERS = tuple(kind.__name__ for kind in KERNELS)
 
 
 def _is_compressible(layer):
