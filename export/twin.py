@@ -95,7 +95,10 @@ def _assembled(lowered, wrap):
             readers[id(x)].append(chains[call.operation][0])
     for x in outputs:
         readers[id(x)].append(None)
-    values = {id(x): tf_keras.Input(tuple(x.shape[1:]), name=x.name) for x in inputs}
+    images = [tf_keras.Input(tuple(x.shape[1:]), name=x.name) for x in inputs]
+    values = {}
+    for x, taken in zip(inputs, images, strict=True):  # what the input gives is rounded too
+        values[id(x)] = wrap(legacy.Activation("linear", name=f"{x.name}_taken"), readers[id(x)])(taken)
     placed = {}  # a shared layer is wrapped once
     for call in graph:
         (output,), chain = call.output_tensors, chains[call.operation]
@@ -106,7 +109,7 @@ def _assembled(lowered, wrap):
                 placed[layer] = wrap(layer, read_by)
             value = placed[layer](value)
         values[id(output)] = value
-    return tf_keras.Model([values[id(x)] for x in inputs], [values[id(x)] for x in outputs], name=lowered.name)
+    return tf_keras.Model(images, [values[id(x)] for x in outputs], name=lowered.name)
 
 
 def _chain(call):
