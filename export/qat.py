@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from unittest import mock
 
 import flatbuffers
+import keras
 import numpy as np
 import tensorflow as tf
 import tf_keras
@@ -33,7 +34,7 @@ from se_keras.export.manifest import manifest, sha256
 from se_keras.export.quantize import calibration_images, too_narrow, widened
 from se_keras.export.twin import KERNELS, predict, transcribe
 from se_keras.export.verify import agreement
-from se_keras.graph import functional, input_shape_of
+from se_keras.graph import calls, functional, input_shape_of, parts
 
 # The library asks for tf_keras by an environment variable, which the user's other processes would inherit, and where
 # nobody has used the name tf.keras yet, it would mean tf_keras from then on.
@@ -227,7 +228,7 @@ def stripped(twin, model):
 
 
 def scope():
-    """The context in which tf_keras loads a saved twin of `quantize_aware`."""
+    """The context in which tf_keras loads a twin of `quantize_aware` that was saved as .h5, to train on later."""
     return tfmot.quantization.keras.quantize_scope()
 
 
@@ -500,6 +501,12 @@ def _lowered(model, input_shape):
     if None in shape:
         raise ValueError(f"Training for export has a fixed size: give input_shape. Received: a model of {shape}")
     savedmodel.require_one_input(model)
+    held = (part for call in calls(model) for part in parts(call.operation))
+    functions = [part.name for part in held if isinstance(part, keras.layers.Lambda)]
+    if functions:
+        raise ValueError(
+            f"A Lambda layer holds any Python: it cannot be trained here. Received: {', '.join(functions)}"
+        )
     return lower(model, input_shape=shape)
 
 

@@ -170,7 +170,8 @@ def _with_weights(layer, shape, weights):
 def _kind(operation):
     """What a message says of a layer without a counterpart."""
     activation = getattr(operation, "activation", None)
-    return type(operation).__name__ + (f" with {activation.__name__}" if hasattr(activation, "__name__") else "")
+    odd = hasattr(activation, "__name__") and activation is not activations.linear
+    return type(operation).__name__ + (f" with {activation.__name__}" if odd else "")
 
 
 def _require_equal(lowered, twin):
