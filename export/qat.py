@@ -99,7 +99,8 @@ def to_litert(twin, model, *, held_out):
     """Converts a fine-tuned twin to an int8 LiteRT file and compares it with the twin and with the model.
 
     The file is as the one that `se_keras.export.to_litert` makes by post-training quantization: the same signature,
-    float32 images in and float32 probabilities out, a softmax in float32, integers in between.
+    float32 images in and float32 probabilities out, a softmax in float32, integers in between. Ranges that are too
+    narrow for integer kernels, as behind dead units, are widened in the twin.
 
     Args:
         twin: What `quantize_aware(model, ...)` gave, fitted.
