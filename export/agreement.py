@@ -34,11 +34,12 @@ class Agreement:
         )
 
 
-def agreement(expected, actual):
+def agreement(expected, actual, *, in_steps=False):
     """Compares the outputs of two artefacts on the same images: `{name: array}`, each array `(samples, ...)`.
 
     Outputs named `probabilities` are compared as the logits that they came from, up to a constant: a softmax near 0 and
-    1 would hide every difference, and double the smallest one where two classes tie.
+    1 would hide every difference, and double the smallest one where two classes tie. Where outputs come `in_steps`, as
+    those of integer files do, most of a softmax's are 0, which has no logit: they are compared as they are.
 
     Raises:
         ValueError: If their names or shapes differ, or if a value is not finite.
@@ -47,7 +48,8 @@ def agreement(expected, actual):
     if shapes[0] != shapes[1]:
         raise ValueError(f"The outputs differ in name or shape. Received: {shapes[0]} and {shapes[1]}")
     expected, actual = (
-        np.concatenate([_comparable(name, side[name]) for name in shapes[0]], axis=1) for side in (expected, actual)
+        np.concatenate([_comparable("" if in_steps else name, side[name]) for name in shapes[0]], axis=1)
+        for side in (expected, actual)
     )
     for side, values in (("expected", expected), ("actual", actual)):
         if not np.isfinite(values).all():

@@ -13,6 +13,7 @@ _PROBABILITIES = (
     -128,
 )  # scale and zero point in int8 of what lies in 0..1, as TensorFlow Lite's softmax has it
 _QUANTIZE, _DEQUANTIZE = schema.BuiltinOperator.QUANTIZE, schema.BuiltinOperator.DEQUANTIZE
+_SOFTMAX = schema.BuiltinOperator.SOFTMAX
 
 
 def with_types(content, *, input_type="float32", output_type="float32"):
@@ -48,7 +49,7 @@ def with_types(content, *, input_type="float32", output_type="float32"):
             writer.opcodeIndex, writer.builtinOptions, writer.builtinOptionsType = _opcode(model, _QUANTIZE), None, 0
             if output_type == "int8":
                 _bypass(model, graph, writer, graph.outputs, model.signatureDefs[0].outputs)
-        elif _code(model, writer) == schema.BuiltinOperator.SOFTMAX:
+        elif _code(model, writer) == _SOFTMAX:
             step, zero_point = _PROBABILITIES
             quantized = copy(given)
             quantized.name = given.name + b"_quantized"
@@ -87,6 +88,23 @@ def without_idle_clamps(content):
     for operator in idle:
         operator.builtinOptions.fusedActivationFunction = schema.ActivationFunctionType.NONE
     return packed(model) if idle else content
+
+
+def with_float_softmax(content):
+    """Puts a softmax behind its dequantization, not in front: in int8 it leaves XNNPACK and gives but 256 values."""
+    model = flatbuffer_utils.read_model_from_bytearray(content)
+    (graph,) = model.subgraphs
+    for softmax in graph.operators:
+        behind = next((o for o in graph.operators if o.inputs[0] == softmax.outputs[0]), None)
+        if behind is None or (_code(model, softmax), _code(model, behind)) != (_SOFTMAX, _DEQUANTIZE):
+            continue
+        for field in ("opcodeIndex", "builtinOptionsType", "builtinOptions"):
+            theirs = getattr(behind, field)
+            setattr(behind, field, getattr(softmax, field))
+            setattr(softmax, field, theirs)
+        between = graph.tensors[softmax.outputs[0]]
+        between.type, between.quantization = schema.TensorType.FLOAT32, None
+    return packed(model)
 
 
 def packed(model):

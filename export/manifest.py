@@ -4,7 +4,16 @@ import hashlib
 from dataclasses import asdict
 from importlib.metadata import version
 
-PACKAGES = ("se-keras", "keras", "tensorflow", "numpy", "ai-edge-litert", "ai-edge-quantizer")
+PACKAGES = (
+    "se-keras",
+    "keras",
+    "tensorflow",
+    "numpy",
+    "ai-edge-litert",
+    "ai-edge-quantizer",
+    "tensorflow-model-optimization",
+    "tf-keras",
+)
 
 
 def manifest(*, network, precision, signature, lowering, agreement, held_out, **more):

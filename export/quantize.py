@@ -130,11 +130,11 @@ def quantize(
         for _ in range(_ROUNDS):
             with np.errstate(invalid="ignore"):  # a bias by the scale of a dead unit: mended below
                 content = _quantized(engine, ranges)
-            narrow = _too_narrow(content) if precision == "int8" else {}
+            narrow = too_narrow(content) if precision == "int8" else {}
             if not narrow:
                 return content
             for name in narrow.keys() & ranges.keys():  # the engine adds tensors of its own
-                ranges[name] = _widened(ranges[name], 255 * narrow[name])
+                ranges[name] = widened(ranges[name], 255 * narrow[name])
     raise ValueError(f"No int8 ranges fit integer kernels at {', '.join(narrow)}: calibrate on more typical images")
 
 
@@ -152,7 +152,7 @@ _MARGIN = 1.5
 _SUMS_OF_PRODUCTS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "MUL")
 
 
-def _too_narrow(content):
+def too_narrow(content):
     """The tensors whose scale is too small for integer kernels, and the scale that each needs.
 
     Dead units do that: where a gate's bottleneck is zero for all calibration images, so is the range behind it.
@@ -186,7 +186,7 @@ def _too_narrow(content):
     return {tensors[index]["name"]: scale for index, scale in needed.items()}
 
 
-def _widened(ranges, extent):
+def widened(ranges, extent):
     """Ranges of that extent: on zero's own side where they had one."""
     low, high = np.minimum(ranges["min"], 0), np.maximum(ranges["max"], 0)
     if not np.any(high - low):  # a dead unit, which other images may wake

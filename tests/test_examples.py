@@ -45,6 +45,17 @@ def test_graph_of_ones_own_is_trained_and_exported(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"user_graph_int8.tflite", "user_graph_int8.tflite.json"}
 
 
+@pytest.mark.slow
+def test_four_files_of_a_network_are_compared(tmp_path):
+    printed = run("quantization_aware.py", folder=tmp_path).splitlines()[1:]
+    figures = {re.split("  +", line)[0]: numbers(line) for line in printed}
+    assert len(figures) == 5
+    # Of each: accuracy, agreement with float32, and share of zeros, in percent.
+    assert figures["int8, quantization-aware"][0] >= figures["int8, post-training"][0]
+    assert figures["int8, pruned, quantization-aware"][2] > 74
+    assert list(tmp_path.iterdir()) == []
+
+
 # Fine-tuning.
 
 

@@ -913,7 +913,7 @@ def test_gate_whose_bottleneck_is_dead_runs_in_int8():
 
 def test_ranges_that_fit_no_integer_kernel_are_refused(monkeypatch):
     monkeypatch.setattr(
-        quantize, "_too_narrow", lambda content: {"serving_default_images:0": 1.0, "inserted by the engine": 1.0}
+        quantize, "too_narrow", lambda content: {"serving_default_images:0": 1.0, "inserted by the engine": 1.0}
     )
     seen = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype("float32")
     with pytest.raises(

@@ -242,7 +242,7 @@ def test_additions_of_int8_have_no_clamp(exported):
 
 
 def test_without_idle_clamps_outputs_are_equal_to_the_bit(exported, model, monkeypatch):
-    monkeypatch.setattr(litert, "_elided", lambda content, images: content)
+    monkeypatch.setattr(litert, "without_clamps", lambda content, images: content)
     clamped = to_litert(model, precision="int8", calibration=IMAGES, converted=exported("float32"))
     assert additions(clamped.content) == [schema.ActivationFunctionType.RELU] * 3
     for images in (IMAGES, 3 * np.random.default_rng(0).normal(size=(20, 8, 8, 1)).astype("float32")):
@@ -255,7 +255,7 @@ def test_clamps_stay_where_the_outputs_would_differ(exported, monkeypatch):
     other = exported("int8", input_type="uint8", normalization=(128, 64)).content  # computes something else
     monkeypatch.setattr(litert, "without_idle_clamps", lambda content: other)
     content = exported("int8").content
-    assert litert._elided(content, IMAGES[:4]) == content
+    assert litert.without_clamps(content, IMAGES[:4]) == content
 
 
 def test_packed_file_has_its_weights_at_multiples_of_sixteen(exported):

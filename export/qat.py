@@ -1,0 +1,534 @@
+"""Fine-tuning for export, by tensorflow-model-optimization: quantization-aware training, pruning, clustering.
+
+The library trains tf_keras models alone. So each way begins with a twin in tf_keras of the lowered network, which is
+compiled and fitted as any model of tf_keras, and ends with Keras 3 or a file:
+
+    quantize_aware -> fit -> to_litert        an int8 file
+    prunable       -> fit -> stripped         a Keras 3 model, many of whose weights are zero
+    clustered      -> fit -> stripped         a Keras 3 model, few of whose weights differ
+
+A pruned network in int8 is the first way behind the second, with `keep_zeros=True`.
+"""
+
+import os
+import re
+import tempfile
+import warnings
+import zlib
+from dataclasses import asdict, dataclass
+from unittest import mock
+
+import keras
+import numpy as np
+import tensorflow as tf
+import tf_keras
+from ai_edge_litert.interpreter import Interpreter, OpResolverType
+from tf_keras import layers
+
+from se_keras.export import metadata, savedmodel
+from se_keras.export.agreement import agreement
+from se_keras.export.calibration import calibration_images
+from se_keras.export.flatbuffer import with_float_softmax, with_types
+from se_keras.export.golden import golden
+from se_keras.export.litert import LiteRTModel, Runner, without_clamps
+from se_keras.export.lower import lower
+from se_keras.export.manifest import manifest, sha256
+from se_keras.export.quantize import too_narrow, widened
+from se_keras.export.twin import KERNELS, predict, transcribe
+from se_keras.graph import calls, functional, input_shape_of, parts
+
+# The library asks for tf_keras by an environment variable, which the user's other processes would inherit, and where
+# nobody has used the name tf.keras yet, it would mean tf_keras from then on.
+with mock.patch.dict(os.environ), warnings.catch_warnings():
+    tf.keras.version()
+    warnings.filterwarnings("ignore", message="distutils Version classes are deprecated")
+    import tensorflow_model_optimization as tfmot
+
+_PACKAGE = "se_keras"
+
+
+def quantize_aware(model, calibration, *, input_shape=None, keep_zeros=False):
+    """A trainable twin of a network that computes as its int8 file will: weights and activations are rounded.
+
+    It starts where post-training quantization ends: ranges of activations are those of the calibration images, and
+    follow those of the training images from there on; ranges of weights are always their own.
+
+    ```python
+    twin = qat.quantize_aware(model, images[:100])
+    twin.compile(tf_keras.optimizers.Adam(1e-4), "sparse_categorical_crossentropy")
+    twin.fit(dataset, epochs=3)  # any tf.data.Dataset
+    qat.to_litert(twin, model, held_out=held_out).save("network.tflite")
+    ```
+
+    Args:
+        model: A functional Keras 3 model with one input, trained.
+        calibration: Images as the network will see them, as for `to_litert`.
+        input_shape: `(height, width, channels)`; needed where the model leaves a size free.
+        keep_zeros: Whether weights that are zero stay so: a pruned network remains as sparse as it is.
+
+    Returns:
+        A `tf_keras.Model`, not compiled.
+
+    Raises:
+        TypeError: If the model is not functional.
+        ValueError: If there are layers that cannot be trained so or weights that are not finite, the message names
+            them; or if calibration images are missing, of another shape, or not finite.
+    """
+    lowered = _lowered(model, input_shape)
+    images = calibration_images(calibration, lowered.inputs[0].shape[1:])
+    activations = CalibratedQuantizer()
+
+    def rounded(layer, readers):
+        is_depthwise = isinstance(layer, layers.DepthwiseConv2D)
+        kernel = KernelQuantizer(is_depthwise, keep_zeros) if isinstance(layer, KERNELS) else None
+        output = None if isinstance(layer, _UNROUNDED) or _is_fused(layer, readers) else activations
+        if isinstance(layer, layers.Activation) and layer.activation in _BOUNDED:
+            output = _BOUNDED[layer.activation]
+        if not kernel and not output:
+            return layer
+        return tfmot.quantization.keras.QuantizeWrapperV2(layer, RoundingConfig(kernel, output))
+
+    twin = transcribe(lowered, wrap=rounded)
+    activations.is_calibrating = True
+    for start in range(0, len(images), 8):
+        twin(images[start : start + 8], training=True)
+    activations.is_calibrating = False
+    return twin
+
+
+def to_litert(
+    twin,
+    model,
+    *,
+    held_out,
+    input_type="float32",
+    output_type="float32",
+    labels=None,
+    normalization=None,
+    training=None,
+):
+    """Converts a fine-tuned twin to an int8 LiteRT file and compares it with the twin and with the model.
+
+    The file is as the one that `se_keras.export.to_litert` makes by post-training quantization: the same signature,
+    float32 images in and float32 probabilities out, a softmax in float32, integers in between. Ranges that are too
+    narrow for integer kernels, as behind dead units, are widened in the twin.
+
+    Args:
+        twin: What `quantize_aware(model, ...)` gave, fitted.
+        model: The model that it was made of.
+        held_out: Images to compare on, `(samples, height, width, channels)`, that the twin was not fitted to.
+        input_type, output_type, labels, normalization, training: As in `se_keras.export.to_litert`; but the steps of an
+            integer input are those that the twin was trained with.
+
+    Returns:
+        A `LiteRTModel`. Its manifest's `agreement` is with `model`, as in every file's; `agreement_with_twin` says how
+        much the conversion itself changed.
+
+    Raises:
+        ValueError: If the twin was not made of this model, or if the file disagrees with the twin.
+    """
+    model, shape = functional(model), tuple(twin.input_shape[1:])
+    lowered, names = lower(model, input_shape=shape), savedmodel.output_names(model)
+    _require_twin(twin, lowered)
+    images = calibration_images(held_out, shape)
+    about = metadata.describe(
+        network=model.name,
+        precision="int8",
+        channels=shape[-1],
+        classes=savedmodel.classes(model),
+        labels=labels,
+        normalization=normalization,
+        training=training,
+    )
+    content = without_clamps(_converted(twin, savedmodel.input_names(model)[0], names), images)
+    result = agreement(predict(twin, images, names=names), Runner(content)(images))
+    # Rounding differs by a step here and there.
+    if result.cosine < _LOW_COSINE:
+        raise ValueError(f"The int8 file disagrees with the twin that was trained: {result}")
+    content = metadata.attach(with_types(content, input_type=input_type, output_type=output_type), about)
+    runner = Runner(content)
+    return LiteRTModel(
+        content=content,
+        manifest=manifest(
+            network=model.name,
+            precision="int8",
+            signature=savedmodel.signature(model, batch_shape=(1, *shape)),
+            lowering=lowered.lowering,
+            agreement=agreement(
+                savedmodel.predict(model, images), runner(images), in_steps=runner.has_quantized_outputs
+            ),
+            held_out=True,
+            agreement_with_twin=asdict(result),
+            quantization_aware=True,
+            bytes=len(content),
+            sha256=sha256(content),
+            golden=golden(runner, low=images.min(), high=images.max(), precision="int8"),
+        ),
+    )
+
+
+def prunable(model, *, sparsity, steps, input_shape=None):
+    """A trainable twin of a network whose smallest weights become zero while it is fitted.
+
+    The share of zeros in each kernel but the depthwise ones grows along a cubic (arXiv:1710.01878, eq. 1) from none to
+    `sparsity` in the first `steps` steps of training, and stays there.
+
+    Args:
+        model: A functional Keras 3 model with one input, trained.
+        sparsity: The share of zeros at the end.
+        steps: Number of training steps, of a batch each, until then. Half of those of the whole fit are a good start.
+        input_shape: `(height, width, channels)`; needed where the model leaves a size free.
+
+    Returns:
+        A `tf_keras.Model`, not compiled. `stripped` gives back what it has learned.
+
+    Raises:
+        TypeError: If the model is not functional.
+        ValueError: If an argument is out of its range, or as for `quantize_aware`.
+    """
+    if not 0 < sparsity < 1:
+        raise ValueError(f"sparsity must be a share between 0 and 1. Received: {sparsity=}")
+    _require_count("steps", steps, least=1)
+    every = max(1, steps // 100)
+    schedule = tfmot.sparsity.keras.PolynomialDecay(0.0, sparsity, steps % every, steps, frequency=every)
+
+    def pruned(layer, readers):
+        if not _is_compressible(layer):
+            return layer
+        return tfmot.sparsity.keras.prune_low_magnitude(layer, schedule)
+
+    twin = transcribe(_lowered(model, input_shape), wrap=pruned)
+    for layer in twin.layers:
+        if hasattr(layer, "pruning_step"):
+            layer.pruning_step.assign(0)  # it counts by itself; -1 would have it wait for the library's callback
+    return twin
+
+
+def clustered(model, *, clusters, input_shape=None):
+    """A trainable twin of a network in which each kernel but the depthwise ones has few different weights.
+
+    Args:
+        model: A functional Keras 3 model with one input, trained.
+        clusters: The largest number of different values in a kernel. Kernels with no more weights stay as they are.
+        input_shape: `(height, width, channels)`; needed where the model leaves a size free.
+
+    Returns:
+        A `tf_keras.Model`, not compiled. `stripped` gives back what it has learned.
+
+    Raises:
+        TypeError: If the model is not functional.
+        ValueError: If an argument is out of its range, or as for `quantize_aware`.
+    """
+    _require_count("clusters", clusters, least=2)
+
+    def few_valued(layer, readers):
+        if not _is_compressible(layer) or layer.kernel.shape.num_elements() <= clusters:
+            return layer
+        return tfmot.clustering.keras.cluster_weights(layer, clusters)
+
+    return transcribe(_lowered(model, input_shape), wrap=few_valued)
+
+
+def stripped(twin, model):
+    """What a `prunable` or `clustered` twin has learned, as a Keras 3 model for every export.
+
+    Args:
+        twin: The twin, fitted.
+        model: The model that it was made of.
+
+    Returns:
+        The lowered `model` with the twin's weights.
+
+    Raises:
+        ValueError: If the twin was not made of this model.
+    """
+    lowered = lower(model, input_shape=tuple(twin.input_shape[1:]))
+    _require_twin(twin, lowered)
+    for layer in twin.layers:
+        if hasattr(layer, "pruning_obj"):
+            layer.pruning_obj.weight_mask_op()  # the last step of training moved zeros
+    plain = tfmot.clustering.keras.strip_clustering(tfmot.sparsity.keras.strip_pruning(twin))
+    learned = {layer.name: layer.get_weights() for layer in plain.layers if layer.trainable and layer.weights}
+    for name, weights in learned.items():
+        lowered.get_layer(name).set_weights(weights)
+    return lowered
+
+
+def scope():
+    """The context in which tf_keras loads a twin of `quantize_aware` that was saved as .h5, to train on later."""
+    return tfmot.quantization.keras.quantize_scope()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compression:
+    """How far a LiteRT file can be compressed, and why.
+
+    Args:
+        bytes: Size of the file.
+        compressed_bytes: Size behind zlib at its highest level: what a download or an app's package takes.
+        sparsity: Share of zeros in its kernels.
+        values: The largest number of different values in a kernel.
+    """
+
+    bytes: int
+    compressed_bytes: int
+    sparsity: float
+    values: int
+
+    def __str__(self):
+        return (
+            f"{self.bytes:,} bytes, {self.compressed_bytes:,} compressed, "
+            f"{self.sparsity:.1%} of the weights zero, at most {self.values} values in a kernel"
+        )
+
+
+def compression(content):
+    """Reads off a .tflite file, as bytes, how far it can be compressed: a `Compression`."""
+    reader = Interpreter(model_content=content, experimental_op_resolver_type=_PLAIN)
+    kernels = {
+        int(operator["inputs"][1]) for operator in reader._get_ops_details() if operator["op_name"] in _KERNEL_OPERATORS
+    }
+    values = [reader.get_tensor(index) for index in sorted(kernels)]
+    return Compression(
+        bytes=len(content),
+        compressed_bytes=len(zlib.compress(content, 9)),
+        sparsity=sum(np.count_nonzero(x == 0) for x in values) / sum(x.size for x in values),
+        values=max(len(np.unique(x)) for x in values),
+    )
+
+
+_KERNEL_OPERATORS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
+_PLAIN = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+_LOW_COSINE = 0.9
+_ROUNDS = 5
+
+
+# Where integers are rounded.
+
+_BITS = {"num_bits": 8, "per_axis": False, "symmetric": False, "narrow_range": False}
+# These choose or move values, which are integers already; softmax computes in float32.
+_UNROUNDED = (
+    layers.Flatten,
+    layers.GlobalMaxPooling2D,
+    layers.MaxPooling2D,
+    layers.Permute,
+    layers.Reshape,
+    layers.Softmax,
+    layers.ZeroPadding2D,
+)
+# The ranges that LiteRT prescribes: 256 steps from 0 up to 1, or from -1 up to 1.
+_BOUNDED = {
+    tf_keras.activations.sigmoid: tfmot.quantization.keras.quantizers.FixedQuantizer(8, 0.0, 255 / 256, False),
+    tf_keras.activations.tanh: tfmot.quantization.keras.quantizers.FixedQuantizer(8, -1.0, 127 / 128, False),
+}
+
+
+def _is_fused(layer, readers):
+    """Whether an output never is a tensor of its own: a ReLU is part of the kernel, a concatenation has one range."""
+    (reader,) = readers if len(readers) == 1 else (None,)
+    fusing = isinstance(layer, (*KERNELS, layers.Add)) and isinstance(reader, layers.ReLU)
+    return fusing or isinstance(reader, layers.Concatenate)
+
+
+@tf_keras.utils.register_keras_serializable(_PACKAGE)
+class KernelQuantizer(tfmot.quantization.keras.quantizers.Quantizer):
+    """Rounds a kernel to int8 in the symmetric range that it has: one a channel, or one for a fully connected layer.
+
+    Unlike the library's, it has no state, so that the range is never that of the step before; and it has a range for
+    each channel of a depthwise kernel too.
+
+    Args:
+        is_depthwise: Whether its channels are its last two axes.
+        keep_zeros: Whether weights that are zero when the layer is built stay zero.
+    """
+
+    def __init__(self, is_depthwise=False, keep_zeros=False):
+        self.is_depthwise = is_depthwise
+        self.keep_zeros = keep_zeros
+
+    def build(self, tensor_shape, name, layer):
+        """The mask, if zeros are kept."""
+        if not self.keep_zeros:
+            return {}
+        mask = layer.add_weight(f"{name}_mask", shape=tensor_shape, trainable=False, initializer="ones")
+        mask.assign(tf.cast(getattr(layer.layer, _kernel_name(layer.layer)) != 0, mask.dtype))
+        return {"mask": mask}
+
+    def __call__(self, inputs, training, weights, **kwargs):
+        """The kernel as its integers have it."""
+        kernel = inputs * weights["mask"] if self.keep_zeros else inputs
+        size = tf.stop_gradient(tf.abs(kernel))
+        # A channel of zeros has a range too, one in which its bias is no more integers than there are.
+        least = tf.maximum(tf.reduce_max(size) * 1e-4, 1e-6)
+        if len(kernel.shape) == 2:  # the converter takes one range for a fully connected layer
+            extent = tf.maximum(tf.reduce_max(size), least)
+            return tf.quantization.fake_quant_with_min_max_vars(kernel, -extent, extent, narrow_range=True)
+        if self.is_depthwise:
+            kernel, size = (tf.reshape(x, (*x.shape[:2], 1, -1)) for x in (kernel, size))
+        extent = tf.maximum(tf.reduce_max(size, axis=(0, 1, 2)), least)
+        rounded = tf.quantization.fake_quant_with_min_max_vars_per_channel(kernel, -extent, extent, narrow_range=True)
+        return tf.reshape(rounded, inputs.shape)
+
+    def get_config(self):
+        """Arguments."""
+        return {"is_depthwise": self.is_depthwise, "keep_zeros": self.keep_zeros}
+
+
+@tf_keras.utils.register_keras_serializable(_PACKAGE)
+class CalibratedQuantizer(tfmot.quantization.keras.quantizers.AllValuesQuantizer):
+    """Rounds activations to int8 in a range that is first that of all calibration images, then follows training.
+
+    The library's own start at -6 and 6, whatever the network, and take thousands of steps to leave there.
+    """
+
+    def __init__(self):
+        super().__init__(**_BITS)
+        self.is_calibrating = False
+        self.ranges = {}
+        self._following = tfmot.quantization.keras.quantizers.MovingAverageQuantizer(**_BITS)
+
+    def build(self, tensor_shape, name, layer):
+        """The two ends of the range, from 0 on."""
+        self.ranges[layer.name] = super().build(tensor_shape, name, layer)
+        return self.ranges[layer.name]
+
+    def __call__(self, inputs, training, weights, **kwargs):
+        """The activations as their integers have them; as they are, while calibrating."""
+        if self.is_calibrating:
+            super().__call__(inputs, True, weights)
+            return inputs
+        return self._following(inputs, training, weights)
+
+    def get_config(self):
+        """No arguments."""
+        return {}
+
+
+@tf_keras.utils.register_keras_serializable(_PACKAGE)
+class RoundingConfig(tfmot.quantization.keras.QuantizeConfig):
+    """Which tensors of a layer are rounded, in the form that the library's wrapper asks for.
+
+    Args:
+        kernel: Quantizer of the kernel, or None.
+        output: Quantizer of the output, or None.
+    """
+
+    def __init__(self, kernel, output):
+        self.kernel = kernel
+        self.output = output
+
+    def get_weights_and_quantizers(self, layer):
+        """The kernel, if it is rounded."""
+        return [(getattr(layer, _kernel_name(layer)), self.kernel)] if self.kernel else []
+
+    def set_quantize_weights(self, layer, quantize_weights):
+        """Has the layer compute with the rounded kernel."""
+        for kernel in quantize_weights:
+            setattr(layer, _kernel_name(layer), kernel)
+
+    def get_activations_and_quantizers(self, layer):
+        """None: activations are layers of their own."""
+        return []
+
+    def set_quantize_activations(self, layer, quantize_activations):
+        """Nothing to set."""
+        return
+
+    def get_output_quantizers(self, layer):
+        """That of the output, if it is rounded."""
+        return [self.output] if self.output else []
+
+    def get_config(self):
+        """Arguments, serialized."""
+        serialize = tf_keras.utils.legacy.serialize_keras_object
+        return {"kernel": serialize(self.kernel), "output": serialize(self.output)}
+
+    @classmethod
+    def from_config(cls, config):
+        """From `get_config()`."""
+        with tfmot.quantization.keras.quantize_scope():
+            read = tf_keras.utils.legacy.deserialize_keras_object
+            return cls(**{name: value and read(value) for name, value in config.items()})
+
+
+def _kernel_name(layer):
+    return "depthwise_kernel" if isinstance(layer, layers.DepthwiseConv2D) else "kernel"
+
+
+# From the twin to the file.
+
+
+def _converted(twin, input_name, output_names):
+    """The file, ranges too narrow for integer kernels widened in the twin."""
+    ranges = {}
+    for layer in twin.layers:
+        output = getattr(getattr(layer, "quantize_config", None), "output", None)
+        if isinstance(output, CalibratedQuantizer):
+            ranges[layer.name] = output.ranges[layer.name]
+    for _ in range(_ROUNDS):
+        content = _once_converted(twin, input_name, output_names)
+        narrow = too_narrow(content)
+        if not narrow:
+            return with_float_softmax(content)
+        for tensor, scale in narrow.items():
+            for name in ranges.keys() & set(re.split("[/;]", tensor)):
+                low, high = ranges[name]["min_var"], ranges[name]["max_var"]
+                wider = widened({"min": low.numpy(), "max": high.numpy()}, 255 * scale)
+                low.assign(wider["min"])
+                high.assign(wider["max"])
+    raise ValueError(f"No int8 ranges fit integer kernels at {', '.join(narrow)}: calibrate on more typical images")
+
+
+def _once_converted(twin, input_name, output_names):
+    """By way of a SavedModel, for the names of the signature."""
+    images = tf.TensorSpec((1, *twin.input_shape[1:]), tf.float32, name=input_name)
+
+    @tf.function(input_signature=[images])
+    def serve(images):
+        return dict(zip(output_names, tf.nest.flatten(twin(images, training=False)), strict=True))
+
+    module = tf.Module()
+    module.variables_read = twin.variables  # the twin itself would have each of its layers traced
+    with tempfile.TemporaryDirectory() as folder:
+        tf.saved_model.save(module, folder, signatures={savedmodel.SIGNATURE: serve})
+        converter = tf.lite.TFLiteConverter.from_saved_model(folder)
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]  # or the rounded weights would be written as floats
+        return converter.convert()
+
+
+# Arguments.
+
+
+def _lowered(model, input_shape):
+    shape = input_shape_of(functional(model), input_shape)
+    if None in shape:
+        raise ValueError(f"Training for export has a fixed size: give input_shape. Received: a model of {shape}")
+    savedmodel.require_one_input(model)
+    held = (part for call in calls(model) for part in parts(call.operation))
+    functions = [part.name for part in held if isinstance(part, keras.layers.Lambda)]
+    if functions:
+        raise ValueError(
+            f"A Lambda layer holds any Python: it cannot be trained here. Received: {', '.join(functions)}"
+        )
+    return lower(model, input_shape=shape)
+
+
+def _require_twin(twin, lowered):
+    inside = (getattr(layer, "layer", layer) for layer in twin.layers)
+    learned = {layer.name for layer in inside if isinstance(layer, KERNELS) and layer.trainable}
+    differing = learned ^ {layer.name for layer in lowered.layers if type(layer).__name__ in _KERNEL_LAYERS}
+    if differing:
+        raise ValueError(f"The twin was not made of {lowered.name}. They differ in {', '.join(sorted(differing))}")
+
+
+_KERNEL_LAYERS = tuple(kind.__name__ for kind in KERNELS)
+
+
+def _is_compressible(layer):
+    return isinstance(layer, (layers.Conv2D, layers.Dense)) and layer.trainable
+
+
+def _require_count(name, count, *, least):
+    if type(count) is not int or count < least:
+        raise ValueError(f"{name} must be an int of at least {least}. Received: {name}={count!r}")

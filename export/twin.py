@@ -1,0 +1,182 @@
+"""A lowered model written out again in tf_keras, the Keras that tensorflow-model-optimization works on."""
+
+from collections import defaultdict
+from functools import partial
+
+import numpy as np
+import tensorflow as tf
+import tf_keras
+from keras import activations, layers
+from tf_keras import layers as legacy
+
+from se_keras.export import savedmodel
+from se_keras.export.agreement import agreement
+from se_keras.graph import calls, endpoints
+
+KERNELS = (legacy.Conv2D, legacy.DepthwiseConv2D, legacy.Dense)
+
+# Layers that mean the same in both, and their arguments. An activation becomes a layer of its own: integers are rounded
+# in front of some activations and behind others.
+_SAME = {
+    layers.Add: (),
+    layers.AveragePooling2D: ("pool_size", "strides", "padding"),
+    layers.Concatenate: ("axis",),
+    layers.Conv2D: ("filters", "kernel_size", "strides", "padding", "dilation_rate", "groups", "use_bias"),
+    layers.Dense: ("units", "use_bias"),
+    layers.DepthwiseConv2D: ("kernel_size", "strides", "padding", "depth_multiplier", "dilation_rate", "use_bias"),
+    layers.Flatten: (),
+    layers.GlobalAveragePooling2D: ("keepdims",),
+    layers.GlobalMaxPooling2D: ("keepdims",),
+    layers.MaxPooling2D: ("pool_size", "strides", "padding"),
+    layers.Multiply: (),
+    layers.Permute: ("dims",),
+    layers.ReLU: ("max_value", "negative_slope", "threshold"),
+    layers.Reshape: ("target_shape",),
+    layers.Softmax: ("axis",),
+    layers.ZeroPadding2D: ("padding",),
+}
+
+_ACTIVATIONS = {
+    activations.relu: legacy.ReLU,
+    activations.relu6: partial(legacy.ReLU, 6),
+    activations.sigmoid: partial(legacy.Activation, "sigmoid"),
+    activations.softmax: legacy.Softmax,
+    activations.tanh: partial(legacy.Activation, "tanh"),
+}
+
+
+def _untouched(layer, readers):
+    return layer
+
+
+def transcribe(lowered, *, wrap=_untouched):
+    """Writes a lowered model out in tf_keras: the same outputs, weights, and names of the layers that have weights.
+
+    Some layers have no integer form, and become several that have one: an activation stands behind its kernel, and
+    what scales and shifts channels (a `BatchNormalization` that found no layer to go into, `Rescaling`, the division in
+    `Average` and in `hard_sigmoid`) is a depthwise 1x1 convolution, which is not trained.
+
+    Args:
+        lowered: A functional model as `lower` makes it, with one input of a fixed size.
+        wrap: Called with each tf_keras layer and a list of those that read its output, None standing for the model's
+            own; gives the layer to put in its place.
+
+    Returns:
+        A `tf_keras.Model`.
+
+    Raises:
+        ValueError: If there are layers without a counterpart or weights that are not finite, the message names them; or
+            if the plain twin is not equal to 1e-5 of the outputs' range.
+    """
+    infinite = [layer.name for layer in lowered.layers if not all(np.isfinite(w).all() for w in layer.get_weights())]
+    if infinite:
+        raise ValueError(f"Weights must be finite. Received: NaN or infinity in {', '.join(infinite)}")
+    unsupported = {call.operation.name: _kind(call.operation) for call in calls(lowered) if not _chain(call)}
+    if unsupported:
+        named = ", ".join(f"{name} ({kind})" for name, kind in unsupported.items())
+        raise ValueError(f"Only layers with a counterpart in tf_keras can be trained there. Received: {named}")
+    _require_equal(lowered, _assembled(lowered, _untouched))
+    return _assembled(lowered, wrap)
+
+
+def predict(twin, images, *, names):
+    """Outputs of a tf_keras model in inference: `{name: array}`, the names as given."""
+
+    outputs = tf.nest.flatten(twin.predict(images, batch_size=8, verbose=0))
+    return dict(zip(names, outputs, strict=True))
+
+
+def _assembled(lowered, wrap):
+    graph, (inputs, outputs) = calls(lowered), endpoints(lowered)
+    chains, readers = {}, defaultdict(list)
+    for call in graph:
+        chains.setdefault(call.operation, _chain(call))
+        for x in call.input_tensors:
+            readers[id(x)].append(chains[call.operation][0])
+    for x in outputs:
+        readers[id(x)].append(None)
+    images = [tf_keras.Input(tuple(x.shape[1:]), name=x.name) for x in inputs]
+    values = {}
+    for x, taken in zip(inputs, images, strict=True):  # what the input gives is rounded too
+        values[id(x)] = wrap(legacy.Activation("linear", name=f"{x.name}_taken"), readers[id(x)])(taken)
+    placed = {}  # a shared layer is wrapped once
+    for call in graph:
+        (output,), chain = call.output_tensors, chains[call.operation]
+        taken = [values[id(x)] for x in call.input_tensors]
+        value = taken if len(taken) > 1 else taken[0]
+        for layer, read_by in zip(chain, [*([after] for after in chain[1:]), readers[id(output)]], strict=True):
+            if layer not in placed:
+                placed[layer] = wrap(layer, read_by)
+            value = placed[layer](value)
+        values[id(output)] = value
+    return tf_keras.Model(images, [values[id(x)] for x in outputs], name=lowered.name)
+
+
+def _chain(call):
+    """The tf_keras layers, in a row, that are one call's layer; none if there is no such layer."""
+    operation, shape = call.operation, call.input_tensors[0].shape
+    kind, name = type(operation), operation.name
+    if getattr(operation, "data_format", "channels_last") != "channels_last" or len(call.output_tensors) != 1:
+        return []
+    if kind in _SAME:
+        config = operation.get_config()
+        layer = getattr(legacy, kind.__name__)(name=name, **{key: config[key] for key in _SAME[kind]})
+        if not operation.weights:
+            return [layer]
+        behind = _activation(operation.activation, name, call.output_tensors[0].shape)
+        return [_with_weights(layer, shape, operation.get_weights()), *behind] if behind is not None else []
+    if kind is layers.Activation:
+        behind = _activation(operation.activation, name, shape)
+        return [legacy.Activation("linear", name=name)] if behind == [] else behind or []
+    if kind is layers.Average:
+        return [legacy.Add(name=name), *_per_channel(f"{name}_mean", 1 / len(call.input_tensors), 0, shape)]
+    if kind is layers.Rescaling:
+        return _per_channel(name, operation.scale, operation.offset, shape)
+    if kind is layers.BatchNormalization and operation.axis in (-1, len(shape) - 1):
+        scale = 1 / np.sqrt(np.asarray(operation.moving_variance) + operation.epsilon)
+        scale = scale * np.asarray(operation.gamma) if operation.scale else scale
+        shift = np.asarray(operation.beta) if operation.center else 0.0
+        return _per_channel(name, scale, shift - np.asarray(operation.moving_mean) * scale, shape)
+    return []
+
+
+def _activation(function, name, shape):
+    """The layers that are an activation on a tensor of `shape`; None if there are none."""
+    if function is activations.linear:
+        return []
+    if function is activations.hard_sigmoid:  # relu6(x + 3) / 6; the function of that name in tf_keras is another one
+        shift, scale = _per_channel(f"{name}_shift", 1, 3, shape), _per_channel(f"{name}_sixth", 1 / 6, 0, shape)
+        return [*shift, legacy.ReLU(6, name=f"{name}_relu6"), *scale] if shift else None
+    if function not in _ACTIVATIONS:
+        return None
+    return [_ACTIVATIONS[function](name=f"{name}_{function.__name__}")]
+
+
+def _per_channel(name, scale, shift, shape):
+    """x * scale + shift as a depthwise 1x1 convolution, for which integer kernels have a scale a channel."""
+    if len(shape) != 4:
+        return []
+    layer = legacy.DepthwiseConv2D(1, name=name, trainable=False)
+    scale, shift = (np.broadcast_to(np.asarray(x, "float32"), shape[-1:]) for x in (scale, shift))
+    return [_with_weights(layer, shape, [scale[None, None, :, None], shift])]
+
+
+def _with_weights(layer, shape, weights):
+    layer.build(tuple(shape))
+    layer.set_weights(weights)
+    return layer
+
+
+def _kind(operation):
+    """What a message says of a layer without a counterpart."""
+    activation = getattr(operation, "activation", None)
+    odd = hasattr(activation, "__name__") and activation is not activations.linear
+    return type(operation).__name__ + (f" with {activation.__name__}" if odd else "")
+
+
+def _require_equal(lowered, twin):
+    images, names = savedmodel.check_images(lowered), savedmodel.output_names(lowered)
+    result = agreement(savedmodel.predict(lowered, images), predict(twin, images, names=names))
+    # The same operations of TensorFlow in the same order: what is apart is Keras' own fusing, about 1e-7.
+    if result.max_error > 1e-5:
+        raise ValueError(f"The twin in tf_keras disagrees with {lowered.name}: {result}")
