@@ -28,6 +28,14 @@ class Facts:
     layers: dict  # name -> (class name, config)
 
 
+@pytest.hookimpl(tryfirst=True)  # in front of xdist's, which reads the groups
+def pytest_collection_modifyitems(items):
+    """One process runs the tests of a file, which share what is expensive; of test_networks.py, those of a row."""
+    for item in items:
+        row = item.callspec.params.get("network") if hasattr(item, "callspec") else None
+        item.add_marker(pytest.mark.xdist_group(row if row and item.path.stem == "test_networks" else item.path.stem))
+
+
 @pytest.fixture(autouse=True)
 def seed():
     keras.utils.set_random_seed(1709)

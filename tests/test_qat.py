@@ -14,7 +14,7 @@ from export_fixtures import Subclassed, difference, grouped_network, images_for,
 from keras import layers
 
 from se_keras.catalogue import create
-from se_keras.export import lower, qat, to_litert
+from se_keras.export import lower, metadata, qat, to_litert
 from se_keras.export.litert import load
 from se_keras.export.twin import transcribe
 from se_keras.layers import SqueezeExcite
@@ -410,3 +410,12 @@ def test_twin_of_another_model_is_refused(data):
     for way in (lambda: qat.stripped(twin, other), lambda: qat.to_litert(twin, other, held_out=noise(other))):
         with pytest.raises(ValueError, match="The twin was not made of small. They differ in a, b$"):
             way()
+
+
+def test_file_of_a_twin_says_what_it_is_and_takes_integers(trained, data):
+    twin = qat.quantize_aware(trained, data.train.images[:40])
+    options = {"input_type": "uint8", "labels": data.classes, "normalization": (0, 255)}
+    file = qat.to_litert(twin, trained, held_out=data.test.images[:40], **options)
+    assert metadata.read(file.content).labels == data.classes
+    assert file.runner().input_dtype == "uint8"
+    assert file.manifest["agreement"]["top1"] >= 0.9
