@@ -68,16 +68,36 @@ def write_together(contents):
             written[target] = Path(name)
             written[target].write_bytes(content)
             _flush(written[target])
-        for target in list(written)[1:]:
-            target.unlink(missing_ok=True)
-        for target, path in written.items():
-            path.chmod(0o666 & ~_umask())
-            os.replace(path, target)
+        first, *others = written
+        with _set_aside(others):
+            for path in written.values():
+                path.chmod(0o666 & ~_umask())
+            os.replace(written[first], first)
+        for target in others:
+            os.replace(written[target], target)
         for target in written:
             _flush(target.parent)
     finally:
         for path in written.values():
             path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _set_aside(targets):
+    """Takes old files out of the way, and puts them back where the block fails."""
+    aside = {}
+    try:
+        for target in filter(Path.exists, targets):
+            path = target.with_name(f".{target.name}.partial-{os.getpid()}")
+            os.replace(target, path)
+            aside[target] = path
+        yield
+    except BaseException:
+        for target, path in aside.items():
+            os.replace(path, target)
+        raise
+    for path in aside.values():
+        path.unlink()
 
 
 def as_json(value):
