@@ -310,7 +310,7 @@ def main():
             "ai-edge-litert on x86": importlib.metadata.version("ai-edge-litert"),
         }
         comparisons = [c for name in arguments.networks for c in compare(arm, arguments.cpu, name)]
-    except OSError as error:
+    except (OSError, ValueError) as error:
         parser.exit(2, f"{error}\n")
     if arguments.json:
         found = [asdict(c) | {"verdict": c.verdict} for c in comparisons]
