@@ -41,14 +41,17 @@ NETWORKS = (
 IMAGES, CALIBRATION = 4, 32
 SHAPE = (64, 64, 3)  # qemu is slow
 
-LITERT = "1.4.0"  # 2.3.0 ends with a segmentation fault under qemu 7.2
-CPUS = ("cortex-a53", "cortex-a76", "max")  # Armv8.0; with dot products of int8; with everything that qemu knows
+LITERT = "2.1.6"  # 2.2.0 and 2.3.0 end with a segmentation fault under qemu 7.2
+# Armv8.0, then with dot products of int8, with products of int8 matrices, and with SME.
+CPUS = ("cortex-a53", "cortex-a76", "max,sme=off", "max")
 # What XNNPACK's matrix products are made of, as (mask, value) of an instruction: which kernels ran on which CPU.
 INSTRUCTIONS = {
     "smull": (0xBFE0FC00, 0x0E20C000),  # int8 times int8
-    "sdot": (0xBFC0F400, 0x0F80E000),  # four at a time, since Armv8.2
-    "smmla": (0xFFE0FC00, 0x4E80A400),  # a 2x8 by an 8x2 matrix, since Armv8.6 (i8mm)
+    "sdot": (0xBFC0F400, 0x0F80E000),  # sums of four such products
+    "smmla": (0xFFE0FC00, 0x4E80A400),  # a 2x8 matrix by an 8x2
+    "smopa": (0xFFE0001C, 0xA0800000),  # SME: a column by a row, four deep
     "fmla": (0xBFC0F400, 0x0F801000),  # float32
+    "fmopa": (0xFFE0001C, 0x80800000),  # SME: a column by a row
 }
 
 # Sums of int8 products are exact in int32, whatever the order, and every result is then rounded to int8. There kernels
@@ -297,7 +300,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", nargs="?", type=Path, default=Path.home() / ".cache/se_keras/on_arm")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=NETWORKS)
-    parser.add_argument("--cpu", nargs="+", default=CPUS, help="names that qemu-aarch64 has")
+    parser.add_argument("--cpu", nargs="+", default=CPUS, help="as qemu-aarch64 names them")
     parser.add_argument("--json", action="store_true", help="each comparison, for programs")
     arguments = parser.parse_args()
     if platform.machine() != "x86_64":
