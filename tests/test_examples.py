@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import pytest
 
+from se_keras.export import to_litert
 from se_keras.training.data import digits
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -30,9 +31,18 @@ def numbers(text):
     return [float(number) for number in re.findall(r"\d+\.\d+", text)]
 
 
+def load(name):
+    """An example as a module."""
+    specification = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
 def test_every_example_is_run_here():
     called = re.findall(r'^ +.*run\("(\w+\.py)"', Path(__file__).read_text(), re.MULTILINE)
-    assert set(called) == {path.name for path in EXAMPLES.glob("*.py")}
+    # on_arm.py fetches and runs a whole Arm Python: docs/on_arm.md has what it printed.
+    assert set(called) | {"on_arm.py"} == {path.name for path in EXAMPLES.glob("*.py")}
 
 
 def test_graph_of_ones_own_is_trained_and_exported(tmp_path):
@@ -61,10 +71,7 @@ def test_four_files_of_a_network_are_compared(tmp_path):
 
 @pytest.fixture(scope="module")
 def fine_tune():
-    specification = importlib.util.spec_from_file_location("fine_tune", EXAMPLES / "fine_tune.py")
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
+    return load("fine_tune")
 
 
 @pytest.fixture(scope="module")
@@ -166,18 +173,68 @@ def test_retinanet_learns_on_a_pyramid(tmp_path):
     assert len(losses) == 3 and losses[0] > losses[1] > losses[2]
 
 
-# MediaPipe.
+# Arm, without Arm: what the comparison says, and what it says without Debian's tools.
 
 
-@pytest.mark.slow
-def test_mediapipe_gives_our_labels_and_scores(tmp_path):
-    printed = run("mediapipe_check.py", tmp_path / "check", folder=tmp_path)
-    compared = re.findall(r"^(\w+), ([\w .]+): the largest difference is (\S+),", printed, re.MULTILINE)
-    assert [line[:2] for line in compared] == [
-        (precision, image) for precision in ("float32", "int8") for image in ("a digit", "china.jpg")
-    ]
-    assert max(float(line[2]) for line in compared) <= 1e-5
-    # Both name the same three classes first, in the same order.
-    named = [re.findall(r"[a-z]+(?= \d)", line) for line in re.findall(r"^  \w+ +(.+)$", printed, re.MULTILINE)]
-    assert len(named) == 8 and named[0::2] == named[1::2]
-    assert printed.endswith("MediaPipe gives our labels and scores\n")
+@pytest.fixture(scope="module")
+def on_arm():
+    return load("on_arm")
+
+
+@pytest.fixture(scope="module")
+def int8_file(on_arm):
+    """A small int8 file that ends with logits, and its outputs here for three images."""
+    keras.utils.set_random_seed(0)
+    images = keras.Input((8, 8, 1), name="images")
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(8, 3, activation="relu")(images))
+    model = keras.Model(images, keras.layers.Dense(10)(x))
+    litert = to_litert(model, precision="int8", calibration=digits().train.images[:20])
+    return litert.content, litert.runner()(digits().test.images[:3])["dense"]
+
+
+def test_int8_outputs_are_whole_steps(on_arm, int8_file):
+    content, outputs = int8_file
+    in_steps = outputs / on_arm.output_step(content)
+    # Float32 has 24 bits, the quotient at most 9 before the point.
+    np.testing.assert_allclose(in_steps, np.round(in_steps), atol=1e-4)
+    assert np.ptp(in_steps) > 100
+
+
+@pytest.mark.parametrize(
+    ("steps", "verdict"), [(0, "equal"), (1, "within one step"), (-1, "within one step"), (2, "DISAGREES")]
+)
+def test_int8_may_differ_by_one_step(on_arm, int8_file, steps, verdict):
+    content, x86 = int8_file
+    arm = x86.copy()
+    arm[1, 2] += steps * on_arm.output_step(content)
+    found = on_arm.compared("small", "int8", content, "max", x86, arm, {})
+    assert (found.steps, found.verdict) == (abs(steps), verdict)
+
+
+@pytest.mark.parametrize(
+    ("difference", "verdict"), [(0, "equal"), (9e-6, "within 1e-05"), (1.1e-5, "DISAGREES"), (np.nan, "DISAGREES")]
+)
+def test_float32_may_differ_by_1e_5_of_the_range(on_arm, difference, verdict):
+    found = on_arm.Comparison(
+        network="any",
+        precision="float32",
+        bytes=1,
+        cpu="max",
+        difference=difference,
+        steps=None,
+        span=None,
+        instructions={},
+    )
+    assert found.verdict == verdict and found.agrees == (verdict != "DISAGREES")
+
+
+def test_missing_tools_are_named_in_one_line(on_arm, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(sys, "argv", ["on_arm.py", str(tmp_path / "arm")])
+    monkeypatch.setattr(on_arm.platform, "machine", lambda: "x86_64")
+    with pytest.raises(SystemExit) as ended:
+        on_arm.main()
+    assert ended.value.code == 2
+    said = "Arm's Python comes by Debian's apt-get and dpkg. Missing: apt-get, dpkg, dpkg-deb\n"
+    assert capsys.readouterr() == ("", said)
+    assert not list(tmp_path.iterdir())
