@@ -903,7 +903,7 @@ def test_quickstart_refuses_a_folder_that_cannot_be_written_before_it_trains(cli
 
 def command_that(does, monkeypatch):
     """Puts `does()` in place of `se-keras list`."""
-    monkeypatch.setattr(se_keras_cli, "_list", lambda options, console: does())
+    monkeypatch.setattr(se_keras_cli.networks, "list_networks", lambda options, console: does())
 
 
 def test_error_of_the_program_itself_is_not_swallowed(cli, monkeypatch):
@@ -917,7 +917,7 @@ def test_error_of_the_program_itself_is_not_swallowed(cli, monkeypatch):
 
 def test_installed_command_shows_the_traceback_of_an_error_of_the_program_itself():
     script = "import se_keras_cli\ndef fails(options, console): raise RuntimeError('a bug')\n"
-    script += "se_keras_cli._list = fails\nse_keras_cli.main(['list'])"
+    script += "se_keras_cli.networks.list_networks = fails\nse_keras_cli.main(['list'])"
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert result.returncode == 1
     assert "Traceback" in result.stderr and result.stderr.endswith("RuntimeError: a bug\n")

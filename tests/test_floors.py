@@ -32,6 +32,7 @@ FLOORS = (
     ),
     ("export.overhead",),
     ("export.report", "quickstart", "cli.screen"),
+    ("cli.networks", "cli.files", "cli.measuring"),
     ("cli",),
 )
 # The highest floor that a package's __init__.py reads, from its own children; "" is se_keras itself.
