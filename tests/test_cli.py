@@ -447,7 +447,7 @@ def test_export_prints_its_manifest_as_json_alone(cli, files, tmp_path, converte
 def test_export_tells_the_file_its_labels_normalization_and_training(cli, files, tmp_path):
     (tmp_path / "names.txt").write_text("\n".join(f"digit {i}" for i in range(10)))
     for labels, expected in {"digits": "0", tmp_path / "names.txt": "digit 0"}.items():
-        options = ["--labels", labels, "--normalization", "0", "255", "-o", tmp_path / "digits.tflite"]
+        options = ["--labels", labels, "--normalize", "0", "255", "-o", tmp_path / "digits.tflite"]
         result = cli("export", files / "run" / "model.keras", *options)
         assert (result.status, result.err) == (0, "")
         about = metadata.read((tmp_path / "digits.tflite").read_bytes())

@@ -75,11 +75,7 @@ def _print_overhead(report):
         caption += (
             f" Matrix units ({units}) speed up int8 convolutions, not SE's multiplication: its share is larger here."
         )
-    se = first["se"] or {}
-    placed = f", site {se['site']}" * (se.get("site", "standard") != "standard")
-    if se.get("stages", "all") != "all":
-        placed += f", stages {' '.join(map(str, se['stages']))}"
-    title = escape(f"{first['network']}{placed} beside {first['baseline']} at {size}, {threads}")
+    title = escape(f"{first['network']}{_placed(first['se'])} beside {first['baseline']} at {size}, {threads}")
     table = new_table("", "plain ms", "SE ms", "ratio", "95 % interval", "A/A null", title=title, caption=caption)
     paper_ms = (str(paper["resnet50_ms"]), str(paper["se_resnet50_ms"]))
     table.add_row("paper, ResNet-50", *paper_ms, f"{paper['ratio']:.3f}", "", "")
@@ -95,3 +91,11 @@ def _print_overhead(report):
             f"{null['low']:.3f}..{null['high']:.3f}",
         )
     Output().print(table)
+
+
+def _placed(se):
+    """Where squeeze-and-excitation stands, if it is not as published; nothing for files that were given."""
+    if se is None:
+        return ""
+    site = "" if se["site"] == "standard" else f", site {se['site']}"
+    return site if se["stages"] == "all" else f"{site}, stages {' '.join(map(str, se['stages']))}"
