@@ -25,6 +25,7 @@ import se_keras
 import se_keras_cli
 from se_keras.export import metadata, to_litert
 from se_keras.export.litert import load
+from se_keras.export.metadata import detach
 from se_keras.training import data as datasets
 from se_keras.training.fit import fit
 from se_keras.training.recipe import DIGITS
@@ -656,7 +657,7 @@ def test_benchmark_of_two_files_prints_a_table(cli, files):
 
 def test_benchmark_names_foreign_files_as_they_are(cli, files, tmp_path):
     for name in ("net[a].tflite", "net[b].tflite"):
-        (tmp_path / name).write_bytes((files / "plain.tflite").read_bytes())
+        (tmp_path / name).write_bytes(detach((files / "plain.tflite").read_bytes()))
     result = cli("benchmark", "--files", tmp_path / "net[a].tflite", tmp_path / "net[b].tflite", "--blocks", 2)
     assert result.status == 0
     assert "net[b] beside net[a]" in result.out

@@ -216,7 +216,7 @@ NORMALIZATION = r"normalization must be \(mean, std\), .* of 3 channels, std abo
         ({"normalization": ("mean", "std")}, TypeError, NORMALIZATION),
         ({"training": ["digits"]}, TypeError, "training must be a dict for JSON. Received: list"),
         ({"training": {"loss": float("nan")}}, ValueError, "training must be a dict for JSON: "),
-        ({"training": {"model": object()}}, TypeError, "training must be a dict for JSON: "),
+        ({"training": {"model": {1}}}, TypeError, "training must be a dict for JSON: "),
     ],
     ids=repr,
 )
