@@ -5,14 +5,19 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 
+from se_keras.catalogue import create
 from se_keras.export import to_litert
+from se_keras.export.litert import PRECISIONS
 from se_keras.training.data import digits
+from se_keras.training.fit import fit
+from se_keras.training.recipe import DIGITS
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 TRAINED, NEW = range(5), range(5, 10)  # digits: what the trunk learned from, and what it is tuned to
@@ -41,8 +46,8 @@ def load(name):
 
 def test_every_example_is_run_here():
     called = re.findall(r'^ +.*run\("(\w+\.py)"', Path(__file__).read_text(), re.MULTILINE)
-    # on_arm.py fetches and runs a whole Arm Python: docs/on_arm.md has what it printed.
-    assert set(called) | {"on_arm.py"} == {path.name for path in EXAMPLES.glob("*.py")}
+    # These fetch a Python of their own, for Arm and for MediaPipe: docs/ has what they printed.
+    assert set(called) | {"on_arm.py", "mediapipe_check.py"} == {path.name for path in EXAMPLES.glob("*.py")}
 
 
 def test_graph_of_ones_own_is_trained_and_exported(tmp_path):
@@ -173,6 +178,29 @@ def test_retinanet_learns_on_a_pyramid(tmp_path):
     assert len(losses) == 3 and losses[0] > losses[1] > losses[2]
 
 
+# Precisions and the catalogue.
+
+
+def test_every_precision_is_exported_and_agrees(tmp_path):
+    keras.utils.set_random_seed(0)
+    model, _ = fit(create("se_resnet11_digits", classes=10), replace(DIGITS, epochs=3), digits(), tmp_path / "run")
+    model.save(tmp_path / "model.keras")
+    rows = [line.split(" | ") for line in run("precisions.py", "model.keras", folder=tmp_path).splitlines()[2:]]
+    assert [row[0].removeprefix("| ") for row in rows] == [*PRECISIONS, "int8, uint8 in and out", "int8, SE in float32"]
+    # Top-1 agreement with Keras: the figures that are promised.
+    assert all(float(row[3].rstrip("%")) >= 99 for row in rows)
+    assert float(rows[PRECISIONS.index("int16x8")][3].rstrip("%")) >= 99.9 - 100 / 360  # one image
+
+
+def test_networks_are_exported_one_by_one_and_go_on_where_they_were(tmp_path):
+    run("export_catalogue.py", "records.jsonl", "resnet11_d", folder=tmp_path)
+    records = (tmp_path / "records.jsonl").read_text()
+    run("export_catalogue.py", "records.jsonl", "resnet11_d", folder=tmp_path)
+    assert (tmp_path / "records.jsonl").read_text() == records
+    table = run("export_catalogue.py", "records.jsonl", "--markdown", folder=tmp_path).splitlines()
+    assert [line.split(" | ")[0] for line in table[2:]] == ["| resnet11_digits", "| se_resnet11_digits"]
+
+
 # Arm, without Arm: what the comparison says, and what it says without Debian's tools.
 
 
@@ -187,7 +215,7 @@ def int8_file(on_arm):
     keras.utils.set_random_seed(0)
     images = keras.Input((8, 8, 1), name="images")
     x = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(8, 3, activation="relu")(images))
-    model = keras.Model(images, keras.layers.Dense(10)(x))
+    model = keras.Model(images, keras.layers.Dense(10, name="dense")(x))
     litert = to_litert(model, precision="int8", calibration=digits().train.images[:20])
     return litert.content, litert.runner()(digits().test.images[:3])["dense"]
 
