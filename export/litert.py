@@ -97,6 +97,12 @@ class Runner:
         """Type of the input."""
         return np.dtype(self._input["dtype"])
 
+    def typed(self, signature):
+        """A Keras model's signature with the types of the file, and the scale and zero point of its integers."""
+        inputs = {name: {**entry, **_type(self._input)} for name, entry in signature["inputs"].items()}
+        outputs = {name: {**entry, **_type(self._outputs[name])} for name, entry in signature["outputs"].items()}
+        return {"inputs": inputs, "outputs": outputs}
+
     def __call__(self, images):
         """Outputs for `images`, `(samples, height, width, channels)`: `{name: array}`.
 
@@ -132,6 +138,12 @@ class Runner:
                 executed[operator["index"]] = operator["op_name"]
                 needed += [int(tensor) for tensor in operator["inputs"] if tensor >= 0]
         return sorted(name for name in executed.values() if name != "DELEGATE")
+
+
+def _type(tensor):
+    scale, zero_point = tensor["quantization"]
+    steps = {"scale": float(scale), "zero_point": int(zero_point)} if scale else {}
+    return {"dtype": np.dtype(tensor["dtype"]).name} | steps
 
 
 def _quantized(values, tensor):
@@ -290,7 +302,7 @@ def to_litert(
         manifest=manifest(
             network=model.name,
             precision=precision,
-            signature=savedmodel.signature(model, batch_shape=(1, *shape)),
+            signature=runner.typed(savedmodel.signature(model, batch_shape=(1, *shape))),
             lowering=getattr(exported, "lowering", None),
             agreement=result,
             held_out=check_on is not seen,

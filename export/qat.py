@@ -152,7 +152,7 @@ def to_litert(
         manifest=manifest(
             network=model.name,
             precision="int8",
-            signature=savedmodel.signature(model, batch_shape=(1, *shape)),
+            signature=runner.typed(savedmodel.signature(model, batch_shape=(1, *shape))),
             lowering=lowered.lowering,
             agreement=agreement(
                 savedmodel.predict(model, images), runner(images), in_steps=runner.has_quantized_outputs

@@ -130,6 +130,9 @@ def test_input_and_output_have_the_types_asked_for(input_type, output_type, expo
     assert np.dtype(runner._input["dtype"]).name == input_type
     assert np.dtype(output["dtype"]).name == output_type
     assert made.manifest["agreement"]["top1"] >= 0.95
+    told = made.manifest["signature"]["inputs"]["images"]
+    assert told["dtype"] == input_type
+    assert ("scale" in told, "zero_point" in told) == (input_type != "float32",) * 2
     # XNNPACK does not turn uint8 into int8; the kernel that does flips one bit of each byte.
     allowed = ["QUANTIZE"] * ((input_type == "uint8") + (output_type == "uint8"))
     assert runner.undelegated() in ([], allowed[:1], allowed)
