@@ -101,9 +101,9 @@ def main(folder):
     labels = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
     told = {"labels": labels, "normalization": (MEAN, STD), "training": {"data": "digits", "epochs": 3}}
     exported = {"float32": to_litert(model, held_out=test[0], **told)}
-    exported["int8"] = to_litert(
-        model, precision="int8", calibration=train[0][:200], held_out=test[0], converted=exported["float32"]
-    )
+    int8 = {"precision": "int8", "calibration": train[0][:200], "held_out": test[0], "converted": exported["float32"]}
+    exported["int8"] = to_litert(model, **int8)
+    exported["int8_of_uint8"] = to_litert(model, **int8, input_type="uint8")
     images = {"a digit": pictures(data.test, SIZE)[0], "china.jpg": photograph(SIZE)}
     for name, image in images.items():
         np.save(folder / f"{name}.npy", image)
