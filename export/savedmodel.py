@@ -14,7 +14,7 @@ from se_keras.errors import first_line
 from se_keras.export.agreement import agreement, in_batches, logit_range, noise
 from se_keras.export.lower import lower
 from se_keras.export.manifest import manifest, sha256
-from se_keras.graph import functional, producer, structures
+from se_keras.graph import functional, gives_probabilities, producer, structures
 
 SIGNATURE = "serving_default"
 _GRAPH, _MANIFEST = "saved_model.pb", "assets.extra/manifest.json"
@@ -217,11 +217,6 @@ def output_names(model):
     if len(model.outputs) == 1 and gives_probabilities(producer(model.outputs[0])):
         return ["probabilities"]
     return list(model.output_names)
-
-
-def gives_probabilities(layer):
-    """Whether a layer ends in a softmax."""
-    return isinstance(layer, keras.layers.Softmax) or getattr(layer, "activation", None) is keras.activations.softmax
 
 
 def classes(model):

@@ -15,7 +15,7 @@ from se_keras.export import litert, savedmodel
 from se_keras.export.agreement import LEAST_PROBABILITY, Agreement, agreement, in_batches, noise
 from se_keras.export.calibration import calibration_images
 from se_keras.export.lower import lower
-from se_keras.graph import calls, functional, producer
+from se_keras.graph import calls, functional, gives_probabilities, producer
 
 _FREE_SIZE = 64  # of noise, where neither side has a size of its own
 _LAYER_SAMPLES = 4  # all layers of a large network at once take some 100 MB an image
@@ -221,7 +221,7 @@ def _layers(a, b, images):
     rows = []
     for index, name in enumerate(names):
         if expected[index].shape == actual[index].shape:
-            kind = "probabilities" if savedmodel.gives_probabilities(producer(sides[0][index])) else "values"
+            kind = "probabilities" if gives_probabilities(producer(sides[0][index])) else "values"
             rows.append((name, agreement({kind: expected[index]}, {kind: actual[index]})))
     return tuple(rows)
 

@@ -59,6 +59,11 @@ def producer(tensor):
     return tensor._keras_history.operation
 
 
+def gives_probabilities(layer):
+    """Whether a layer ends in a softmax."""
+    return isinstance(layer, keras.layers.Softmax) or getattr(layer, "activation", None) is keras.activations.softmax
+
+
 def parts(operation):
     """A layer and the layers inside it, such as a wrapper's; an operation of keras.ops alone."""
     return list(operation._flatten_layers()) if isinstance(operation, keras.layers.Layer) else [operation]
