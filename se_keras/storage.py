@@ -34,6 +34,12 @@ def staged(target):
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def remove_partial(folder):
+    """Removes what a killed process has left half written in a folder."""
+    for path in Path(folder).glob(".*.partial-*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
 def check_writable(target):
     """Raises OSError at once, not after an hour's work, if a file beside `target` cannot be written."""
     target = Path(target)

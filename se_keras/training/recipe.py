@@ -4,9 +4,21 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import keras
+
 CROPS = ("none", "scale_and_aspect", "pad")
 SCHEDULES = ("cosine", "steps", "plateau")
 SAMPLINGS = ("shuffled", "balanced")
+
+
+def _whole(value, least):
+    return type(value) is int and value >= least
+
+
+def _check(values, **fits):
+    for field, fit in fits.items():
+        if not fit:
+            raise ValueError(f"{field} is out of its range. Received: {field}={getattr(values, field)!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,12 +69,14 @@ class Recipe:
         batch_size: Images in a step, over all replicas.
         learning_rate: The first, or the one that the warm-up rises to.
         momentum: Of SGD.
+        nesterov: Whether it is Nesterov's.
         weight_decay: L2 regularisation of the kernels; not of biases, BatchNorm's parameters among them.
         schedule: Of the learning rate. `"cosine"` takes it to zero (arXiv:1608.03983, eq. 5, without restarts),
-            `"steps"` multiplies it by `decay` every `decay_epochs`, `"plateau"` whenever the held-out loss has not
-            fallen for `patience` epochs.
+            `"steps"` multiplies it by `decay` after each number of epochs in `decay_epochs`, `"plateau"` whenever the
+            held-out loss has not fallen for `patience` epochs.
         decay_epochs, decay, patience: See `schedule`.
-        warmup_epochs: In which the learning rate rises to its value, linearly (arXiv:1706.02677, section 2.2).
+        warmup_epochs: In which the learning rate rises to its value, linearly (arXiv:1706.02677, section 2.2), in
+            front of the cosine.
         label_smoothing: Share of each label that is spread over all classes (arXiv:1512.00567, section 7).
         ema: Decay, a step, of the averaged weights that are judged and saved; 0 for none.
         frozen_batch_norm_epochs: The last epochs, in which BatchNorm is as in inference and does not learn.
@@ -79,9 +93,10 @@ class Recipe:
     batch_size: int
     learning_rate: float
     momentum: float = 0.9
+    nesterov: bool = False
     weight_decay: float = 0.0
     schedule: Literal["cosine", "steps", "plateau"] = "cosine"
-    decay_epochs: int = 30
+    decay_epochs: tuple[int, ...] = (30, 60, 90)
     decay: float = 0.1
     patience: int = 5
     warmup_epochs: int = 0
@@ -99,7 +114,8 @@ class Recipe:
             epochs=_whole(self.epochs, 1),
             batch_size=_whole(self.batch_size, 1),
             seed=_whole(self.seed, 0),
-            decay_epochs=_whole(self.decay_epochs, 1),
+            decay_epochs=all(_whole(epoch, 1) for epoch in self.decay_epochs)
+            and list(self.decay_epochs) == sorted(set(self.decay_epochs)),
             patience=_whole(self.patience, 1),
             warmup_epochs=_whole(self.warmup_epochs, 0),
             frozen_batch_norm_epochs=_whole(self.frozen_batch_norm_epochs, 0),
@@ -112,21 +128,57 @@ class Recipe:
             schedule=self.schedule in SCHEDULES,
             sampling=self.sampling in SAMPLINGS,
         )
+        if self.warmup_epochs and self.schedule != "cosine":
+            raise ValueError(
+                f"warmup_epochs stand in front of a cosine. Received: warmup_epochs={self.warmup_epochs}, "
+                f"schedule={self.schedule!r}"
+            )
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"warmup_epochs must be fewer than epochs. Received: {self.warmup_epochs} of {self.epochs}"
+            )
+        if self.ema and self.frozen_batch_norm_epochs:
+            raise ValueError(
+                "Averaged weights and frozen BatchNorm exclude each other: the average would be of other weights. "
+                f"Received: ema={self.ema}, frozen_batch_norm_epochs={self.frozen_batch_norm_epochs}"
+            )
 
     def scaled_to(self, batch_size):
         """The recipe at another batch, its learning rate in proportion: arXiv:1706.02677, section 2.1."""
         return replace(self, batch_size=batch_size, learning_rate=self.learning_rate * batch_size / self.batch_size)
 
 
-def _whole(value, least):
-    return type(value) is int and value >= least
+def learning_rates(recipe, steps_per_epoch):
+    """The learning rate of each step, as a Keras schedule; of `"plateau"` the first, a number."""
+    if recipe.schedule == "plateau":
+        return recipe.learning_rate
+    if recipe.schedule == "steps":
+        boundaries = [epoch * steps_per_epoch - 1 for epoch in recipe.decay_epochs]
+        values = [recipe.learning_rate * recipe.decay**number for number in range(len(boundaries) + 1)]
+        return keras.optimizers.schedules.PiecewiseConstantDecay(boundaries, values)
+    if not recipe.warmup_epochs:
+        return keras.optimizers.schedules.CosineDecay(recipe.learning_rate, recipe.epochs * steps_per_epoch)
+    return keras.optimizers.schedules.CosineDecay(
+        0.0,
+        (recipe.epochs - recipe.warmup_epochs) * steps_per_epoch,
+        warmup_target=recipe.learning_rate,
+        warmup_steps=recipe.warmup_epochs * steps_per_epoch,
+    )
 
 
-def _check(values, **fits):
-    for field, fit in fits.items():
-        if not fit:
-            raise ValueError(f"{field} is out of its range. Received: {field}={getattr(values, field)}")
+def after_plateaus(recipe, losses):
+    """The learning rate of the next epoch under `"plateau"`, by the held-out loss of each epoch so far."""
+    rate, best, waited = recipe.learning_rate, math.inf, 0
+    for loss in losses:
+        best, waited = (loss, 0) if loss < best else (best, waited + 1)
+        if waited == recipe.patience:
+            rate, waited = rate * recipe.decay, 0
+    return rate
 
+
+_IMAGENET_CROPS = Augmentation(crop="scale_and_aspect", flip=True)
+_CIFAR_CROPS = Augmentation(crop="pad", padding=4, flip=True)
+_DECAY = "weight decay is not stated there, 1e-4 is that of ResNet's authors (arXiv:1512.03385, section 3.4)"
 
 DIGITS = Recipe(
     epochs=15,
@@ -135,5 +187,97 @@ DIGITS = Recipe(
     label_smoothing=0.1,
     source="this project's own, for 8x8 digits; momentum and smoothing as in arXiv:1709.01507",
 )
-
-RECIPES = {"digits": DIGITS}
+PAPER_IMAGENET = Recipe(
+    epochs=100,
+    batch_size=1024,
+    learning_rate=0.6,
+    weight_decay=1e-4,
+    schedule="steps",
+    augmentation=_IMAGENET_CROPS,
+    source=f"arXiv:1709.01507, section 5.1; {_DECAY}; crops of 8 to 100 % and 3/4 to 4/3 as its repository has them",
+)
+RECIPES = {
+    "digits": DIGITS,
+    "paper_imagenet": PAPER_IMAGENET,
+    "paper_mobile": replace(
+        PAPER_IMAGENET,
+        epochs=400,
+        batch_size=256,
+        learning_rate=0.1,
+        weight_decay=4e-5,
+        schedule="plateau",
+        augmentation=replace(_IMAGENET_CROPS, area=(0.25, 1.0)),
+        source="arXiv:1709.01507, section 5.1: momentum, batch, the learning rate and its plateaus, some 400 epochs, and "
+        "milder augmentation, as ShuffleNet's authors; weight decay is theirs (arXiv:1707.01083, section 4). What a "
+        "plateau is and how mild the crops are is not stated: 5 epochs and at least 25 % are this project's",
+    ),
+    "paper_cifar": Recipe(
+        epochs=164,
+        batch_size=128,
+        learning_rate=0.1,
+        weight_decay=1e-4,
+        schedule="steps",
+        decay_epochs=(82, 123),
+        augmentation=_CIFAR_CROPS,
+        source="arXiv:1709.01507, section 5.1, trains as each network's authors: arXiv:1603.05027, appendix, for the "
+        "pre-activation ResNets (64k steps, a tenth after 32k and 48k), without its first 400 steps at 0.01",
+    ),
+    "paper_cifar_wide": Recipe(
+        epochs=200,
+        batch_size=128,
+        learning_rate=0.1,
+        nesterov=True,
+        weight_decay=5e-4,
+        schedule="steps",
+        decay_epochs=(60, 120, 160),
+        decay=0.2,
+        augmentation=_CIFAR_CROPS,
+        source="arXiv:1709.01507, section 5.1, trains as each network's authors: arXiv:1605.07146, section 3",
+    ),
+    "paper_cifar_shake": Recipe(
+        epochs=1800,
+        batch_size=128,
+        learning_rate=0.2,
+        weight_decay=1e-4,
+        augmentation=_CIFAR_CROPS,
+        source="arXiv:1709.01507, section 5.1, trains as each network's authors: arXiv:1705.07485, section 2.2",
+    ),
+    "senet154": replace(
+        PAPER_IMAGENET,
+        batch_size=2048,
+        learning_rate=1.0,
+        label_smoothing=0.1,
+        frozen_batch_norm_epochs=5,
+        source=f"arXiv:1709.01507, appendix: batch, learning rate, label smoothing, BatchNorm fixed in the last few epochs "
+        f"(5 is this project's) and dropout of 0.2, which is the network's; the rest as paper_imagenet; {_DECAY}",
+    ),
+    "ablation": replace(
+        PAPER_IMAGENET,
+        epochs=300,
+        batch_size=256,
+        learning_rate=0.1,
+        schedule="plateau",
+        label_smoothing=0.1,
+        source=f"arXiv:1709.01507, section 6: learning rate, plateaus, some 300 epochs, label smoothing; give the network "
+        f"SEConfig(bias=False). Batch: 256 on one server, as its repository says; a plateau of 5 epochs is this "
+        f"project's; {_DECAY}",
+    ),
+    "places365": replace(
+        PAPER_IMAGENET,
+        source="arXiv:1709.01507, section 5.2, which states no other settings for Places365 than for ImageNet: "
+        "as paper_imagenet",
+    ),
+    "modern": Recipe(
+        epochs=350,
+        batch_size=4096,
+        learning_rate=1.6,
+        weight_decay=4e-5,
+        warmup_epochs=5,
+        label_smoothing=0.1,
+        ema=0.9999,
+        augmentation=replace(_IMAGENET_CROPS, rand_augment=0.5, mixup=0.2),
+        source="ResNet-RS, arXiv:2103.07579, section 4 and appendix: epochs, batch, learning rate, cosine, warm-up, weight "
+        "decay, label smoothing, average, RandAugment of two operations (0.5 is Keras' own strength); without its "
+        "dropout and stochastic depth. mixup, which it has not, from arXiv:1710.09412, section 3.1",
+    ),
+}

@@ -1,0 +1,151 @@
+"""One image: from the bytes of a file to the pixels that a network is shown, in training by chance and in evaluation.
+
+All chance is stateless: it comes from a seed that the caller derives from the training's seed, the epoch and the image,
+so that a training that goes on, or another worker, sees the same.
+"""
+
+import keras
+import tensorflow as tf
+
+RESIZE = 256 / 224  # of the shorter side over the crop's: section 5.1 of arXiv:1709.01507
+
+
+def decode(content, channels=3):
+    """Pixels `(height, width, channels)`, uint8, of a JPEG, PNG, GIF (its first frame), BMP or WebP file.
+
+    What the file is, its content says. Gray becomes RGB and the other way round; transparency is dropped.
+    """
+    image = tf.io.decode_image(content, channels=channels, expand_animations=False)
+    return tf.ensure_shape(image, (None, None, channels))
+
+
+def training_image(content, *, size, channels, augmentation, seed, operations=None):
+    """An image as training shows it.
+
+    Args:
+        content: Bytes of a file, or pixels `(height, width, channels)`.
+        size: `(height, width)` of the network.
+        channels: Of the network.
+        augmentation: An `Augmentation`.
+        seed: Two integers, as a tensor.
+        operations: What `rand_augment` has made, if the augmentation asks for it.
+
+    Returns:
+        Pixels `(height, width, channels)`, float32, in the range that they came in.
+    """
+    if augmentation.crop == "scale_and_aspect":
+        image = tf.image.resize(_random_part(content, channels, augmentation, _sub(seed, 0)), size)
+    else:
+        image = evaluation_image(content, size=size, channels=channels)
+    if augmentation.crop == "pad":
+        border = augmentation.padding
+        padded = tf.pad(image, [[border, border], [border, border], [0, 0]])
+        image = tf.image.stateless_random_crop(padded, (*size, channels), seed=_sub(seed, 1))
+    if augmentation.flip:
+        image = tf.image.stateless_random_flip_left_right(image, seed=_sub(seed, 2))
+    if operations is not None:
+        image = operations(image, _sub(seed, 3))
+    return tf.ensure_shape(image, (*size, channels))
+
+
+def evaluation_image(content, *, size, channels, resize=None):
+    """The middle of an image: its shorter side is scaled to `resize`, and `size` cut out of it.
+
+    An image that has the network's size already stays as it is, unless `resize` is given; its default is 256/224 of
+    the crop. Scaled bilinearly and antialiased, as Pillow and torchvision do.
+    """
+    image = tf.cast(_pixels(content, channels), "float32")
+    height, width = size
+    ratio = RESIZE if resize is None else resize / min(size)
+
+    def middle():
+        shape = tf.cast(tf.shape(image)[:2], "float32")
+        scale = tf.reduce_max([height, width] * tf.constant(ratio, "float32") / shape)
+        scaled = tf.maximum(tf.cast(tf.round(shape * scale), "int32"), [height, width])
+        top, left = tf.unstack((scaled - [height, width]) // 2)
+        return tf.image.resize(image, scaled, antialias=True)[top : top + height, left : left + width]
+
+    if resize is None:
+        fits = tf.reduce_all(tf.shape(image)[:2] == [height, width])
+        return tf.ensure_shape(tf.cond(fits, lambda: image, middle), (*size, channels))
+    return tf.ensure_shape(middle(), (*size, channels))
+
+
+def mix_up(alpha):
+    """`keras.layers.MixUp` with stateless chance: a function of images, labels as probabilities, and a seed.
+
+    `alpha` is that of the Beta distribution. Layers make variables: outside of a dataset's functions.
+    """
+    layer = keras.layers.MixUp(alpha=alpha, data_format="channels_last", dtype="float32")
+
+    def mix(images, labels, seed):
+        layer.generator = StatelessSeeds(seed)
+        mixed = layer({"images": images, "labels": labels}, training=True)
+        return tf.ensure_shape(mixed["images"], images.shape), tf.ensure_shape(mixed["labels"], labels.shape)
+
+    return mix
+
+
+def rand_augment(factor):
+    """Two operations of `keras.layers.RandAugment` with stateless chance: a function of an image and a seed."""
+    how = {"data_format": "channels_last", "dtype": "float32"}
+    layer = keras.layers.RandAugment(value_range=(0, 255), num_ops=2, factor=factor, **how)
+    parts = [part for part in vars(layer).values() if isinstance(part, keras.layers.Layer)]
+
+    def augment(image, seed):
+        seeds = StatelessSeeds(seed)
+        for each in (layer, *parts):
+            each.generator = seeds
+        return layer(image, training=True)
+
+    return augment
+
+
+class StatelessSeeds(keras.random.SeedGenerator):
+    """Seeds for Keras layers that all come from one seed, a tensor: a dataset that is read again gives the same."""
+
+    def __init__(self, seed):
+        self._seed, self._given = seed, 0
+
+    def next(self, ordered=True):
+        """The next seed."""
+        self._given += 1
+        return tf.cast(_sub(self._seed, self._given), "uint32")
+
+
+def _random_part(content, channels, augmentation, seed):
+    """A part of an image, of random size and proportions; of a JPEG file only the part is decoded."""
+
+    def part(shape):
+        begin, extent, _ = tf.image.stateless_sample_distorted_bounding_box(
+            shape,
+            tf.zeros((1, 0, 4)),
+            seed=seed,
+            aspect_ratio_range=augmentation.aspect,
+            area_range=augmentation.area,
+            max_attempts=10,
+            use_image_if_no_bounding_boxes=True,
+        )
+        (top, left, _), (height, width, _) = tf.unstack(begin), tf.unstack(extent)
+        return top, left, height, width
+
+    def of_pixels():
+        pixels = _pixels(content, channels)
+        top, left, height, width = part(tf.shape(pixels))
+        return pixels[top : top + height, left : left + width]
+
+    def of_jpeg():
+        window = tf.stack(part(tf.image.extract_jpeg_shape(content)))
+        return tf.image.decode_and_crop_jpeg(content, window, channels=channels, dct_method="INTEGER_FAST")
+
+    if content.dtype != tf.string:
+        return of_pixels()
+    return tf.cond(tf.io.is_jpeg(content), of_jpeg, of_pixels)
+
+
+def _pixels(content, channels):
+    return decode(content, channels) if content.dtype == tf.string else content
+
+
+def _sub(seed, number):
+    return tf.random.experimental.stateless_fold_in(seed, number)
