@@ -48,9 +48,10 @@ def quickstart(folder, *, recipe=DIGITS, measured=MEASURED, blocks=20, progress=
 
     for network in (baseline_name(TRAINED), TRAINED):
 
-        def told(done, figures, network=network):
-            accuracy = f", test accuracy {figures['val_accuracy'][-1]:.1%}" if done else ""
-            progress(f"training {network} on digits: epoch {done} of {recipe.epochs}{accuracy}")
+        def told(now, network=network):
+            if now.step == 0:
+                accuracy = f", test accuracy {now.figures['val_accuracy'][-1]:.1%}" if now.figures else ""
+                progress(f"training {network} on digits: epoch {now.epoch} of {now.epochs}{accuracy}")
 
         model, figures = fit(create(network, classes=10), recipe, digits, folder / network, progress=told)
         report["training"][network] = {

@@ -17,7 +17,7 @@ from rich.console import Console
 if __name__ != "se_keras_cli":
     raise ImportError(f"This package is se_keras_cli: the command se-keras. Received: {__name__}")
 
-from se_keras_cli import files, measuring, networks
+from se_keras_cli import files, measuring, networks, training
 from se_keras_cli.screen import USER_ERRORS, native_logs_hidden, say
 
 IMAGES = "'digits', a .npy file (N, height, width, channels), or a folder of PNG, JPEG, BMP and GIF images"
@@ -99,15 +99,62 @@ def _parser():
     sub.add_argument("--size", type=int, help="height and width to count at (default: the network's own)")
     sub.add_argument("--layers", action="store_true", help="layer by layer")
 
-    sub = add("train", networks.train, "Train a network; the same command goes on where an interrupted one was.",
-              "train se_resnet11_digits -o runs/se", "train resnet11_digits --epochs 30 -o runs/plain")  # fmt: skip
+    sub = add("train", training.train, "Train a network; the same command goes on where an interrupted one was.",
+              "train se_resnet11_digits -o runs/se", "train resnet11_digits --epochs 30 -o runs/plain",
+              "train se_resnet50 --data imagenet/ --recipe paper_imagenet --dry-run",
+              "train se_resnet50 --data imagenet/ --recipe paper_imagenet --strategy mirrored "
+              "--precision mixed_float16 -o runs/se50",
+              "train se_resnet50 --data shards/ --strategy multi-worker --workers a:2222,b:2222 --index 0 -o runs/two",
+              json_output=True)  # fmt: skip
     sub.add_argument("network", metavar="NAME")
-    sub.add_argument("--data", default="digits", help="data set (default: %(default)s, the only one so far)")
-    sub.add_argument("-o", "--output", type=Path, required=True, help="folder of the run")
+    sub.add_argument("--data", default="digits", help="'digits' (default), a folder with a folder for each class "
+                     "(in train/ and val/, or alone), packed TFRecords, or tfds:NAME")  # fmt: skip
+    sub.add_argument("-o", "--output", type=Path, help="folder of the run")
+    sub.add_argument("--recipe", help="digits, paper_imagenet, paper_mobile, paper_cifar, senet154, ablation, places365, "
+                     "modern, ... (default: digits for the digits, else paper_imagenet)")  # fmt: skip
+    sub.add_argument("--dry-run", action="store_true", help="print the recipe in full, with its sources, and end")
     sub.add_argument("--epochs", type=int, help="passes over the data (default: the recipe's)")
-    sub.add_argument("--batch-size", type=int, help="images in a step (default: the recipe's)")
-    sub.add_argument("--learning-rate", type=float, help="the first one (default: the recipe's)")
+    sub.add_argument("--batch-size", type=int, help="images in a step; the learning rate goes along in proportion")
+    sub.add_argument("--learning-rate", type=float, help="the first one (default: the recipe's, for the batch)")
+    sub.add_argument("--sampling", help="shuffled, or balanced: each class equally often (default: the recipe's)")
     sub.add_argument("--seed", type=int, help="of the weights and the order of the images (default: the recipe's)")
+    sub.add_argument("--size", type=int, help="height and width of the images (default: the network's own)")
+    sub.add_argument("--weights", help="to start from: imagenet, or a file (default: random ones)")
+    sub.add_argument("--strategy", default="none", help="none (default), mirrored, multi-worker, or tpu")
+    sub.add_argument("--workers", metavar="HOST:PORT,...", help="in place of TF_CONFIG; the first of them writes")
+    sub.add_argument("--index", type=int, help="which of them this is, from 0")
+    sub.add_argument(
+        "--wait", type=float, default=600, metavar="S", help="seconds for all workers to come (default: 600)"
+    )
+    sub.add_argument("--tpu", help="name or address (default: the local one)")
+    sub.add_argument("--precision", default="float32", choices=("float32", "mixed_float16", "mixed_bfloat16"),
+                     help="of the layers; weights stay in float32")  # fmt: skip
+    sub.add_argument("--jit-compile", action="store_true", help="compile forward and backward pass with XLA")
+    sub.add_argument(
+        "--steps-per-execution", type=int, default=1, metavar="N", help="steps between two looks at signals"
+    )
+    sub.add_argument(
+        "--accumulate", type=int, default=1, metavar="N", help="parts to compute a batch in, for less memory"
+    )
+    sub.add_argument("--checkpoint-steps", type=int, metavar="N", help="save every N steps too, not after epochs alone")
+    sub.add_argument(
+        "--corrupt-budget", type=int, default=0, metavar="N", help="files that may be undecodable, left out"
+    )
+    sub.add_argument("--cache", action="store_true", help="keep the test images in memory")
+    sub.add_argument(
+        "--service", metavar="ADDRESS", help="a tf.data service that prepares the images, grpc://host:port"
+    )
+
+    sub = add("curves", training.curves, "Draw the curves of runs: SE beside its baseline, training and validation.",
+              "curves runs/plain runs/se -o curves.png")  # fmt: skip
+    sub.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="folders of runs")
+    sub.add_argument("-o", "--output", type=Path, required=True, help="a .png, .svg or .pdf file")
+
+    sub = add("pack", training.pack, "Pack a folder of images as TFRecords, for disks and networks to read fast.",
+              "pack imagenet/ --shards 1024 -o shards/", json_output=True)  # fmt: skip
+    sub.add_argument("images", metavar="FOLDER", type=Path, help="with a folder for each class")
+    sub.add_argument("-o", "--output", type=Path, required=True, help="folder of the shards")
+    sub.add_argument("--shards", type=int, default=8, metavar="N", help="of each split (default: %(default)s)")
 
     sub = add("export", files.export, "Export a .keras file to LiteRT (-o FILE.tflite) or to a SavedModel (-o FOLDER).",
               "export runs/se/model.keras -o digits.tflite",

@@ -189,7 +189,7 @@ def _last_figures(entries):
 
 
 def _labels(given):
-    from se_keras.training.data import DATA
+    from se_keras.training.sources import DATA
 
     if given in DATA:
         return DATA[given]().classes

@@ -1,6 +1,6 @@
-"""What the command does with networks: list them, show one, train one."""
+"""What the command does with networks: list them, and show one."""
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 from se_keras_cli.screen import Output, answer, new_table, print_json, progress_on
 
@@ -114,38 +114,6 @@ def show(options, console):
             output = "x".join(map(str, layer.output_shape))
             table.add_row(layer.name, layer.type, output, f"{layer.trainable:,}", f"{layer.macs:,}")
         out.print(table)
-
-
-def train(options, console):
-    """`se-keras train`."""
-    import keras
-
-    from se_keras import create
-    from se_keras.training import data, recipe
-    from se_keras.training.fit import MODEL_FILE, fit
-
-    dataset = data.load(options.data)
-    fields = ("epochs", "batch_size", "learning_rate", "seed")
-    given = {field: getattr(options, field) for field in fields if getattr(options, field) is not None}
-    chosen = replace(recipe.DIGITS, **given)
-    keras.utils.set_random_seed(chosen.seed)
-    model = create(options.network, classes=len(dataset.classes), input_shape=dataset.train.images.shape[1:])
-    file, finished = options.output / MODEL_FILE, 0
-
-    with progress_on(console) as progress:
-
-        def told(done, figures):
-            nonlocal finished
-            finished = done
-            now = f", test accuracy {figures['val_accuracy'][-1]:.1%}" if done else ""
-            progress(f"training {options.network}: epoch {done} of {chosen.epochs}{now}")
-
-        try:
-            _, figures = fit(model, chosen, dataset, options.output, progress=told)
-        except KeyboardInterrupt:
-            kept = f"{file} holds epoch {finished} of {chosen.epochs}" if finished else "No epoch was finished"
-            raise KeyboardInterrupt(f"{kept}; the same command goes on") from None
-    answer(f"{file}: test accuracy {figures['val_accuracy'][-1]:.1%} after {chosen.epochs} epochs")
 
 
 def _totals(counts):

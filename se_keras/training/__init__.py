@@ -1,1 +1,20 @@
-"""Training: data, recipes, and the loop."""
+"""Training: recipes, data, strategies, and the loop, `fit`."""
+
+from se_keras.training.distribution import Cluster, replicas
+from se_keras.training.fit import Execution, Preempted, Progress, fit, training_of
+from se_keras.training.recipe import RECIPES, Augmentation, Recipe
+from se_keras.training.sources import load
+
+__all__ = [
+    "RECIPES",
+    "Augmentation",
+    "Cluster",
+    "Execution",
+    "Preempted",
+    "Progress",
+    "Recipe",
+    "fit",
+    "load",
+    "replicas",
+    "training_of",
+]

@@ -230,7 +230,9 @@ def folder(path, *, mean=IMAGENET["mean"], std=IMAGENET["std"], seed=0):
         test, others = _files(held_out)
         if classes != others:
             missing = sorted(set(classes) ^ set(others))
-            raise ValueError(f"train/ and {held_out.name}/ have the same classes. Received: {missing[0]!r} in one alone")
+            raise ValueError(
+                f"train/ and {held_out.name}/ have the same classes. Received: {missing[0]!r} in one alone"
+            )
         return Data(train=train, test=test, classes=classes, **common)
     files, classes = _files(root)
     held = np.zeros(len(files), bool)

@@ -237,7 +237,9 @@ class Trainer:
         self._accumulate = accumulate
         self._jit_compile = jit_compile
         self._loss = keras.losses.CategoricalCrossentropy(
-            from_logits=not gives_probabilities(producer(model.outputs[0])), label_smoothing=label_smoothing, reduction=None
+            from_logits=not gives_probabilities(producer(model.outputs[0])),
+            label_smoothing=label_smoothing,
+            reduction=None,
         )
         with replicas.strategy.scope():
             if not optimizer.built:

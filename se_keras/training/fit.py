@@ -102,7 +102,8 @@ def fit(model, recipe, data, folder, *, strategy="none", execution=None, progres
     `folder/checkpoint.safetensors` has everything that the rest depends on, after each epoch and when SIGTERM or Ctrl-C
     comes: training goes on with the next step, to the same weights. After each epoch `folder/model.keras` holds the
     network (its averaged weights, if the recipe keeps any), `run.json` the recipe, the figures and what made them,
-    `history.csv`, `tensorboard/`, `curves.png` and `curves.svg` the figures. All are written whole, by the first worker.
+    `history.csv`, `tensorboard/`, `curves.png` and `curves.svg` the figures. All are written whole, by the first worker,
+    but for TensorBoard's events, which grow.
 
     Args:
         model: A functional model from images to probabilities or logits of the data's classes; training starts from
@@ -187,6 +188,7 @@ class _Run:
             storage.remove_partial(folder)
         self.epoch, self.step, self.figures = 0, 0, {}
         self.sums = np.zeros(3)  # of the epoch that is going on: loss, right, images
+        self._traced_frozen = False
         self.corrupt = Corrupt(budget=execution.corrupt_budget)
         with given.strategy.scope():
             self.model = model if given.name == "none" else _copy(model)
@@ -203,14 +205,17 @@ class _Run:
         if (folder / checkpoint.FILE).exists():
             self._resume()
         elif (folder / MODEL_FILE).exists():
-            raise ValueError(f"{str(folder)!r} has a {MODEL_FILE} and no {checkpoint.FILE} to go on from: take a new folder")
+            raise ValueError(
+                f"{str(folder)!r} has a {MODEL_FILE} and no {checkpoint.FILE} to go on from: take a new folder"
+            )
         self._require_agreement()
 
     def one_epoch(self, stop, heard):
         """Takes the steps of an epoch that are left, judges, and writes everything."""
         started = time.monotonic()
         with _batch_norm_frozen(self.model, when=self._is_frozen()):
-            if self._is_frozen() or self.epoch == 0:
+            if self._is_frozen() != self._traced_frozen:
+                self._traced_frozen = self._is_frozen()
                 self.trainer.trace()
             if self.recipe.schedule == "plateau":
                 self.optimizer.learning_rate = after_plateaus(self.recipe, self.figures.get("val_loss", []))
@@ -322,7 +327,9 @@ class _Run:
 
     def _require_finite(self, name, value):
         if not np.isfinite(value):
-            raise ValueError(f"The {name} is {value} in epoch {self.epoch + 1}: {self._kept()}. Lower the learning rate")
+            raise ValueError(
+                f"The {name} is {value} in epoch {self.epoch + 1}: {self._kept()}. Lower the learning rate"
+            )
 
     def _kept(self):
         """What is on the disk, in words."""

@@ -145,7 +145,8 @@ class Recipe:
 
     def scaled_to(self, batch_size):
         """The recipe at another batch, its learning rate in proportion: arXiv:1706.02677, section 2.1."""
-        return replace(self, batch_size=batch_size, learning_rate=self.learning_rate * batch_size / self.batch_size)
+        at_batch = replace(self, batch_size=batch_size)  # refused before it gives a learning rate of 0
+        return replace(at_batch, learning_rate=self.learning_rate * batch_size / self.batch_size)
 
 
 def learning_rates(recipe, steps_per_epoch):
@@ -207,8 +208,8 @@ RECIPES = {
         weight_decay=4e-5,
         schedule="plateau",
         augmentation=replace(_IMAGENET_CROPS, area=(0.25, 1.0)),
-        source="arXiv:1709.01507, section 5.1: momentum, batch, the learning rate and its plateaus, some 400 epochs, and "
-        "milder augmentation, as ShuffleNet's authors; weight decay is theirs (arXiv:1707.01083, section 4). What a "
+        source="arXiv:1709.01507, section 5.1: momentum, batch, the learning rate and its plateaus, some 400 epochs, "
+        "and milder augmentation, as ShuffleNet's authors; weight decay is theirs (arXiv:1707.01083, section 4). What a "
         "plateau is and how mild the crops are is not stated: 5 epochs and at least 25 % are this project's",
     ),
     "paper_cifar": Recipe(
@@ -248,8 +249,8 @@ RECIPES = {
         learning_rate=1.0,
         label_smoothing=0.1,
         frozen_batch_norm_epochs=5,
-        source=f"arXiv:1709.01507, appendix: batch, learning rate, label smoothing, BatchNorm fixed in the last few epochs "
-        f"(5 is this project's) and dropout of 0.2, which is the network's; the rest as paper_imagenet; {_DECAY}",
+        source="arXiv:1709.01507, appendix: batch, learning rate, label smoothing, BatchNorm fixed in the last few "
+        f"epochs (5 is this project's) and dropout of 0.2, which is the network's; the rest as paper_imagenet; {_DECAY}",
     ),
     "ablation": replace(
         PAPER_IMAGENET,
@@ -258,8 +259,8 @@ RECIPES = {
         learning_rate=0.1,
         schedule="plateau",
         label_smoothing=0.1,
-        source=f"arXiv:1709.01507, section 6: learning rate, plateaus, some 300 epochs, label smoothing; give the network "
-        f"SEConfig(bias=False). Batch: 256 on one server, as its repository says; a plateau of 5 epochs is this "
+        source="arXiv:1709.01507, section 6: learning rate, plateaus, some 300 epochs, label smoothing; give the "
+        f"network SEConfig(bias=False). Batch: 256 on one server, as its repository says; a plateau of 5 epochs is this "
         f"project's; {_DECAY}",
     ),
     "places365": replace(
@@ -276,8 +277,8 @@ RECIPES = {
         label_smoothing=0.1,
         ema=0.9999,
         augmentation=replace(_IMAGENET_CROPS, rand_augment=0.5, mixup=0.2),
-        source="ResNet-RS, arXiv:2103.07579, section 4 and appendix: epochs, batch, learning rate, cosine, warm-up, weight "
-        "decay, label smoothing, average, RandAugment of two operations (0.5 is Keras' own strength); without its "
+        source="ResNet-RS, arXiv:2103.07579, section 4 and appendix: epochs, batch, learning rate, cosine, warm-up, "
+        "weight decay, label smoothing, average, RandAugment of two operations (0.5 is Keras' own strength); without its "
         "dropout and stochastic depth. mixup, which it has not, from arXiv:1710.09412, section 3.1",
     ),
 }

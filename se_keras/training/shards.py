@@ -174,7 +174,9 @@ def _records(folder, entries, check):
             numbered = tf.data.TFRecordDataset(path).enumerate(start)
             return numbered.map(lambda number, record: (number, *_parsed(record)))
 
-        files = tf.data.Dataset.from_tensor_slices((tf.gather(paths, order), tf.gather(tf.cast(firsts, "int64"), order)))
+        files = tf.data.Dataset.from_tensor_slices(
+            (tf.gather(paths, order), tf.gather(tf.cast(firsts, "int64"), order))
+        )
         how = {"cycle_length": _READ_AT_ONCE, "block_length": 1, "num_parallel_calls": _READ_AT_ONCE}
         return files.interleave(of_file, deterministic=True, **how)
 

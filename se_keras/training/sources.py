@@ -1,0 +1,80 @@
+"""Data by name: the digits, a folder of images, packed TFRecords, a data set of TensorFlow Datasets."""
+
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from se_keras.training import shards
+from se_keras.training.data import HELD_OUT, IMAGENET, Data, digits, folder
+
+DATA = {"digits": digits}
+
+
+def load(name, *, mean=IMAGENET["mean"], std=IMAGENET["std"]):
+    """Loads a data set.
+
+    Args:
+        name: `"digits"`, `"tfds:NAME"`, or the path of a folder of images or of packed TFRecords.
+        mean: Of each channel of pixels in 0 to 255; the digits have their own.
+        std: Likewise.
+
+    Raises:
+        ValueError, OSError: If there is none, or as `folder` and `shards.read` do.
+        ImportError: If it needs a package that is not there.
+    """
+    if name in DATA:
+        return DATA[name]()
+    if str(name).startswith("tfds:"):
+        return tfds(str(name).removeprefix("tfds:"), mean=mean, std=std)
+    if (Path(name) / shards.INDEX).is_file():
+        return shards.read(name, mean=mean, std=std)
+    if Path(name).is_dir():
+        return folder(name, mean=mean, std=std)
+    raise ValueError(f"data must be 'digits', 'tfds:NAME', or a folder of images or TFRecords. Received: {str(name)!r}")
+
+
+def tfds(name, *, mean=IMAGENET["mean"], std=IMAGENET["std"]):
+    """A data set of TensorFlow Datasets, which fetches it the first time: one with the features `image` and `label`.
+
+    It is read one image after the other, as TFRecords are; its images are judged by those of its split `validation` or
+    `test`.
+
+    Raises:
+        ImportError: If the package tensorflow-datasets is not there.
+        ValueError: If there is no such data set, or if it has other features or splits.
+    """
+    try:
+        import tensorflow_datasets
+    except ImportError:
+        raise ImportError(f'tfds:{name} needs the package tensorflow-datasets: pip install "se-keras[tfds]"') from None
+    try:
+        builder = tensorflow_datasets.builder(name)
+    except tensorflow_datasets.core.DatasetNotFoundError:
+        raise ValueError(f"TensorFlow Datasets has no data set {name!r}") from None
+    held_out = next((split for split in HELD_OUT if split in builder.info.splits), None)
+    features = builder.info.features
+    if not {"image", "label"} <= features.keys() or "train" not in builder.info.splits or held_out is None:
+        raise ValueError(
+            f"A data set has the features image and label, and the splits train and one of {HELD_OUT}. Received: "
+            f"{name} with {', '.join(features)} and {', '.join(builder.info.splits)}"
+        )
+    builder.download_and_prepare()
+    raw = {"image": tensorflow_datasets.decode.SkipDecoding()}
+
+    def records(split):
+        def read(_):
+            files = builder.as_dataset(split=split, decoders=raw, shuffle_files=False)
+            return files.enumerate().map(lambda i, x: (i, x["image"], tf.cast(x["label"], "int32")))
+
+        count = builder.info.splits[split].num_examples
+        return shards.Records(count=count, labels=np.arange(features["label"].num_classes), read=read)
+
+    return Data(
+        name=f"tfds:{name}",
+        train=records("train"),
+        test=records(held_out),
+        classes=tuple(features["label"].names),
+        mean=tuple(mean),
+        std=tuple(std),
+    )
