@@ -5,11 +5,13 @@ import io
 import math
 import re
 import warnings
+from dataclasses import replace
 
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from ai_edge_quantizer import quantizer
 from ai_edge_quantizer.algorithm_manager import AlgorithmName
+from ai_edge_quantizer.algorithms.uniform_quantize import uniform_quantize_tensor
 from ai_edge_quantizer.calibrator import Calibrator
 from ai_edge_quantizer.qtyping import (
     ComputePrecision,
@@ -139,8 +141,39 @@ def quantize(
 
 
 def _quantized(engine, ranges):
-    result = engine.quantize(ranges, enable_progress_bar=False, enable_progress_report=False)
+    with _large_kernels_in_parts():
+        result = engine.quantize(ranges, enable_progress_bar=False, enable_progress_report=False)
     return bytes(result.quantized_model)
+
+
+_LARGE = 32 * 2**20
+
+
+@contextlib.contextmanager
+def _large_kernels_in_parts():
+    """Lets the engine see kernels of convolutions in parts of less than 32 MiB.
+
+    ai-edge-quantizer 0.10 flattens larger ones, SENet-154's last shortcut among them, and not their scales with them.
+    """
+    whole = uniform_quantize_tensor.uniform_quantize
+
+    def in_parts(kernel, parameters, *blockwise):
+        if kernel.ndim <= 2 or kernel.nbytes <= _LARGE or parameters.quantized_dimension != 0:
+            return whole(kernel, parameters, *blockwise)
+        count = -(-kernel.nbytes // _LARGE)
+        pieces = (np.array_split(x, count) for x in (kernel, parameters.scale, parameters.zero_point))
+        return np.concatenate(
+            [
+                whole(part, replace(parameters, scale=scale, zero_point=zero_point), *blockwise)
+                for part, scale, zero_point in zip(*pieces, strict=True)
+            ]
+        )
+
+    uniform_quantize_tensor.uniform_quantize = in_parts
+    try:
+        yield
+    finally:
+        uniform_quantize_tensor.uniform_quantize = whole
 
 
 _ROUNDS = 5

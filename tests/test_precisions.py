@@ -326,3 +326,14 @@ def test_average_pooling_and_concatenations_stay_on_xnnpack_in_int8():
     assert made.runner().undelegated() == []
     (actual,) = made.runner()(seen).values()
     assert difference(outputs_of(pooled, seen), [actual]) < 0.03
+
+
+def test_kernel_of_more_than_32_mib_is_quantized():
+    keras.utils.set_random_seed(0)
+    images = keras.Input((4, 4, 1024))
+    outputs = keras.layers.Conv2D(1024, 3, name="conv")(images)  # 36 MiB, as SENet-154's last shortcut has 72
+    model = keras.Model(images, outputs)
+    some = np.random.default_rng(0).normal(size=(4, 4, 4, 1024)).astype("float32")
+    result = to_litert(model, precision="int8", calibration=some[:2], held_out=some[2:]).manifest["agreement"]
+    # A kernel in steps of 1/127 of each channel's largest value, or one that is none of its own.
+    assert result["cosine"] > 0.999

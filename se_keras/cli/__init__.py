@@ -110,8 +110,8 @@ def _parser():
     sub.add_argument("--data", default="digits", help="'digits' (default), a folder with a folder for each class "
                      "(in train/ and val/, or alone), packed TFRecords, or tfds:NAME")  # fmt: skip
     sub.add_argument("-o", "--output", type=Path, help="folder of the run")
-    sub.add_argument("--recipe", help="digits, paper_imagenet, paper_mobile, paper_cifar, senet154, ablation, places365, "
-                     "modern, ... (default: digits for the digits, else paper_imagenet)")  # fmt: skip
+    sub.add_argument("--recipe", help="digits, paper_imagenet, paper_mobile, paper_cifar, senet154, ablation, "
+                     "places365, modern, ... (default: digits for the digits, else paper_imagenet)")  # fmt: skip
     sub.add_argument("--dry-run", action="store_true", help="print the recipe in full, with its sources, and end")
     sub.add_argument("--epochs", type=int, help="passes over the data (default: the recipe's)")
     sub.add_argument("--batch-size", type=int, help="images in a step; the learning rate goes along in proportion")

@@ -10,6 +10,8 @@ which adds up the gradients of all replicas.
 import contextlib
 import json
 import os
+import socket
+import time
 from dataclasses import dataclass
 
 import keras
@@ -21,7 +23,6 @@ from se_keras.graph import gives_probabilities, producer
 STRATEGIES = ("none", "mirrored", "multi-worker", "tpu")
 TOP = 5
 LONGEST_WAIT = 600  # seconds for all workers to come
-_HEARTBEAT_MS = 10_000  # a worker that was silent for so long is lost
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,34 +184,44 @@ def replicas(strategy="none", *, cluster=None, tpu=None, timeout=LONGEST_WAIT):
 
 
 def _multi_worker(cluster, timeout):
-    from tensorflow.compiler.xla.tsl.protobuf import coordination_config_pb2
-    from tensorflow.python.eager import context
-
+    _meet(cluster, timeout)
     spec = tf.train.ClusterSpec({"worker": list(cluster.workers)})
-    # TensorFlow waits for an hour, and takes minutes to see that a worker is gone. There is no public way to say
-    # otherwise; MultiWorkerMirroredStrategy keeps what is configured before it.
-    context.context().configure_coordination_service(
-        service_type="standalone",
-        service_leader="/job:worker/replica:0/task:0",
-        cluster_register_timeout_in_ms=int(timeout * 1000),
-        heartbeat_timeout_in_ms=_HEARTBEAT_MS,
-        coordinated_jobs=[coordination_config_pb2.CoordinatedJob(name="worker", num_tasks=len(cluster.workers))],
-    )
     resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
         spec, task_type="worker", task_id=cluster.index, rpc_layer="grpc"
     )
     try:
         return tf.distribute.MultiWorkerMirroredStrategy(resolver)
-    except tf.errors.OpError as error:
-        others = [address for index, address in enumerate(cluster.workers) if index != cluster.index]
-        raise TimeoutError(
-            f"Not all workers came within {timeout:g} s. This is worker {cluster.index} at "
-            f"{cluster.workers[cluster.index]}; it waited for {', '.join(others)} ({first_line(error)})"
-        ) from None
     except RuntimeError as error:
         raise ValueError(
             f"Several workers must be asked for before anything else of TensorFlow: {first_line(error)}"
         ) from None
+
+
+def _meet(cluster, timeout):
+    """Waits until all workers are there: TensorFlow itself would wait for an hour, deaf to signals.
+
+    Each listens at its own address and calls the others, until all have answered once: as here, or as TensorFlow, which
+    takes the address over.
+    """
+    missing = {address for index, address in enumerate(cluster.workers) if index != cluster.index}
+    own = cluster.workers[cluster.index]
+    deadline = time.monotonic() + timeout
+    try:
+        listener = socket.create_server(("", int(own.rpartition(":")[2])), backlog=len(cluster.workers))
+    except OSError as error:
+        raise OSError(f"Worker {cluster.index} cannot listen at {own}: {first_line(error)}") from None
+    with listener:
+        while missing:
+            for address in sorted(missing):
+                host, _, port = address.rpartition(":")
+                with contextlib.suppress(OSError), socket.create_connection((host.strip("[]"), int(port)), timeout=1):
+                    missing.discard(address)
+            if missing and time.monotonic() > deadline:
+                raise TimeoutError(
+                    f"Not all {len(cluster.workers)} workers came within {timeout:g} s. This is worker "
+                    f"{cluster.index} at {own}; it waited for {', '.join(sorted(missing))}"
+                )
+            time.sleep(0.2 if missing else 0)
 
 
 class Trainer:

@@ -102,8 +102,8 @@ def fit(model, recipe, data, folder, *, strategy="none", execution=None, progres
     `folder/checkpoint.safetensors` has everything that the rest depends on, after each epoch and when SIGTERM or Ctrl-C
     comes: training goes on with the next step, to the same weights. After each epoch `folder/model.keras` holds the
     network (its averaged weights, if the recipe keeps any), `run.json` the recipe, the figures and what made them,
-    `history.csv`, `tensorboard/`, `curves.png` and `curves.svg` the figures. All are written whole, by the first worker,
-    but for TensorBoard's events, which grow.
+    `history.csv`, `tensorboard/`, `curves.png` and `curves.svg` the figures. The first worker writes, each file whole but
+    for TensorBoard's events, which grow.
 
     Args:
         model: A functional model from images to probabilities or logits of the data's classes; training starts from

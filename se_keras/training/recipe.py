@@ -209,8 +209,8 @@ RECIPES = {
         schedule="plateau",
         augmentation=replace(_IMAGENET_CROPS, area=(0.25, 1.0)),
         source="arXiv:1709.01507, section 5.1: momentum, batch, the learning rate and its plateaus, some 400 epochs, "
-        "and milder augmentation, as ShuffleNet's authors; weight decay is theirs (arXiv:1707.01083, section 4). What a "
-        "plateau is and how mild the crops are is not stated: 5 epochs and at least 25 % are this project's",
+        "and milder augmentation, as ShuffleNet's authors; weight decay is theirs (arXiv:1707.01083, section 4). What "
+        "a plateau is and how mild the crops are is not stated: 5 epochs and at least 25 % are this project's",
     ),
     "paper_cifar": Recipe(
         epochs=164,
@@ -250,7 +250,7 @@ RECIPES = {
         label_smoothing=0.1,
         frozen_batch_norm_epochs=5,
         source="arXiv:1709.01507, appendix: batch, learning rate, label smoothing, BatchNorm fixed in the last few "
-        f"epochs (5 is this project's) and dropout of 0.2, which is the network's; the rest as paper_imagenet; {_DECAY}",
+        f"epochs (5 is this project's) and dropout of 0.2, which is the network's; else as paper_imagenet; {_DECAY}",
     ),
     "ablation": replace(
         PAPER_IMAGENET,
