@@ -1,23 +1,27 @@
-"""The digits, recipes, and the loop: files whole after each epoch, the same weights however it was interrupted."""
+"""The loop: what is on the disk after each epoch and after every kind of end, and that training goes on from there."""
 
 import contextlib
+import csv
 import errno
 import json
 import os
-from dataclasses import FrozenInstanceError, replace
+import signal
+from dataclasses import asdict, replace
 
 import keras
 import numpy as np
 import pytest
-from sklearn.datasets import load_digits
 
 import se_keras
-from se_keras.training.data import Split, digits, load
-from se_keras.training.fit import MODEL_FILE, RUN_FILE, fit
-from se_keras.training.recipe import DIGITS, Recipe
+from se_keras.training import Execution, Preempted, checkpoint, fit, record
+from se_keras.training.data import Arrays, Corrupt, digits, folder
+from se_keras.training.fit import EXIT_SAVED, MODEL_FILE, RUN_FILE
+from se_keras.training.recipe import DIGITS, Augmentation
 
-FIGURES = {"loss", "accuracy", "val_loss", "val_accuracy"}
-SHORT = replace(DIGITS, epochs=4)
+FIGURES = ("loss", "accuracy", "val_loss", "val_accuracy", "val_top5", "learning_rate")
+FILES = {MODEL_FILE, RUN_FILE, checkpoint.FILE, record.CSV, record.EVENTS, *record.CURVES}
+SHORT = replace(DIGITS, epochs=3)  # of 8 steps
+STEPS = 8
 
 
 @pytest.fixture(scope="module")
@@ -30,37 +34,24 @@ def few(data):
     """256 digits to learn and 100 to be judged by: an epoch in a fraction of a second."""
     return replace(
         data,
-        train=Split(images=data.train.images[:256], labels=data.train.labels[:256]),
-        test=Split(images=data.test.images[:100], labels=data.test.labels[:100]),
+        train=Arrays(images=data.train.images[:256], labels=data.train.labels[:256]),
+        test=Arrays(images=data.test.images[:100], labels=data.test.labels[:100]),
     )
 
 
-def small(name="small", classes=10, size=8):
-    """A network with all that a run keeps (kernels, BatchNorm, SE), traced in a second; the same at each call."""
+def small(name="small", classes=10, size=8, dropout=0.1):
+    """A network with all that a run keeps: kernels, BatchNorm, SE, and a source of chance; the same at each call."""
     keras.utils.set_random_seed(0)
     images = keras.Input((size, size, 1))
     x = keras.layers.Conv2D(8, 3, strides=2, use_bias=False)(images)
     x = keras.layers.ReLU()(keras.layers.BatchNormalization(momentum=0.9)(x))
-    x = keras.layers.Flatten()(se_keras.SqueezeExcite(2)(x))
+    x = keras.layers.Dropout(dropout)(keras.layers.Flatten()(se_keras.SqueezeExcite(2)(x)))
     return keras.Model(images, keras.layers.Dense(classes, activation="softmax")(x), name=name)
 
 
-def digits_network():
-    keras.utils.set_random_seed(0)
-    return se_keras.create("se_resnet11_digits", classes=10)
-
-
 def content(folder):
-    """The files of a run; partial ones would show too."""
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def epochs_on_disk(folder, few, recipe=SHORT):
-    """Epochs that `model.keras` has been through, and those that `run.json` tells of."""
-    model = keras.saving.load_model(folder / MODEL_FILE)
-    steps = -(-len(few.train) // recipe.batch_size)
-    told = {len(values) for values in json.loads((folder / RUN_FILE).read_text())["figures"].values()}
-    return int(model.optimizer.iterations.numpy()) / steps, told
+    """The files of a run but for TensorBoard's; partial ones would show too."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
 def assert_same_weights(a, b):
@@ -68,96 +59,22 @@ def assert_same_weights(a, b):
         np.testing.assert_array_equal(x.numpy(), y.numpy(), err_msg=x.path)
 
 
-# The digits
+class Stop(Exception):
+    """Ends a run from within."""
 
 
-def test_digits_are_all_scans_of_scikit_learn_each_once(data):
-    def rows(images, labels):
-        return sorted((label, image.tobytes()) for image, label in zip(images, labels.tolist(), strict=True))
+def stopping_at(epoch, step, how):
+    """A `progress` that does `how()` when a run gets there."""
 
-    scans = load_digits()
-    expected = rows((scans.images[..., None] / 16).astype("float32"), scans.target)
-    assert len(expected) == 1797
-    # So the two splits are disjoint, too: together they hold no scan more often than the data set does.
-    assert sorted(rows(data.train.images, data.train.labels) + rows(data.test.images, data.test.labels)) == expected
+    def progress(now):
+        if (now.epoch, now.step) == (epoch, step):
+            how()
 
-
-@pytest.mark.parametrize("split, samples", [("train", 1437), ("test", 360)])
-def test_digits_are_float32_images_of_8x8_pixels(data, split, samples):
-    images, labels = getattr(data, split).images, getattr(data, split).labels
-    assert (images.shape, images.dtype) == ((samples, 8, 8, 1), "float32")
-    assert (labels.shape, labels.dtype) == ((samples,), "int32")
+    return progress
 
 
-@pytest.mark.parametrize("split", ["train", "test"])
-def test_digits_fill_the_range_from_0_to_1(data, split):
-    images = getattr(data, split).images
-    assert (images.min(), images.max()) == (0, 1)
-
-
-def test_every_digit_gives_a_fifth_of_its_scans_to_the_test(data):
-    train, test = (np.bincount(split.labels, minlength=10) for split in (data.train, data.test))
-    # 360 of 1,797 cannot be an exact fifth of each class: at most one scan more or less.
-    assert np.abs(test - (train + test) / 5).max() < 1
-
-
-def test_digits_are_the_same_each_time(data):
-    again = digits()
-    for split in ("train", "test"):
-        np.testing.assert_array_equal(getattr(again, split).images, getattr(data, split).images)
-        np.testing.assert_array_equal(getattr(again, split).labels, getattr(data, split).labels)
-
-
-def test_classes_of_the_digits_are_named_after_them(data):
-    assert data.classes == tuple("0123456789")
-
-
-def test_split_is_as_long_as_its_images(data):
-    assert (len(data.train), len(data.test)) == (1437, 360)
-
-
-def test_data_are_loaded_by_name(data):
-    assert load("digits").name == data.name == "digits"
-
-
-def test_unknown_data_are_refused():
-    with pytest.raises(ValueError, match=r"data must be one of \('digits',\). Received: 'mnist'"):
-        load("mnist")
-
-
-# Recipes
-
-
-@pytest.mark.parametrize(
-    "field, value",
-    [
-        ("epochs", 0),
-        ("epochs", 2.5),
-        ("batch_size", 0),
-        ("batch_size", 1.5),
-        ("learning_rate", 0.0),
-        ("learning_rate", float("nan")),
-        ("learning_rate", float("inf")),
-        ("momentum", 1.0),
-        ("momentum", -0.1),
-        ("label_smoothing", 1.0),
-        ("label_smoothing", float("nan")),
-        ("seed", -1),
-    ],
-)
-def test_recipe_refuses_what_cannot_be_trained_with(field, value):
-    with pytest.raises((ValueError, TypeError), match=rf"{field}.* Received: {field}={value}"):
-        replace(DIGITS, **{field: value})
-
-
-def test_recipe_cannot_be_changed():
-    with pytest.raises(FrozenInstanceError):
-        DIGITS.epochs = 1
-
-
-def test_recipe_names_its_source():
-    with pytest.raises(TypeError, match="source"):
-        Recipe(epochs=1, batch_size=32, learning_rate=0.1)
+def end():
+    raise Stop
 
 
 # A run
@@ -165,21 +82,17 @@ def test_recipe_names_its_source():
 
 @pytest.fixture(scope="module")
 def uninterrupted(few, tmp_path_factory):
-    """Four epochs on a few digits: model, figures, and what was seen at each call of `progress`."""
-    folder, seen = tmp_path_factory.mktemp("uninterrupted"), []
-
-    def look(done, figures):
-        on_disk = (set(content(folder)), *epochs_on_disk(folder, few)) if done else None
-        seen.append({"done": done, "figures": {len(values) for values in figures.values()}, "on disk": on_disk})
-
-    return *fit(small(), SHORT, few, folder, progress=look), seen
+    """Three epochs on a few digits: model, figures, folder, and what was told."""
+    folder, told = tmp_path_factory.mktemp("uninterrupted"), []
+    return *fit(small(), SHORT, few, folder, progress=told.append), folder, told
 
 
 @pytest.fixture(scope="module")
 def trained(data, tmp_path_factory):
     """Three epochs of the small SE network of the quick start: model, figures, folder."""
     folder = tmp_path_factory.mktemp("trained")
-    model, figures = fit(digits_network(), replace(DIGITS, epochs=3), data, folder)
+    keras.utils.set_random_seed(0)
+    model, figures = fit(se_keras.create("se_resnet11_digits", classes=10), replace(DIGITS, epochs=3), data, folder)
     return model, figures, folder
 
 
@@ -191,32 +104,37 @@ def test_training_raises_the_accuracy(trained):
 
 
 def test_figures_are_one_value_for_each_epoch(trained):
-    _, figures, _ = trained
-    assert {name: len(values) for name, values in figures.items()} == dict.fromkeys(FIGURES, 3)
+    assert {name: len(values) for name, values in trained[1].items()} == dict.fromkeys(FIGURES, 3)
 
 
-def test_accuracy_told_is_that_of_the_model_returned(trained, data):
+def test_figures_of_the_test_are_those_of_the_model_returned(trained, data):
     model, figures, _ = trained
-    predicted = model.predict(data.test.images, verbose=0).argmax(axis=1)
-    assert figures["val_accuracy"][-1] == pytest.approx(np.mean(predicted == data.test.labels), abs=1e-6)
+    predicted = model.predict(data.test.images, verbose=0)
+    ranks = (predicted > predicted[np.arange(360), data.test.labels][:, None]).sum(axis=1)
+    loss = keras.losses.CategoricalCrossentropy(label_smoothing=DIGITS.label_smoothing)
+    assert figures["val_accuracy"][-1] == np.mean(ranks == 0)
+    assert figures["val_top5"][-1] == np.mean(ranks < 5)
+    assert figures["val_loss"][-1] == pytest.approx(float(loss(np.eye(10)[data.test.labels], predicted)), rel=1e-5)
 
 
-def test_run_json_has_the_network_the_recipe_and_the_figures(trained):
+def test_run_json_has_the_network_the_data_the_recipe_and_what_made_it(trained):
     _, figures, folder = trained
-    assert json.loads((folder / RUN_FILE).read_text()) == {
+    run = json.loads((folder / RUN_FILE).read_text())
+    made_with = run.pop("made_with")
+    assert run == {
         "network": "se_resnet11_digits",
         "data": "digits",
-        "recipe": {
-            "epochs": 3,
-            "batch_size": 32,
-            "learning_rate": 0.05,
-            "momentum": 0.9,
-            "label_smoothing": 0.1,
-            "seed": 0,
-            "source": DIGITS.source,
-        },
+        "classes": [str(digit) for digit in range(10)],
+        "normalization": {"mean": [0.0], "std": [1.0]},
+        "recipe": json.loads(json.dumps(asdict(replace(DIGITS, epochs=3)))),
+        "strategy": "none",
+        "replicas": 1,
+        "execution": asdict(Execution()),
         "figures": figures,
+        "corrupt": [],
     }
+    assert made_with["versions"]["keras"] == keras.version()
+    assert len(made_with["source_sha256"]) == 64
 
 
 def test_model_file_holds_the_model_returned(trained):
@@ -224,34 +142,65 @@ def test_model_file_holds_the_model_returned(trained):
     assert_same_weights(keras.saving.load_model(folder / MODEL_FILE), model)
 
 
-def test_run_leaves_its_two_files_and_nothing_else(trained):
-    assert set(content(trained[2])) == {MODEL_FILE, RUN_FILE}
+def test_history_has_the_figures_of_each_epoch(trained):
+    _, figures, folder = trained
+    rows = list(csv.DictReader((folder / record.CSV).read_text().splitlines()))
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+    assert {name: [float(row[name]) for row in rows] for name in FIGURES} == figures
+
+
+def test_run_leaves_its_files_and_nothing_else(trained):
+    assert {path.name for path in trained[2].iterdir()} == FILES
 
 
 def test_finished_run_returns_at_once(trained, data, monkeypatch):
     model, figures, folder = trained
-    before, told = content(folder), []
-    monkeypatch.setattr(keras.Model, "fit", lambda *_, **__: pytest.fail("A finished run was trained"))
-    again, same = fit(digits_network(), replace(DIGITS, epochs=3), data, folder, progress=lambda *now: told.append(now))
+    before = content(folder)
+    monkeypatch.setattr(
+        "se_keras.training.distribution.Trainer.train", lambda *_, **__: pytest.fail("A finished run was trained")
+    )
+    again, same = fit(se_keras.create("se_resnet11_digits", classes=10), replace(DIGITS, epochs=3), data, folder)
     assert_same_weights(again, model)
     assert same == figures
-    assert told == [(3, figures)]
     assert content(folder) == before
 
 
-def test_progress_tells_the_epochs_done_from_0_on(uninterrupted):
-    seen = uninterrupted[2]
-    assert [now["done"] for now in seen] == [0, 1, 2, 3, 4]
-    assert [now["figures"] for now in seen] == [set(), {1}, {2}, {3}, {4}]
+def test_progress_tells_each_step_and_each_epoch(uninterrupted):
+    told = uninterrupted[3]
+    steps = [(0, 0), *((epoch, step) for epoch in range(3) for step in range(1, STEPS + 1))]
+    ends = [(epoch, 0) for epoch in (1, 2, 3)]
+    assert sorted((now.epoch, now.step) for now in told) == sorted(steps + ends)
+    assert {(now.epochs, now.steps) for now in told} == {(3, STEPS)}
+    assert told[-1].figures == uninterrupted[1]
 
 
-def test_files_are_whole_after_each_epoch(uninterrupted):
-    whole = [({MODEL_FILE, RUN_FILE}, epoch, {epoch}) for epoch in (1, 2, 3, 4)]
-    assert [now["on disk"] for now in uninterrupted[2]] == [None, *whole]
+def test_callbacks_of_keras_hear_of_epochs_and_batches(few, tmp_path):
+    heard = []
+
+    class Listener(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            heard.append((epoch, sorted(logs)))
+            self.model.stop_training = epoch == 1
+
+        def on_train_batch_end(self, batch, logs=None):
+            heard.append(batch)
+
+    _, figures = fit(small(), SHORT, few, tmp_path, callbacks=[Listener()])
+    assert heard == [*range(STEPS), (0, sorted(FIGURES)), *range(STEPS), (1, sorted(FIGURES))]
+    assert len(figures["loss"]) == 2
 
 
 def test_learning_rate_falls_to_zero(uninterrupted):
-    assert float(uninterrupted[0].optimizer.learning_rate) == pytest.approx(0, abs=1e-8)
+    rates = uninterrupted[1]["learning_rate"]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] == pytest.approx(0, abs=1e-8)
+
+
+def test_learning_rate_falls_on_a_plateau(few, tmp_path):
+    # No epoch is better than the one before where nothing is learned: the rate falls after each.
+    recipe = replace(SHORT, schedule="plateau", patience=1, learning_rate=1e-30, decay=0.5)
+    _, figures = fit(small(), recipe, few, tmp_path)
+    assert figures["learning_rate"] == pytest.approx([1e-30, 1e-30, 0.5e-30])
 
 
 def test_order_of_the_images_is_the_seeds(few, tmp_path):
@@ -259,25 +208,110 @@ def test_order_of_the_images_is_the_seeds(few, tmp_path):
     assert runs[0]["loss"] != runs[1]["loss"]
 
 
+def test_weights_are_averaged_where_the_recipe_says_so(few, tmp_path):
+    recipe = replace(SHORT, ema=0.5)
+    model, figures = fit(small(), recipe, few, tmp_path)
+    predicted = model.predict(few.test.images, verbose=0).argmax(axis=1)
+    assert figures["val_accuracy"][-1] == np.mean(predicted == few.test.labels)
+    assert_same_weights(keras.saving.load_model(tmp_path / MODEL_FILE), model)
+    tensors, _ = checkpoint.load(tmp_path / checkpoint.FILE)
+    kernel = next(values for name, values in tensors.items() if name.endswith("kernel"))
+    assert not np.array_equal(kernel, model.layers[1].kernel.numpy())  # the checkpoint goes on from the others
+
+
+def test_batch_norm_is_frozen_in_the_last_epochs(few, tmp_path):
+    seen = []
+
+    class Look(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            norm = self.model.layers[2]
+            seen.append(np.concatenate([w.numpy() for w in norm.weights]))
+
+    model, _ = fit(small(), replace(SHORT, frozen_batch_norm_epochs=1), few, tmp_path, callbacks=[Look()])
+    assert not np.array_equal(seen[0], seen[1])
+    np.testing.assert_array_equal(seen[1], seen[2])
+    assert model.layers[2].trainable
+
+
+def test_gradients_of_parts_are_those_of_the_whole_batch(few, tmp_path):
+    def without_batch_norm():
+        keras.utils.set_random_seed(0)
+        images = keras.Input((8, 8, 1))
+        x = keras.layers.Flatten()(keras.layers.Conv2D(4, 3, activation="relu")(images))
+        return keras.Model(images, keras.layers.Dense(10, activation="softmax")(x), name="plain")
+
+    runs = [
+        fit(without_batch_norm(), replace(SHORT, weight_decay=1e-2), few, tmp_path / str(parts),
+            execution=Execution(accumulate=parts))[0]
+        for parts in (1, 4)
+    ]  # fmt: skip
+    for x, y in zip(*(model.get_weights() for model in runs), strict=True):
+        np.testing.assert_allclose(x, y, rtol=0, atol=1e-6)  # sums in another order
+
+
+def test_weight_decay_draws_kernels_to_zero_and_nothing_else(few, tmp_path):
+    images = np.zeros_like(few.train.images)  # no gradient but the decay's reaches the kernel
+    blank = replace(few, train=replace(few.train, images=images))
+    recipe = replace(SHORT, epochs=1, momentum=0.0, weight_decay=0.1, learning_rate=0.1, schedule="plateau")
+    images = keras.Input((8, 8, 1))
+    model = keras.Model(images, keras.layers.Dense(10, activation="softmax")(keras.layers.Flatten()(images)))
+    before = model.get_weights()[0]
+    fitted, _ = fit(model, recipe, blank, tmp_path)
+    np.testing.assert_allclose(fitted.get_weights()[0], before * (1 - 0.1 * 0.1) ** STEPS, rtol=1e-5)
+
+
+@pytest.mark.parametrize("how", [{"steps_per_execution": 3}, {"jit_compile": True}], ids=lambda how: [*how][0])
+def test_execution_changes_nothing_but_rounding(few, tmp_path, how):
+    # Without dropout, whose masks XLA draws by another generator.
+    runs = [
+        fit(small(dropout=0.0), SHORT, few, tmp_path / name, execution=execution)[1]
+        for name, execution in (("plain", Execution()), ("other", Execution(**how)))
+    ]
+    for name in FIGURES:
+        np.testing.assert_allclose(runs[0][name], runs[1][name], rtol=1e-4, err_msg=name)
+
+
+def test_mixed_precision_trains_with_a_scaled_loss(few, tmp_path, mixed_float16):
+    model, figures = fit(small(), SHORT, few, tmp_path)
+    assert model.layers[1].compute_dtype == "float16"
+    assert figures["val_loss"][-1] < figures["val_loss"][0]
+
+
 # Interrupted and resumed
 
 
-def stop_after_epoch_2(done, figures):
-    if done == 2:
-        raise KeyboardInterrupt
+@pytest.mark.parametrize("epoch, step", [(1, 0), (1, 3), (2, STEPS)])
+@pytest.mark.parametrize("number, error", [(signal.SIGTERM, Preempted), (signal.SIGINT, KeyboardInterrupt)])
+def test_run_that_a_signal_ended_goes_on_to_the_same_weights(few, tmp_path, uninterrupted, epoch, step, number, error):
+    def sent():
+        os.kill(os.getpid(), number)
+
+    handler = signal.getsignal(number)
+    with pytest.raises(error, match=f"holds epoch {3 if step == STEPS else epoch}") as ended:
+        fit(small(), SHORT, few, tmp_path, progress=stopping_at(epoch, step, sent))
+    assert signal.getsignal(number) == handler
+    if error is Preempted:
+        assert ended.value.code == EXIT_SAVED
+    model, figures = fit(small(), SHORT, few, tmp_path)
+    assert_same_weights(model, uninterrupted[0])
+    assert figures == uninterrupted[1]
 
 
-def test_resumed_run_of_an_se_network_has_the_weights_of_an_uninterrupted_one(few, tmp_path):
-    expected, figures = fit(digits_network(), SHORT, few, tmp_path / "through")
-    with pytest.raises(KeyboardInterrupt):
-        fit(digits_network(), SHORT, few, tmp_path / "stopped", progress=stop_after_epoch_2)
-    resumed, same = fit(digits_network(), SHORT, few, tmp_path / "stopped")
-    assert_same_weights(resumed, expected)
+def test_run_with_averages_and_chance_goes_on_to_the_same_weights(few, tmp_path):
+    augmentation = Augmentation(crop="pad", padding=1, flip=True, mixup=0.2)
+    recipe = replace(SHORT, ema=0.9, weight_decay=1e-4, augmentation=augmentation, sampling="balanced")
+    expected, figures = fit(small(), recipe, few, tmp_path / "through")
+    how = {"execution": Execution(checkpoint_steps=3)}
+    with pytest.raises(Stop):
+        fit(small(), recipe, few, tmp_path / "ended", progress=stopping_at(1, 7, end), **how)
+    assert checkpoint.position(tmp_path / "ended" / checkpoint.FILE) == (1, 6)
+    model, same = fit(small(), recipe, few, tmp_path / "ended", **how)
+    assert_same_weights(model, expected)
     assert same == figures
 
 
 def in_place_of_call(owner, name, number, instead):
-    """Context: call `number` of a method, from 1, does `instead(call)`, where `call` is what it would have done."""
+    """Context: call `number` of a function, from 1, does `instead(call)`, where `call` is what it would have done."""
 
     @contextlib.contextmanager
     def patched():
@@ -298,12 +332,7 @@ def in_place_of_call(owner, name, number, instead):
 
 
 def killed(call):
-    raise KeyboardInterrupt
-
-
-def killed_at_the_end(call):
-    call()
-    raise KeyboardInterrupt
+    raise Stop
 
 
 def disk_full(call):
@@ -311,49 +340,30 @@ def disk_full(call):
 
 
 INTERRUPTIONS = {
-    "during epoch 3": in_place_of_call(keras.Model, "fit", 3, killed_at_the_end),
-    "between the two files of epoch 3": in_place_of_call(keras.Model, "save", 3, killed),
-    "while model.keras is renamed": in_place_of_call(os, "replace", 6, killed),
-    "disk full at run.json": in_place_of_call(os, "fsync", 9, disk_full),
-    "disk full at model.keras": in_place_of_call(os, "fsync", 11, disk_full),
+    "before the model of epoch 2": in_place_of_call(keras.Model, "save", 2, killed),
+    "before the history of epoch 2": in_place_of_call(record, "write_csv", 2, killed),
+    "before the checkpoint of epoch 2": in_place_of_call(checkpoint, "save", 2, killed),
+    "disk full at the checkpoint of epoch 2": in_place_of_call(checkpoint, "save", 2, disk_full),
+    "disk full at the model of epoch 2": in_place_of_call(keras.Model, "save", 2, disk_full),
 }
 
 
 @pytest.mark.parametrize("interruption", INTERRUPTIONS.values(), ids=INTERRUPTIONS)
-def test_run_interrupted_anywhere_has_the_weights_and_figures_of_an_uninterrupted_one(
-    few, tmp_path, uninterrupted, interruption
-):
-    with interruption(), pytest.raises((KeyboardInterrupt, OSError)):
+def test_run_killed_anywhere_goes_on_from_its_last_checkpoint(few, tmp_path, uninterrupted, interruption):
+    with interruption(), pytest.raises((Stop, OSError)):
         fit(small(), SHORT, few, tmp_path)
-    assert set(content(tmp_path)) == {MODEL_FILE, RUN_FILE}
-    assert epochs_on_disk(tmp_path, few)[0] == 2
+    assert checkpoint.position(tmp_path / checkpoint.FILE) == (1, 0)
     model, figures = fit(small(), SHORT, few, tmp_path)
     assert_same_weights(model, uninterrupted[0])
     assert figures == uninterrupted[1]
+    assert {path.name for path in tmp_path.iterdir()} == FILES
 
 
-def test_run_json_ahead_of_the_model_counts_up_to_the_model(few, tmp_path):
-    with INTERRUPTIONS["between the two files of epoch 3"](), pytest.raises(KeyboardInterrupt):
-        fit(small(), SHORT, few, tmp_path)
-    assert epochs_on_disk(tmp_path, few) == (2, {3})
-    told = []
-    with pytest.raises(KeyboardInterrupt):
-
-        def first(done, figures):
-            told.append((done, {name: len(values) for name, values in figures.items()}))
-            raise KeyboardInterrupt
-
-        fit(small(), SHORT, few, tmp_path, progress=first)
-    assert told == [(2, dict.fromkeys(FIGURES, 2))]
-
-
-def test_run_killed_before_its_first_model_starts_over(few, tmp_path, uninterrupted):
-    with in_place_of_call(keras.Model, "save", 1, killed)(), pytest.raises(KeyboardInterrupt):
-        fit(small(), SHORT, few, tmp_path)
-    assert set(content(tmp_path)) == {RUN_FILE}
-    model, figures = fit(small(), SHORT, few, tmp_path)
-    assert_same_weights(model, uninterrupted[0])
-    assert figures == uninterrupted[1]
+def test_what_a_killed_process_left_half_written_goes(few, tmp_path):
+    (tmp_path / f".{checkpoint.FILE}.partial-abc").write_bytes(b"half")
+    (tmp_path / ".model.keras.partial-def").mkdir()
+    fit(small(), replace(SHORT, epochs=1), few, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == FILES
 
 
 # Refusals
@@ -361,15 +371,15 @@ def test_run_killed_before_its_first_model_starts_over(few, tmp_path, uninterrup
 
 @pytest.fixture(scope="module")
 def stopped(few, tmp_path_factory):
-    """The two files of a run that was stopped after two of four epochs."""
+    """The files of a run that ended in its second epoch."""
     folder = tmp_path_factory.mktemp("stopped")
-    with pytest.raises(KeyboardInterrupt):
-        fit(small(), SHORT, few, folder, progress=stop_after_epoch_2)
+    with pytest.raises(Stop):
+        fit(small(), SHORT, few, folder, progress=stopping_at(1, 1, end))
     return content(folder)
 
 
 @pytest.fixture
-def folder(stopped, tmp_path):
+def run(stopped, tmp_path):
     for name, file in stopped.items():
         (tmp_path / name).write_bytes(file)
     return tmp_path
@@ -385,41 +395,45 @@ def folder(stopped, tmp_path):
         ("other", {"seed": 1}, "digits", "its network and recipe differ"),
     ],
 )
-def test_folder_of_another_run_is_refused_and_left_alone(few, folder, stopped, model, recipe, name, differing):
+def test_folder_of_another_run_is_refused_and_left_alone(few, run, stopped, model, recipe, name, differing):
     with pytest.raises(ValueError, match=f"holds another run: {differing}.* Take a new folder"):
-        fit(small(model), replace(SHORT, **recipe), replace(few, name=name), folder)
-    assert content(folder) == stopped
+        fit(small(model), replace(SHORT, **recipe), replace(few, name=name), run)
+    assert content(run) == stopped
 
 
-def cut(path):
-    path.write_bytes(path.read_bytes()[:-100])
+def test_checkpoint_of_another_network_of_that_name_is_refused(few, run, stopped):
+    images = keras.Input((8, 8, 1))
+    softmax = keras.layers.Dense(10, activation="softmax")(keras.layers.Flatten()(images))
+    other = keras.Model(images, softmax, name="small")
+    with pytest.raises(ValueError, match="is of another network or optimizer than small: .+ values differ, model/0"):
+        fit(other, SHORT, few, run)
+    assert content(run) == stopped
 
 
-def uncompiled(path):
-    model = keras.saving.load_model(path, compile=False)
-    model.save(path)
+def test_model_without_its_checkpoint_is_not_trained_over(few, run, stopped):
+    (run / checkpoint.FILE).unlink()
+    with pytest.raises(ValueError, match=r"has a model.keras and no checkpoint.safetensors to go on from"):
+        fit(small(), SHORT, few, run)
+    assert content(run) == {name: file for name, file in stopped.items() if name != checkpoint.FILE}
 
 
-DAMAGES = {
-    "model.keras truncated": (MODEL_FILE, cut),
-    "model.keras empty": (MODEL_FILE, lambda path: path.write_bytes(b"")),
-    "model.keras without its optimizer": (MODEL_FILE, uncompiled),
-    "run.json truncated": (RUN_FILE, cut),
-    "run.json empty": (RUN_FILE, lambda path: path.write_bytes(b"")),
-    "run.json not of a run": (RUN_FILE, lambda path: path.write_text("[1, 2]")),
-    "run.json missing": (RUN_FILE, lambda path: path.unlink()),
-}
+def cut(file):
+    return file[:-100]
 
 
-@pytest.mark.parametrize("file, damage", DAMAGES.values(), ids=DAMAGES)
-def test_damaged_run_is_refused_in_one_line_and_left_alone(few, folder, file, damage):
-    damage(folder / file)
-    before = content(folder)
-    with pytest.raises(ValueError, match="holds no run that can be resumed: .+") as error:
-        fit(small(), SHORT, few, folder)
-    assert "\n" not in str(error.value)
-    assert str(folder) in str(error.value)
-    assert content(folder) == before
+def flipped(file):
+    return file[:-50] + bytes([file[-50] ^ 1]) + file[-49:]
+
+
+@pytest.mark.parametrize("damage", [cut, flipped, lambda _: b"", lambda _: b"{}" * 99], ids=["cut", "flip", "", "text"])
+def test_damaged_checkpoint_is_refused_in_one_line_and_left_alone(few, run, damage):
+    path = run / checkpoint.FILE
+    path.write_bytes(damage(path.read_bytes()))
+    before = content(run)
+    with pytest.raises(ValueError, match="is no checkpoint that can be read|is damaged, or no checkpoint") as error:
+        fit(small(), SHORT, few, run)
+    assert "\n" not in str(error.value) and str(path) in str(error.value)
+    assert content(run) == before
 
 
 @pytest.mark.parametrize(
@@ -437,31 +451,52 @@ def test_model_that_does_not_fit_the_data_is_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    "recipe, execution, message",
+    [
+        ({"batch_size": 257}, {}, "at most the 256 training images of digits. Received: batch_size=257"),
+        ({}, {"accumulate": 5}, "accumulate must divide a replica's batch of 32. Received: accumulate=5"),
+    ],
+)
+def test_batch_that_cannot_be_made_is_refused(few, tmp_path, recipe, execution, message):
+    with pytest.raises(ValueError, match=message):
+        fit(small(), replace(SHORT, **recipe), few, tmp_path, execution=Execution(**execution))
+    assert content(tmp_path) == {}
+
+
+@pytest.mark.parametrize("field", ["steps_per_execution", "accumulate", "checkpoint_steps", "corrupt_budget"])
+@pytest.mark.parametrize("value", [-1, 1.5])
+def test_execution_refuses_what_cannot_be_done(field, value):
+    with pytest.raises(ValueError, match=rf"{field} must be an int of at least [01]. Received: {field}={value}"):
+        Execution(**{field: value})
+
+
+def with_images(few, images):
+    return replace(few, train=replace(few.train, images=images))
+
+
 def test_nan_images_stop_the_first_epoch_with_nothing_saved(few, tmp_path):
     images = few.train.images.copy()
     images[7] = np.nan
-    poisoned = replace(few, train=replace(few.train, images=images))
     with pytest.raises(ValueError, match="The loss is nan in epoch 1: nothing was saved"):
-        fit(small(), SHORT, poisoned, tmp_path)
+        fit(small(), SHORT, with_images(few, images), tmp_path)
     assert content(tmp_path) == {}
 
 
 def test_far_too_high_a_learning_rate_stops_the_run(few, tmp_path):
-    with pytest.raises(ValueError, match="The loss is (nan|inf) in epoch .+ Lower the learning rate"):
+    with pytest.raises(ValueError, match="The (val_)?loss is (nan|inf) in epoch .+ Lower the learning rate"):
         fit(small(), replace(SHORT, learning_rate=1e38), few, tmp_path)
 
 
-def test_loss_that_is_no_longer_finite_leaves_the_last_good_epoch_and_names_it(few, tmp_path):
+def test_loss_that_is_no_longer_finite_leaves_the_last_good_checkpoint_and_names_it(few, tmp_path):
     images, good = few.train.images.copy(), []
 
-    def poison_after_epoch_2(done, figures):
-        if done == 2:
-            good.append(content(tmp_path))
-            images[:] = np.nan
+    def poison():
+        good.append(content(tmp_path))
+        images[:] = np.nan
 
-    poisoned = replace(few, train=replace(few.train, images=images))
-    with pytest.raises(ValueError, match=f"The loss is nan in epoch 3: '{tmp_path / MODEL_FILE}' holds epoch 2"):
-        fit(small(), SHORT, poisoned, tmp_path, progress=poison_after_epoch_2)
+    with pytest.raises(ValueError, match=f"The loss is nan in epoch 3: '{tmp_path / checkpoint.FILE}' holds epoch 2"):
+        fit(small(), SHORT, with_images(few, images), tmp_path, progress=stopping_at(2, 0, poison))
     assert content(tmp_path) == good[0]
 
 
@@ -483,12 +518,50 @@ def unwritable(request, tmp_path):
     return tmp_path / "file" / "run"
 
 
-def test_folder_that_cannot_be_written_is_an_os_error(few, unwritable):
-    with pytest.raises(OSError):
-        fit(small(), replace(SHORT, epochs=1), few, unwritable)
-
-
-def test_folder_that_cannot_be_written_is_told_before_the_first_epoch(few, unwritable, monkeypatch):
-    monkeypatch.setattr(keras.Model, "fit", lambda *_, **__: pytest.fail("An epoch was trained in vain"))
+def test_folder_that_cannot_be_written_is_told_before_the_first_step(few, unwritable, monkeypatch):
+    monkeypatch.setattr("se_keras.training.distribution.Trainer.train", lambda *_, **__: pytest.fail("in vain"))
     with pytest.raises(OSError):
         fit(small(), SHORT, few, unwritable)
+
+
+# Files that cannot be decoded
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    """Twenty small pictures in two classes, of which two are no pictures."""
+    for number in range(20):
+        path = tmp_path / "photographs" / f"class{number % 2}" / f"{number:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        keras.utils.save_img(path, np.random.default_rng(number).integers(0, 255, (9, 9, 3)), scale=False)
+    for path in (tmp_path / "photographs" / "class0" / "02.png", tmp_path / "photographs" / "class1" / "03.png"):
+        path.write_bytes(path.read_bytes()[:40])
+    return folder(tmp_path / "photographs")
+
+
+def network_of_photographs():
+    images = keras.Input((8, 8, 3))
+    return keras.Model(images, keras.layers.Dense(2)(keras.layers.Flatten()(images)), name="linear")
+
+
+def test_files_that_cannot_be_decoded_are_left_out_and_told(photographs, tmp_path):
+    recipe = replace(SHORT, batch_size=4)
+    _, figures = fit(
+        network_of_photographs(), recipe, photographs, tmp_path / "run", execution=Execution(corrupt_budget=2)
+    )
+    assert np.isfinite(figures["loss"]).all()
+    told = json.loads((tmp_path / "run" / RUN_FILE).read_text())["corrupt"]
+    assert sorted(path[-6:] for path in told) == ["02.png", "03.png"]
+
+
+def test_too_many_files_that_cannot_be_decoded_end_the_run_with_their_names(photographs, tmp_path):
+    with pytest.raises(ValueError, match=r"files cannot be decoded, and at most 0 may be left out .+0[23].png"):
+        fit(network_of_photographs(), replace(SHORT, batch_size=4), photographs, tmp_path / "run")
+
+
+def test_budget_counts_a_file_once():
+    corrupt = Corrupt(budget=1)
+    corrupt.add("a.png")
+    corrupt.add("a.png")
+    with pytest.raises(ValueError, match="2 files cannot be decoded, and at most 1 may be left out .+: a.png, b.png"):
+        corrupt.add("b.png")

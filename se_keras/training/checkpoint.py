@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import re
 
 import keras
 import numpy as np
@@ -82,14 +83,12 @@ def _open(path):
 
 
 def _variables(model, optimizer):
-    """By a name that is the same in every process: Keras numbers optimizers and sources of chance as they come."""
-    named = {}
-    for kind, variables in (("model", model.variables), ("optimizer", optimizer.variables)):
-        weights = {id(weight) for weight in model.weights}
-        for index, variable in enumerate(variables):
-            path = variable.path if id(variable) in weights else variable.path.rpartition("/")[2]
-            named[f"{kind}/{index}/{path}"] = variable
-    return named
+    """By place and kind alone: Keras numbers what has no name, layers and optimizers, as they come in a process."""
+    return {
+        f"{owner}/{place}/{re.split('[/_]', variable.path)[-1]}": variable
+        for owner, variables in (("model", model.variables), ("optimizer", optimizer.variables))
+        for place, variable in enumerate(variables)
+    }
 
 
 def _sha256(tensors, about):

@@ -310,7 +310,7 @@ class Trainer:
         variables = self.model.trainable_variables
         images_in_step = tf.cast(tf.shape(images)[0] * self._accumulate * self._replicas.count, "float32")
         with tf.GradientTape() as tape:
-            predicted = self.model(images, training=True)
+            predicted = tf.cast(self.model(images, training=True), "float32")
             losses = weights * self._loss(labels, predicted)
             loss = tf.reduce_sum(losses) / images_in_step
             if self._weight_decay:
@@ -323,7 +323,7 @@ class Trainer:
         return tape.gradient(loss, [v.value for v in variables]), sums
 
     def _judged(self, images, labels, weights):
-        predicted = self.model(images, training=False)
+        predicted = tf.cast(self.model(images, training=False), "float32")
         classes = predicted.shape[-1]
         losses = self._loss(tf.one_hot(labels, classes), predicted)
         first = tf.cast(tf.argmax(predicted, axis=1, output_type=tf.int32) == labels, "float32")

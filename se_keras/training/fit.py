@@ -139,6 +139,8 @@ def fit(model, recipe, data, folder, *, strategy="none", execution=None, progres
             if getattr(run.model, "stop_training", False):
                 break
         heard.on_train_end()
+        if stop.signal is not None:  # too late to stop before the end
+            raise stop.outcome(run.kept())
     return run.result(), run.figures
 
 
@@ -246,7 +248,7 @@ class _Run:
             self.corrupt.check()
             if self.replicas.workers > 1:
                 raise ConnectionError(
-                    f"A worker was lost in epoch {self.epoch + 1}: {self._kept()}. Start all workers again "
+                    f"A worker was lost in epoch {self.epoch + 1}: {self.kept()}. Start all workers again "
                     f"({first_line(error)})"
                 ) from None
             raise
@@ -259,7 +261,7 @@ class _Run:
         self.report(images_per_second=count * self.recipe.batch_size / seconds, **logs)
         if sums[3]:
             self._save()
-            raise stop.outcome(f"{self._kept()}; the same command goes on")
+            raise stop.outcome(f"{self.kept()}; the same command goes on")
         if every and self.step % every == 0 and self.step < self.steps:
             self._save()
 
@@ -327,11 +329,9 @@ class _Run:
 
     def _require_finite(self, name, value):
         if not np.isfinite(value):
-            raise ValueError(
-                f"The {name} is {value} in epoch {self.epoch + 1}: {self._kept()}. Lower the learning rate"
-            )
+            raise ValueError(f"The {name} is {value} in epoch {self.epoch + 1}: {self.kept()}. Lower the learning rate")
 
-    def _kept(self):
+    def kept(self):
         """What is on the disk, in words."""
         saved = checkpoint.position(self.folder / checkpoint.FILE)
         if saved is None:
@@ -387,10 +387,12 @@ class _Run:
 
 def _size(model, data):
     """Height and width that a model takes; what does not fit the data is refused."""
-    *size, channels = model.input_shape[1:]
-    if model.output_shape != (None, len(data.classes)) or channels != len(data.mean):
+    *size, _ = model.input_shape[1:]
+    pixels = getattr(data.train, "images", None)
+    shape = (*size, len(data.mean)) if pixels is None else pixels.shape[1:]
+    if model.output_shape != (None, len(data.classes)) or model.input_shape[1:] != shape:
         raise ValueError(
-            f"{data.name} has images of {len(data.mean)} channels in {len(data.classes)} classes. "
+            f"{data.name} has images of {shape} in {len(data.classes)} classes. "
             f"Received: {model.name} from {model.input_shape[1:]} to {model.output_shape[1:]}"
         )
     if None in size:
