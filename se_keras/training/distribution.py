@@ -299,6 +299,22 @@ class Trainer:
         """
         return self._train(iterator, tf.constant(steps), tf.constant(float(stopping))).numpy().astype("float64")
 
+    def synchronize(self):
+        """Gives every replica the mean of what each has gathered on its own images: BatchNorm's statistics."""
+        gathered = [v for v in self.model.non_trainable_variables if "float" in v.dtype]
+        if self._replicas.count == 1 or not gathered:
+            return
+        strategy = self._replicas.strategy
+
+        @tf.function
+        def means():
+            each = strategy.run(lambda: [tf.identity(v.value) for v in gathered])
+            return [strategy.reduce(tf.distribute.ReduceOp.MEAN, values, axis=None) for values in each]
+
+        with strategy.scope():
+            for variable, value in zip(gathered, means(), strict=True):
+                variable.assign(value)
+
     def judge(self, iterator, steps):
         """Sums over held-out images: of the loss, of those right, of those right among the first five, of all."""
         sums = 0.0

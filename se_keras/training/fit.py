@@ -102,8 +102,8 @@ def fit(model, recipe, data, folder, *, strategy="none", execution=None, progres
     `folder/checkpoint.safetensors` has everything that the rest depends on, after each epoch and when SIGTERM or Ctrl-C
     comes: training goes on with the next step, to the same weights. After each epoch `folder/model.keras` holds the
     network (its averaged weights, if the recipe keeps any), `run.json` the recipe, the figures and what made them,
-    `history.csv`, `tensorboard/`, `curves.png` and `curves.svg` the figures. The first worker writes, each file whole but
-    for TensorBoard's events, which grow.
+    `history.csv`, `tensorboard/`, `curves.png` and `curves.svg` the figures. The first worker writes, and each file is
+    whole or absent; TensorBoard's events grow.
 
     Args:
         model: A functional model from images to probabilities or logits of the data's classes; training starts from
@@ -224,6 +224,7 @@ class _Run:
             iterator = self._iterator()
             while self.step < self.steps:
                 self._execute(iterator, stop, heard)
+        self.trainer.synchronize()
         with averaged(self.model, self.optimizer, self.replicas):
             figures = self._judged()
             for name, value in figures.items():
@@ -260,9 +261,11 @@ class _Run:
         heard.on_train_batch_end(self.step - 1, logs)
         self.report(images_per_second=count * self.recipe.batch_size / seconds, **logs)
         if sums[3]:
+            self.trainer.synchronize()
             self._save()
             raise stop.outcome(f"{self.kept()}; the same command goes on")
         if every and self.step % every == 0 and self.step < self.steps:
+            self.trainer.synchronize()
             self._save()
 
     def report(self, **now):

@@ -260,8 +260,8 @@ RECIPES = {
         schedule="plateau",
         label_smoothing=0.1,
         source="arXiv:1709.01507, section 6: learning rate, plateaus, some 300 epochs, label smoothing; give the "
-        f"network SEConfig(bias=False). Batch: 256 on one server, as its repository says; a plateau of 5 epochs is this "
-        f"project's; {_DECAY}",
+        f"network SEConfig(bias=False). Batch: 256 on one server, as its repository says; a plateau of 5 epochs is "
+        f"this project's; {_DECAY}",
     ),
     "places365": replace(
         PAPER_IMAGENET,
@@ -278,7 +278,7 @@ RECIPES = {
         ema=0.9999,
         augmentation=replace(_IMAGENET_CROPS, rand_augment=0.5, mixup=0.2),
         source="ResNet-RS, arXiv:2103.07579, section 4 and appendix: epochs, batch, learning rate, cosine, warm-up, "
-        "weight decay, label smoothing, average, RandAugment of two operations (0.5 is Keras' own strength); without its "
-        "dropout and stochastic depth. mixup, which it has not, from arXiv:1710.09412, section 3.1",
+        "weight decay, label smoothing, average, RandAugment of two operations (0.5 is Keras' own strength); without "
+        "its dropout and stochastic depth. mixup, which it has not, from arXiv:1710.09412, section 3.1",
     ),
 }
