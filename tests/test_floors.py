@@ -42,6 +42,7 @@ FLOORS = (
     ("export.overhead", "training.evaluation", "training.throughput"),
     ("export.report", "quickstart", "cli.screen"),
     ("cli.networks", "cli.training", "cli.files", "cli.measuring"),
+    ("cli.evaluating",),
     ("cli",),
 )
 # The highest floor that a package's __init__.py reads, from its own children; "" is se_keras itself.

@@ -17,7 +17,7 @@ from rich.console import Console
 if __name__ != "se_keras_cli":
     raise ImportError(f"This package is se_keras_cli: the command se-keras. Received: {__name__}")
 
-from se_keras_cli import files, measuring, networks, training
+from se_keras_cli import evaluating, files, measuring, networks, training
 from se_keras_cli.screen import USER_ERRORS, native_logs_hidden, say
 
 IMAGES = "'digits', a .npy file (N, height, width, channels), or a folder of PNG, JPEG, BMP and GIF images"
@@ -145,6 +145,25 @@ def _parser():
         "--service", metavar="ADDRESS", help="a tf.data service that prepares the images, grpc://host:port"
     )
 
+    sub = add("evaluate", evaluating.evaluate, "Judge a model, or several as an ensemble, by the paper's protocols.",
+              "evaluate runs/se/model.keras", "evaluate runs/a/model.keras digits_int8.tflite --confusion c.png",
+              "evaluate model.keras --data imagenet/ --protocol 224 --normalize se_resnet50",
+              "evaluate a.keras b.keras --data imagenet/ --protocol multi_crop --json", json_output=True)  # fmt: skip
+    sub.add_argument(
+        "models", metavar="MODEL", nargs="+", type=Path, help=".keras and .tflite files, folders of SavedModels"
+    )
+    sub.add_argument("--data", default="digits", help="'digits' (default), a folder, packed TFRecords, or tfds:NAME")
+    sub.add_argument("--split", default="test", choices=("test", "train"), help="default: %(default)s")
+    sub.add_argument("--protocol", help="plain, 224, 299, 320, ten_crop, multi_scale, or multi_crop (default: plain "
+                     "for the digits, else 224)")  # fmt: skip
+    sub.add_argument(
+        "--normalize", nargs="+", metavar="VALUE", help="as of export; default: as the models were trained"
+    )
+    sub.add_argument("--confusion", type=Path, metavar="FILE", help="write the confusion matrix: .png, .svg or .csv")
+    sub.add_argument(
+        "--corrupt-budget", type=int, default=0, metavar="N", help="files that may be undecodable, left out"
+    )
+
     sub = add("curves", training.curves, "Draw the curves of runs: SE beside its baseline, training and validation.",
               "curves runs/plain runs/se -o curves.png")  # fmt: skip
     sub.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="folders of runs")
@@ -213,6 +232,23 @@ def _parser():
         "--blocks", type=int, default=30, help="paired measurements, one ratio each (default: %(default)s)"
     )
     sub.add_argument("--allow-undelegated", action="store_true", help="report though operators fell off XNNPACK")
+
+    sub = add("benchmark-input", evaluating.benchmark_input,
+              "Measure how fast training images come, beside Keras' own input.", "benchmark-input",
+              "benchmark-input imagenet/ --batch-size 64 --json", json_output=True)  # fmt: skip
+    sub.add_argument("images", metavar="FOLDER", nargs="?", type=Path, help="of images (default: made of photographs)")
+    sub.add_argument("--batch-size", type=int, default=32, help="default: %(default)s")
+    sub.add_argument("--size", type=int, default=224, help="height and width (default: %(default)s)")
+    sub.add_argument("--blocks", type=int, default=10, help="paired measurements (default: %(default)s)")
+    sub.add_argument("--epoch", type=int, default=20_000, metavar="N", help="images to watch the memory over")
+
+    sub = add("benchmark-training", evaluating.benchmark_training,
+              "Measure a training step with squeeze-and-excitation beside one without.", "benchmark-training",
+              "benchmark-training --network se_resnet50 --size 112 --batch-size 16", json_output=True)  # fmt: skip
+    sub.add_argument("--network", default="se_resnet50", help="default: %(default)s")
+    sub.add_argument("--batch-size", type=int, default=8, help="default: %(default)s")
+    sub.add_argument("--size", type=int, help="height and width (default: the network's own)")
+    sub.add_argument("--blocks", type=int, default=10, help="paired measurements (default: %(default)s)")
 
     sub = add("quickstart", measuring.quickstart,
               "Train on real digits, export, verify, and measure what SE costs (5 minutes).", "quickstart",

@@ -6,6 +6,7 @@ from se_keras.training.data import Pass
 from se_keras.training.images import evaluation_image, mix_up, rand_augment, training_image
 
 AUTO = tf.data.AUTOTUNE
+_AHEAD = 2  # batches that are ready before they are asked for
 
 
 def batches(split, data, *, size, a_pass, augmentation, corrupt=None, service=None):
@@ -44,12 +45,12 @@ def batches(split, data, *, size, a_pass, augmentation, corrupt=None, service=No
         return normalized(images, data), labels, weights
 
     examples = split.examples(a_pass)
-    dataset = _weighted(examples, read, None if service else corrupt, split, a_pass.batch)
+    dataset = weighted(examples, read, None if service else corrupt, split, a_pass.batch)
     dataset = dataset.map(finish, num_parallel_calls=AUTO)
     if service:
         how = tf.data.experimental.service.ShardingPolicy.OFF
         dataset = dataset.apply(tf.data.experimental.service.distribute(how, service))
-    return _in_order(dataset.prefetch(AUTO))
+    return _in_order(dataset.prefetch(_AHEAD))
 
 
 def held_out(split, data, *, size, batch, part=0, parts=1, resize=None, cache=False, corrupt=None):
@@ -79,9 +80,9 @@ def held_out(split, data, *, size, batch, part=0, parts=1, resize=None, cache=Fa
         return normalized(images, data), labels, weights
 
     examples = split.examples(Pass(batch=batch, part=part, parts=parts))
-    dataset = _weighted(examples, read, corrupt, split, batch)
+    dataset = weighted(examples, read, corrupt, split, batch)
     dataset = dataset.map(finish, num_parallel_calls=AUTO)
-    return _in_order((dataset.cache() if cache else dataset).prefetch(AUTO))
+    return _in_order((dataset.cache() if cache else dataset).prefetch(_AHEAD))
 
 
 def normalized(images, data):
@@ -89,7 +90,7 @@ def normalized(images, data):
     return (tf.cast(images, "float32") - tf.constant(data.mean)) / tf.constant(data.std)
 
 
-def _weighted(examples, read, corrupt, split, batch):
+def weighted(examples, read, corrupt, split, batch):
     """Batches of the examples read, with weight 1; with 0 what stands for none, or could not be decoded and is black.
 
     What fails in a dataset ends it, or is left out without a word. So each batch is a dataset of its own, whose images
@@ -126,8 +127,7 @@ def _weighted(examples, read, corrupt, split, batch):
             if number >= 0:
                 corrupt.add(split.name_of(number))
 
-    batches_ = examples.batch(batch, drop_remainder=True)
-    return batches_.interleave(each, cycle_length=2, num_parallel_calls=2, block_length=2, deterministic=True)
+    return examples.batch(batch, drop_remainder=True).flat_map(each)
 
 
 def _in_order(dataset):
