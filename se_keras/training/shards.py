@@ -120,13 +120,14 @@ def pack(data, folder, *, shards=8, progress=None):
         storage.remove_partial(folder)
     for name, split in splits.items():
         order = np.random.default_rng(0).permutation(len(split))
-        done = index["splits"][name]
-        done[:] = [entry for entry in done if _is_whole(folder / entry["file"], entry)]
-        for number in range(len(done), shards):
-            if progress:
-                progress(f"packing {data.name}: {name}, shard {number + 1} of {shards}")
+        whole = {entry["file"]: entry for entry in index["splits"][name] if _is_whole(folder / entry["file"], entry)}
+        for number in range(shards):
             file = f"{name}-{number:05}-of-{shards:05}.tfrecord"
-            done.append(_write_shard(folder / file, split, order[number::shards]))
+            if file not in whole:
+                if progress:
+                    progress(f"packing {data.name}: {name}, shard {number + 1} of {shards}")
+                whole[file] = _write_shard(folder / file, split, order[number::shards])
+            index["splits"][name] = [whole[file] for file in sorted(whole)]
             storage.write_json(folder / _UNFINISHED, index)
     storage.write_json(folder / INDEX, index)
     (folder / _UNFINISHED).unlink()

@@ -47,7 +47,7 @@ class InputSpeed:
         return asdict(self) | {"environment": environment()}
 
 
-def input_speed(path, *, batch=32, size=224, blocks=10, images=EPOCH, progress=None):
+def input_speed(path, *, batch=64, size=224, blocks=10, images=EPOCH, progress=None):
     """Measures the input of training from a folder of class folders, cropped, scaled and mirrored as on ImageNet.
 
     Args:
