@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import keras
@@ -26,18 +26,33 @@ import se_keras_cli
 from se_keras.export import metadata, to_litert
 from se_keras.export.litert import load
 from se_keras.export.metadata import detach
+from se_keras.training import checkpoint, record, sources
 from se_keras.training import data as datasets
-from se_keras.training.fit import fit
+from se_keras.training.fit import EXIT_SAVED, MODEL_FILE, RUN_FILE, fit
 from se_keras.training.recipe import DIGITS
 
 ROOT = Path(__file__).parents[1]
 
-COMMANDS = ("list", "show", "train", "export", "inspect", "verify", "benchmark", "quickstart")
+COMMANDS = (
+    "list",
+    "show",
+    "train",
+    "curves",
+    "pack",
+    "evaluate",
+    "export",
+    "inspect",
+    "verify",
+    "benchmark",
+    "benchmark-input",
+    "benchmark-training",
+    "quickstart",
+)
 SCRIPT = Path(sys.executable).with_name("se-keras")
 # What is done now, a line each on stderr: not part of an answer, nor of a refusal.
 PROGRESS = (
     "counting ", "building ", "training ", "loading ", "reading ", "exporting ", "converting ", "calibrating ", 
-    "comparing ", "timing ",
+    "comparing ", "timing ", "evaluating", "packing ", "making ",
 )  # fmt: skip
 
 
@@ -85,14 +100,14 @@ def few():
     digits = datasets.digits()
     return replace(
         digits,
-        train=datasets.Split(images=digits.train.images[:256], labels=digits.train.labels[:256]),
-        test=datasets.Split(images=digits.test.images[:40], labels=digits.test.labels[:40]),
+        train=datasets.Arrays(images=digits.train.images[:256], labels=digits.train.labels[:256]),
+        test=datasets.Arrays(images=digits.test.images[:40], labels=digits.test.labels[:40]),
     )
 
 
 @pytest.fixture
 def few_digits(few, monkeypatch):
-    monkeypatch.setitem(datasets.DATA, "digits", lambda: few)
+    monkeypatch.setitem(sources.DATA, "digits", lambda: few)
 
 
 def plain(size):
@@ -354,39 +369,52 @@ def test_full_disk_under_stdout_is_an_error_of_one_line():
 
 # train
 
+RUN_FILES = {MODEL_FILE, RUN_FILE, checkpoint.FILE, record.CSV, *record.CURVES}
+
+
+def run_files(folder):
+    """The files of a run but for TensorBoard's."""
+    return {path.name for path in folder.iterdir() if path.is_file()}
+
 
 def test_train_leaves_the_run_and_the_same_command_returns_at_once(cli, tmp_path, few_digits, monkeypatch):
     command = ["train", "se_resnet11_digits", "--epochs", 2, "-o", tmp_path / "run"]
     first = cli(*command)
     assert (first.status, first.err) == (0, "")
-    assert re.fullmatch(
-        rf"{tmp_path}/run/model\.keras: test accuracy \d+\.\d% after 2 epochs\n", first.out
-    ), first.out  # fmt: skip
+    told = rf"{tmp_path}/run/model\.keras: test accuracy \d+\.\d% after 2 epochs\n"
+    assert re.fullmatch(told, first.out), first.out
     assert [line.partition(",")[0] for line in first.progress] == [
         f"training se_resnet11_digits: epoch {epoch} of 2" for epoch in (0, 1, 2)
     ]
-    assert sorted(written(tmp_path)) == ["run/model.keras", "run/run.json"]
+    assert run_files(tmp_path / "run") == RUN_FILES
 
-    monkeypatch.setattr(keras.Model, "fit", lambda *_, **__: pytest.fail("A finished run was trained"))
+    monkeypatch.setattr("se_keras.training.distribution.Trainer.train", lambda *_, **__: pytest.fail("trained again"))
     again = cli(*command)
     assert (again.status, again.out, again.err) == (0, first.out, "")
     assert again.progress == first.progress[-1:]
 
 
-def test_train_takes_the_recipe_from_its_options(cli, tmp_path, monkeypatch):
-    def told(model, recipe, data, folder, *, progress):
-        return model, {"val_accuracy": [1.0], "given": given.append(recipe)}
-
-    given = []
-    monkeypatch.setattr("se_keras.training.fit.fit", told)
-    options = {"epochs": 1, "batch-size": 16, "learning-rate": 0.01, "seed": 3}
+def test_train_takes_the_recipe_from_its_options(cli):
+    options = {"epochs": 1, "batch-size": 16, "learning-rate": 0.01, "seed": 3, "sampling": "balanced"}
     arguments = [argument for option, value in options.items() for argument in (f"--{option}", value)]
-    assert cli("train", "resnet11_digits", *arguments, "-o", tmp_path).status == 0
-    assert given == [replace(DIGITS, epochs=1, batch_size=16, learning_rate=0.01, seed=3)]
+    plan = json.loads(cli("train", "resnet11_digits", *arguments, "--dry-run", "--json").out)
+    expected = replace(DIGITS, epochs=1, batch_size=16, learning_rate=0.01, seed=3, sampling="balanced")
+    assert plan["recipe"] == json.loads(json.dumps(asdict(expected)))
+    assert (plan["steps_per_epoch"], plan["training_images"]) == (1437 // 16, 1437)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_training_says_what_is_kept_and_the_same_command_finishes(cli, tmp_path, number):
+def test_dry_run_prints_the_recipe_in_full_with_its_source(cli, tmp_path):
+    result = cli("train", "resnet11_digits", "--recipe", "paper_imagenet", "--batch-size", 64, "--dry-run",
+                 "-o", tmp_path / "run")  # fmt: skip
+    assert result.status == 0
+    for told in ("0.0375 from epoch 1", "0.00375 from epoch 31", "scale_and_aspect", "arXiv:1709.01507"):
+        assert told in result.out
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("number, status, told", [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, EXIT_SAVED,
+                         "stopped by SIGTERM")])  # fmt: skip
+def test_interrupted_training_says_what_is_kept_and_the_same_command_finishes(cli, tmp_path, number, status, told):
     command = ["train", "se_resnet11_digits", "--epochs", "6", "--batch-size", "128", "-o", str(tmp_path / "run")]
     # Whoever starts the tests may have SIGINT ignored, as a shell does for what runs behind it; children inherit that.
     heard = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
@@ -400,29 +428,57 @@ def test_interrupted_training_says_what_is_kept_and_the_same_command_finishes(cl
                 process.send_signal(number)
                 break
         out, err = process.communicate(timeout=120)
-    assert process.returncode == 130, (before, err)
+    assert process.returncode == status, (before, err)
     assert out == ""
-    kept = re.escape(str(tmp_path / "run" / "model.keras"))
+    kept = re.escape(str(tmp_path / "run" / checkpoint.FILE))
     *progress, last = err.splitlines()
     assert all(line.startswith("training ") for line in progress)  # an epoch may end before the signal is heard
-    assert re.fullmatch(rf"se-keras: interrupted\. {kept} holds epoch [1-5] of 6; the same command goes on", last)
-    assert sorted(written(tmp_path)) == ["run/model.keras", "run/run.json"]
+    where = r"epoch [1-5]( and \d+ steps of the next)? of 6"
+    assert re.fullmatch(rf"se-keras: {told}\. '{kept}' holds {where}; the same command goes on", last), last
 
-    goes_on_from = int(re.search("epoch ([1-5])", last)[1])
+    goes_on_from = int(re.search("holds epoch ([1-5])", last)[1])
     result = cli(*command)
     assert (result.status, result.err) == (0, "")
     assert "after 6 epochs" in result.out
-    assert len(result.progress) == 1 + 6 - goes_on_from
+    assert 6 - goes_on_from <= len(result.progress) <= 1 + 6 - goes_on_from
+    assert run_files(tmp_path / "run") == RUN_FILES
 
 
-def test_training_interrupted_in_its_first_epoch_says_so(cli, tmp_path, few_digits, monkeypatch):
-    def interrupted(*_, **__):
-        raise KeyboardInterrupt
+def test_runs_are_drawn_together(cli, files, tmp_path):
+    result = cli("curves", files / "run", files / "run", "-o", tmp_path / "curves.svg")
+    assert (result.status, result.out) == (
+        0,
+        f"wrote {tmp_path}/curves.svg: se_resnet11_digits, se_resnet11_digits ({files}/run)\n",
+    )
+    assert "se_resnet11_digits, validation" in (tmp_path / "curves.svg").read_text()
 
-    monkeypatch.setattr(keras.Model, "fit", interrupted)
-    result = cli("train", "se_resnet11_digits", "-o", tmp_path / "run")
-    assert result.status == 130
-    assert result.err == "se-keras: interrupted. No epoch was finished; the same command goes on\n"
+
+def test_folder_is_packed_and_trained_on(cli, tmp_path):
+    for number in range(20):
+        path = tmp_path / "photographs" / f"class{number % 2}" / f"{number:02}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        keras.utils.save_img(path, np.random.default_rng(number).integers(0, 255, (40, 40, 3)), scale=False)
+    packed = cli("pack", tmp_path / "photographs", "--shards", 2, "-o", tmp_path / "shards")
+    assert packed.status == 0
+    assert packed.out.startswith("train: 16 images in 2 shards")
+    trained = cli("train", "mobilenet_025", "--size", 32, "--data", tmp_path / "shards", "--epochs", 1,
+                  "--batch-size", 8, "-o", tmp_path / "run")  # fmt: skip
+    assert (trained.status, trained.err) == (0, "")
+    judged = cli("evaluate", tmp_path / "run" / "model.keras", "--data", tmp_path / "photographs", "--protocol",
+                 "ten_crop", "--json")  # fmt: skip
+    assert json.loads(judged.out)["images"] == 4
+
+
+# evaluate
+
+
+def test_evaluate_prints_shares_with_their_intervals_and_writes_the_confusion(cli, files, few_digits, tmp_path):
+    result = cli("evaluate", files / "run" / "model.keras", files / "se.tflite", "--confusion", tmp_path / "c.csv")
+    assert (result.status, result.err) == (0, "")
+    assert "top-1" in result.out and "40 images, 10 classes" in result.out
+    rows = (tmp_path / "c.csv").read_text().splitlines()
+    assert rows[0] == ',"0","1","2","3","4","5","6","7","8","9"'
+    assert sum(int(cell) for row in rows[1:] for cell in row.split(",")[1:]) == 40
 
 
 # export
@@ -702,7 +758,22 @@ REFUSALS = {
     "show resnet50 --size -1": r"resnet50 takes images of at least 32\b.*Received: .*-1",
     "train se_resnet11_digit -o {new}/run": "There is no network 'se_resnet11_digit' among the .+: se_resnet11_digits",
     "train se_resnet50 -o {new}/run": r"at least 32\..*\(8, 8, 1\)",
-    "train se_resnet11_digits --data mnist -o {new}/run": r"one of \('digits',\). Received: 'mnist'",
+    "train se_resnet11_digits --data mnist -o {new}/run": "data must be 'digits', .+ Received: 'mnist'",
+    "train se_resnet11_digits": "-o FOLDER says where the run goes",
+    "train se_resnet11_digits --recipe fast -o {new}/run": "recipe must be one of digits, .+ Received: 'fast'",
+    "train se_resnet11_digits --strategy horovod -o {new}/run": "strategy must be one of .+ Received: 'horovod'",
+    "train se_resnet11_digits --workers a:1 -o {new}/run": "--workers and --index go together, with --strategy multi",
+    "train se_resnet11_digits --batch-size 2000 -o {new}/run": "at most the 1437 training images.+batch_size=2000",
+    "train se_resnet11_digits --accumulate 0 -o {new}/run": "accumulate must be an int of at least 1",
+    "curves {new} -o {new}/c.png": "There is no run in '{new}'",
+    "curves {files}/run -o {new}/c.gif": "Curves are drawn as .png, .svg or .pdf. Received: '{new}/c.gif'",
+    "pack {new} -o {new}/x": "'{new}' needs two folders or more",
+    "evaluate {files}/run/model.keras --protocol 225": "protocol must be one of plain, 224, .+ Received: '225'",
+    "evaluate {files}/run/model.keras --protocol 224": "shows? 224x224 pixels. Received: .+ takes 8x8",
+    "evaluate {files}/truncated.keras": "'{files}/truncated.keras' is not a Keras model",
+    "evaluate {files}/run/model.keras --confusion {new}/c.gif": "is written as .csv, .png or .svg. Received",
+    "benchmark-training --network resnet50": "resnet50 is a baseline",
+    "benchmark-input {new}": "'{new}' needs two folders or more",
     "train se_resnet11_digits --epochs 0 -o {new}/run": "epochs.* Received: epochs=0",
     "train se_resnet11_digits --batch-size 0 -o {new}/run": "batch_size.* Received: batch_size=0",
     "train se_resnet11_digits --learning-rate nan -o {new}/run": "learning_rate.* Received: learning_rate=nan",
@@ -779,7 +850,7 @@ REFUSALS = {
     "export {files}/model.keras --labels {files}/text.npy -o {new}/x.tflite": "10 classes. Received: 1 labels",
     "export {files}/model.keras --normalize 0 0 -o {new}/x.tflite": "normalization must be .* std above zero",
     "export {files}/model.keras --normalize 0,0 1,1 -o {new}/x.tflite": "one for each of 1 channels",
-    "export {files}/model.keras --labels digits -o {new}/served": "--labels and --normalize are for -o FILE.tflite",
+    "export {files}/model.keras --labels digits -o {new}/served": "both of them. Received: labels alone",
     "inspect {new}/x.tflite": "no LiteRT file '{new}/x.tflite'",
     "inspect {files}/folder.tflite": "no LiteRT file '{files}/folder.tflite'",
     "inspect {files}/text.tflite": "'{files}/text.tflite' is not a LiteRT file",
