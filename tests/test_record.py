@@ -1,0 +1,83 @@
+"""What a training leaves for people: read back as they would read it."""
+
+import csv
+import re
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import se_keras
+from se_keras.training import record
+
+FIGURES = {
+    "loss": [2.0, 1.0, 0.5],
+    "accuracy": [0.2, 0.6, 0.9],
+    "val_loss": [1.9, 1.2, 0.8],
+    "val_accuracy": [0.3, 0.5, 0.8],
+    "learning_rate": [0.1, 0.1, 0.01],
+}
+
+
+def test_csv_has_a_row_for_each_epoch(tmp_path):
+    record.write_csv(tmp_path, FIGURES)
+    rows = list(csv.DictReader((tmp_path / "history.csv").read_text().splitlines()))
+    assert [row.pop("epoch") for row in rows] == ["1", "2", "3"]
+    assert {name: [float(row[name]) for row in rows] for name in FIGURES} == FIGURES
+
+
+def test_csv_is_replaced_whole(tmp_path):
+    record.write_csv(tmp_path, FIGURES)
+    record.write_csv(tmp_path, {name: values[:1] for name, values in FIGURES.items()})
+    assert len((tmp_path / "history.csv").read_text().splitlines()) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["history.csv"]
+
+
+def test_tensorboard_reads_each_epoch_once(tmp_path):
+    for epoch in (1, 2, 3):
+        record.write_tensorboard(tmp_path, {name: values[epoch - 1] for name, values in FIGURES.items()}, epoch)
+    found = {}
+    for path in sorted((tmp_path / record.EVENTS).iterdir()):
+        for event in tf.compat.v1.train.summary_iterator(str(path)):
+            for value in event.summary.value:
+                assert value.metadata.plugin_data.plugin_name == "scalars"
+                found.setdefault(value.tag, {})[event.step] = float(tf.make_ndarray(value.tensor))
+    for name, values in FIGURES.items():
+        assert found[name] == {epoch: pytest.approx(value) for epoch, value in enumerate(values, start=1)}
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_curves_are_a_picture_that_is_not_blank(tmp_path, epochs):
+    figures = {name: values[:epochs] for name, values in FIGURES.items()}
+    record.draw_curves(tmp_path / "curves.png", {"resnet50": figures, "se_resnet50": figures})
+    pixels = tf.io.decode_png((tmp_path / "curves.png").read_bytes()).numpy()[..., :3]
+    assert pixels.shape[:2] == (480, 1200)
+    colors = {tuple(int(hexed[i : i + 2], 16) for i in (1, 3, 5)) for hexed in record._COLORS[:1]}
+    for color in colors:
+        assert (np.abs(pixels.astype(int) - color).max(axis=-1) < 8).sum() > 20
+
+
+def test_curves_name_each_run_and_each_part(tmp_path):
+    record.draw_curves(tmp_path / "curves.svg", {"resnet50": FIGURES, "se_resnet50": FIGURES})
+    text = (tmp_path / "curves.svg").read_text()
+    for told in ("resnet50, training", "resnet50, validation", "se_resnet50, validation", "top-1 error, %", "epoch"):
+        assert f"<!-- {told} -->" in text
+
+
+@pytest.mark.parametrize("runs", [{}, {"resnet50": {}}, {"resnet50": {"loss": []}}])
+def test_nothing_to_draw_is_refused(tmp_path, runs):
+    with pytest.raises(ValueError, match="Curves need runs with at least one epoch. Received: none"):
+        record.draw_curves(tmp_path / "curves.png", runs)
+
+
+def test_kind_of_picture_that_cannot_be_drawn_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"Curves are drawn as .png, .svg or .pdf. Received: '.+/curves.gif'"):
+        record.draw_curves(tmp_path / "curves.gif", {"resnet50": FIGURES})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_provenance_is_that_of_the_sources():
+    made = record.provenance()
+    assert made == record.provenance()
+    assert made["versions"]["se-keras"] == se_keras.__version__
+    assert re.fullmatch("[0-9a-f]{64}", made["source_sha256"])
