@@ -16,7 +16,8 @@ from se_keras.catalogue import create
 from se_keras.export import to_litert
 from se_keras.export.litert import PRECISIONS
 from se_keras.training.data import digits
-from se_keras.training.fit import fit
+from se_keras.training.distribution import Cluster, cluster_from_environment
+from se_keras.training.fit import EXIT_SAVED, fit
 from se_keras.training.recipe import DIGITS
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -266,3 +267,42 @@ def test_missing_tools_are_named_in_one_line(on_arm, tmp_path, monkeypatch, caps
     said = "Arm's Python comes by Debian's apt-get and dpkg. Missing: apt-get, dpkg, dpkg-deb\n"
     assert capsys.readouterr() == ("", said)
     assert not list(tmp_path.iterdir())
+
+
+def test_training_script_trains_and_goes_on(tmp_path):
+    arguments = ("se_resnet11_digits", "runs/se", "--epochs", 2, "--batch-size", 64)
+    first = run("train.py", *arguments, folder=tmp_path)
+    assert re.search(r"^epoch 1 of 2: test accuracy \d+\.\d%\nepoch 2 of 2: ", first, re.MULTILINE)
+    again = run("train.py", *arguments, folder=tmp_path)
+    assert again.splitlines()[-1] == first.splitlines()[-1]
+    assert again.count("epoch") == 1  # at once
+
+
+@pytest.mark.slow
+def test_ray_trains_with_two_workers(tmp_path):
+    pytest.importorskip("ray", reason='pip install -e ".[ray]"')
+    printed = run("train_on_ray.py", tmp_path / "run", "--epochs", 1, folder=tmp_path)
+    assert re.search(r"test accuracy \d+\.\d%, trained by 2 replicas$", printed.strip())
+
+
+def test_pods_of_the_kubernetes_job_know_each_other(tmp_path, monkeypatch):
+    yaml = pytest.importorskip("yaml")
+    service, job = yaml.safe_load_all((EXAMPLES / "train_on_kubernetes.yaml").read_text())
+    pod = job["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    labels = job["spec"]["template"]["metadata"]["labels"]
+    assert service["spec"]["selector"] == labels and pod["subdomain"] == service["metadata"]["name"]
+    workers = int(next(entry["value"] for entry in container["env"] if entry["name"] == "WORKERS"))
+    assert job["spec"]["completions"] == job["spec"]["parallelism"] == workers == 2
+    (rule,) = job["spec"]["podFailurePolicy"]["rules"]
+    assert rule["onExitCodes"]["values"] == [EXIT_SAVED] and rule["onExitCodes"]["containerName"] == container["name"]
+    # Its shell runs for real; what it starts tells the variable that it was given, and its arguments.
+    (tmp_path / "se-keras").write_text('#!/bin/sh\necho "$TF_CONFIG"\necho "$@"\n')
+    (tmp_path / "se-keras").chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "WORKERS": str(workers), "INDEX": "1"}
+    told = subprocess.run([*container["command"], *container["args"]], env=environment, capture_output=True, text=True)
+    config, arguments = told.stdout.splitlines()
+    monkeypatch.setenv("TF_CONFIG", config)
+    names = tuple(f"{job['metadata']['name']}-{index}.{pod['subdomain']}:2222" for index in range(workers))
+    assert cluster_from_environment() == Cluster(workers=names, index=1)
+    assert arguments.startswith("train se_resnet50 --data /training/imagenet") and "multi-worker" in arguments
