@@ -56,7 +56,7 @@ def quantize_aware(model, calibration, *, input_shape=None, keep_zeros=False):
     ```python
     twin = qat.quantize_aware(model, images[:100])
     twin.compile(tf_keras.optimizers.Adam(1e-4), "sparse_categorical_crossentropy")
-    twin.fit(dataset, epochs=3)  # any tf.data.Dataset
+    twin.fit(dataset, epochs=3, callbacks=[qat.KeepBest(images, labels)])  # any tf.data.Dataset
     qat.to_litert(twin, model, held_out=held_out).save("network.tflite")
     ```
 
@@ -94,6 +94,45 @@ def quantize_aware(model, calibration, *, input_shape=None, keep_zeros=False):
         twin(images[start : start + 8], training=True)
     activations.is_calibrating = False
     return twin
+
+
+class KeepBest(tf_keras.callbacks.Callback):
+    """Ends a `fit` with the weights of its best epoch, by the loss on held-out images; the start counts as one.
+
+    So fine-tuning never makes a network worse than it was, on these images.
+
+    ```python
+    twin.fit(dataset, epochs=5, callbacks=[qat.KeepBest(images, labels)])
+    ```
+
+    Args:
+        images: Held out from training: images of the test would no longer judge the network.
+        labels: As the loss of the twin takes them.
+    """
+
+    def __init__(self, images, labels):
+        super().__init__()
+        self._held_out = images, labels
+        self._best = None
+
+    def on_train_begin(self, logs=None):
+        """Judges what training begins with."""
+        self._best = None
+        self._judge()
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Judges the epoch."""
+        self._judge()
+
+    def on_train_end(self, logs=None):
+        """Goes back to the best."""
+        self.model.set_weights(self._best[1])
+
+    def _judge(self):
+        loss = self.model.evaluate(*self._held_out, verbose=0)
+        loss = loss[0] if isinstance(loss, list) else loss
+        if self._best is None or loss < self._best[0]:
+            self._best = loss, self.model.get_weights()
 
 
 def to_litert(

@@ -66,12 +66,18 @@ def uneven(trained):
     return model
 
 
-def learn(twin, data, *, rate=1e-3, epochs=2):
+HELD_OUT = 287  # a fifth of the images to train on, to choose the epoch by
+
+
+def learn(twin, data, *, rate=1e-3, epochs=2, keep_best=False):
     """Fits a twin to the digits, as a tf.data.Dataset."""
     tf_keras.utils.set_random_seed(0)
     twin.compile(tf_keras.optimizers.Adam(rate), LOSS)
-    dataset = tf.data.Dataset.from_tensor_slices((data.train.images, data.train.labels))
-    twin.fit(dataset.shuffle(len(data.train)).batch(32), epochs=epochs, verbose=0)
+    images, labels = data.train.images, data.train.labels
+    held_out = HELD_OUT if keep_best else 0
+    dataset = tf.data.Dataset.from_tensor_slices((images[held_out:], labels[held_out:]))
+    best = [qat.KeepBest(images[:held_out], labels[:held_out])] if keep_best else []
+    twin.fit(dataset.shuffle(len(data.train)).batch(32), epochs=epochs, verbose=0, callbacks=best)
     return twin
 
 
@@ -84,10 +90,10 @@ def post_training(model, data):
     return to_litert(model, precision="int8", calibration=data.train.images[:100], held_out=data.test.images)
 
 
-def aware(model, data, *, keep_zeros=False, rate=1e-4, epochs=2):
+def aware(model, data, *, keep_zeros=False, rate=1e-4, epochs=2, keep_best=True):
     """An int8 file by quantization-aware fine-tuning."""
     twin = qat.quantize_aware(model, data.train.images[:100], keep_zeros=keep_zeros)
-    learn(twin, data, rate=rate, epochs=epochs)
+    learn(twin, data, rate=rate, epochs=epochs, keep_best=keep_best)
     return qat.to_litert(twin, model, held_out=data.test.images)
 
 
@@ -203,8 +209,7 @@ def test_twin_starts_where_post_training_quantization_ends(trained, data):
 def require_never_below(model, data, exported):
     figures = accuracy(post_training(model, data), data), accuracy(exported, data)
     print(f"\n{model.name} in int8: post-training {figures[0]:.1%}, quantization-aware {figures[1]:.1%}")
-    # One image of the 360, either way, is what another seed changes as well.
-    assert figures[1] >= figures[0] - 1 / len(data.test.images) - 1e-9
+    assert figures[1] >= figures[0]
 
 
 def test_fine_tuning_is_never_below_post_training(trained, int8, data):
@@ -223,7 +228,7 @@ def test_fine_tuning_of_a_residual_network_is_never_below_post_training(data, tm
 def test_fine_tuning_recovers_what_post_training_lost(uneven, data):
     full = float((uneven.predict(data.test.images, verbose=0).argmax(axis=1) == data.test.labels).mean())
     lost = accuracy(post_training(uneven, data), data)
-    recovered = accuracy(aware(uneven, data, rate=1e-3, epochs=3), data)
+    recovered = accuracy(aware(uneven, data, rate=1e-3, epochs=5, keep_best=False), data)
     print(f"\nuneven channels: float32 {full:.1%}, int8 post-training {lost:.1%}, quantization-aware {recovered:.1%}")
     assert full > 0.95 and lost < full - 0.2
     assert recovered > full - 0.1
