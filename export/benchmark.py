@@ -26,6 +26,20 @@ class Ratio:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Percentiles:
+    """Of the times of all runs, in milliseconds: the disturbed ones too."""
+
+    p50: float
+    p90: float
+    p99: float
+
+    @classmethod
+    def of(cls, nanoseconds):
+        """Those of a list of times."""
+        return cls(**{f"p{q}": float(np.percentile(nanoseconds, q)) / 1e6 for q in (50, 90, 99)})
+
+
+@dataclass(frozen=True, kw_only=True)
 class Comparison:
     """How long B takes beside A.
 
@@ -36,6 +50,7 @@ class Comparison:
         b_ms: The same of B.
         blocks: Number of blocks.
         runs: Number of runs of each side in a block; a block counts the fastest.
+        a, b: `Percentiles` of all runs; None where they are not known.
     """
 
     ratio: Ratio
@@ -44,6 +59,8 @@ class Comparison:
     b_ms: float
     blocks: int
     runs: int
+    a: Percentiles | None = None
+    b: Percentiles | None = None
 
     @property
     def is_real(self):
@@ -53,7 +70,10 @@ class Comparison:
         return outside and abs(math.log(self.ratio.median)) > noise
 
 
-def compare(a, b, double, *, blocks=30, runs=3, warmup=3, seed=0, progress=None):
+FEWEST_BLOCKS = 10  # before an interval may end a comparison
+
+
+def compare(a, b, double, *, blocks=30, runs=3, warmup=3, within=None, seconds=None, seed=0, progress=None):
     """Measures the time of `b` beside that of `a`.
 
     Args:
@@ -62,6 +82,9 @@ def compare(a, b, double, *, blocks=30, runs=3, warmup=3, seed=0, progress=None)
         blocks: Number of blocks; each gives one ratio.
         runs: Runs of each side in a block, in random order; the fastest counts, for only disturbances make it slower.
         warmup: Runs of each before the first block.
+        within: Ends the comparison before all blocks, after at least ten, when the interval is so narrow: 0.01 for a
+            hundredth of the ratio.
+        seconds: Ends it when so many have passed, after two blocks.
         seed: Of the order and of the bootstrap.
         progress: Called after each block with the number of blocks done.
 
@@ -76,24 +99,34 @@ def compare(a, b, double, *, blocks=30, runs=3, warmup=3, seed=0, progress=None)
     for side in list(sides.values()) * warmup:
         side()
     order = random.Random(seed)
-    times = {name: [] for name in sides}
+    times, every = {name: [] for name in sides}, {name: [] for name in sides}
+    began = time.monotonic()
     for block in range(blocks):
         fastest = dict.fromkeys(sides, math.inf)
         for name in order.sample(list(sides) * runs, len(sides) * runs):
             start = time.perf_counter_ns()
             sides[name]()
-            fastest[name] = min(fastest[name], time.perf_counter_ns() - start)
+            every[name].append(time.perf_counter_ns() - start)
+            fastest[name] = min(fastest[name], every[name][-1])
         for name, nanoseconds in fastest.items():
             times[name].append(nanoseconds)
         if progress:
             progress(block + 1)
+        if seconds is not None and block >= 1 and time.monotonic() - began > seconds:
+            break
+        if within is not None and block + 1 >= FEWEST_BLOCKS:
+            ratio = ratio_of(times["b"], times["a"], seed)
+            if ratio.high / ratio.low - 1 < within:
+                break
     return Comparison(
-        ratio=_ratio(times["b"], times["a"], seed),
-        null=_ratio(times["double"], times["a"], seed),
+        ratio=ratio_of(times["b"], times["a"], seed),
+        null=ratio_of(times["double"], times["a"], seed),
         a_ms=statistics.median(times["a"]) / 1e6,
         b_ms=statistics.median(times["b"]) / 1e6,
-        blocks=blocks,
+        blocks=len(times["a"]),
         runs=runs,
+        a=Percentiles.of(every["a"]),
+        b=Percentiles.of(every["b"]),
     )
 
 
@@ -103,7 +136,8 @@ def check_plan(blocks, runs, warmup=0):
         raise ValueError(f"At least 2 blocks of 1 run. Received: blocks={blocks}, runs={runs}, warmup={warmup}")
 
 
-def _ratio(numerators, denominators, seed, *, resamples=2000):
+def ratio_of(numerators, denominators, seed=0, *, resamples=2000):
+    """The `Ratio` of two lists of measurements, of which those of a block stand at the same place."""
     logs = np.log(numerators) - np.log(denominators)
     picks = np.random.default_rng(seed).integers(len(logs), size=(resamples, len(logs)))
     low, high = np.quantile(np.median(logs[picks], axis=1), (0.025, 0.975))

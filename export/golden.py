@@ -22,7 +22,7 @@ _TOLERANCE_OF_OTHERS = 0.1
 _VALUES = 64
 
 
-def golden(runner, *, low, high, precision, seed=0):
+def golden(runner, *, low, high, precision, shape=None, seed=0):
     """What `runner` makes of noise in `low` to `high`, as a dict for JSON; `error` compares another run with it.
 
     Of an output of more than 64 values, every second one is kept, or every third, and so on.
@@ -31,6 +31,7 @@ def golden(runner, *, low, high, precision, seed=0):
         runner: A `Runner`.
         low, high: Range of the pixels that the network is used to; integers take all of their own.
         precision: Name of the precision, for the tolerance.
+        shape: Of the input, batch first; default: the runner's.
         seed: Of the noise.
     """
     dtype = runner.input_dtype
@@ -42,7 +43,7 @@ def golden(runner, *, low, high, precision, seed=0):
             "seed": seed,
             "low": float(low),
             "high": float(high),
-            "shape": list(runner.input_shape),
+            "shape": list(shape or runner.input_shape),
             "dtype": dtype.name,
         },
         "outputs": {},

@@ -46,6 +46,9 @@ COMMANDS = (
     "benchmark",
     "benchmark-input",
     "benchmark-training",
+    "serve-config",
+    "serve-check",
+    "benchmark-serving",
     "quickstart",
 )
 SCRIPT = Path(sys.executable).with_name("se-keras")

@@ -17,7 +17,7 @@ from rich.console import Console
 if __name__ != "se_keras_cli":
     raise ImportError(f"This package is se_keras_cli: the command se-keras. Received: {__name__}")
 
-from se_keras_cli import evaluating, files, measuring, networks, training
+from se_keras_cli import evaluating, files, measuring, networks, serving, training
 from se_keras_cli.screen import USER_ERRORS, native_logs_hidden, say
 
 IMAGES = "'digits', a .npy file (N, height, width, channels), or a folder of PNG, JPEG, BMP and GIF images"
@@ -31,7 +31,7 @@ EXIT_ERROR, EXIT_INTERRUPTED = 2, 130
 def main(arguments=None):
     """Runs the command; returns its exit status: 0, 2 for what the user can mend, 130 after Ctrl-C.
 
-    And 1 where `verify` finds that two models disagree by more than they may.
+    And 1 where `verify` finds that two models disagree by more than they may, or `serve-check` a server and a model.
     """
     options = _parser().parse_args(arguments)
     console = Console(stderr=True)
@@ -183,7 +183,8 @@ def _parser():
               "--input-type uint8 -o camera.tflite",
               "export runs/se/model.keras --precision dynamic -o small.tflite",
               "export model.keras --precision int8 --calibration photos/ --normalize se_resnet50 -o model_int8.tflite",
-              "export runs/se/model.keras -o served/digits", json_output=True)  # fmt: skip
+              "export runs/se/model.keras --labels digits --normalize 0 255 -o models/digits",
+              json_output=True)  # fmt: skip
     sub.add_argument("model", metavar="MODEL", type=Path, help="a .keras file")
     sub.add_argument("-o", "--output", type=Path, required=True, help="FILE.tflite, or the SavedModel's folder")
     sub.add_argument("--precision", default="float32", help="float32 (default), float16, dynamic, int8, or int16x8")
@@ -193,7 +194,10 @@ def _parser():
     sub.add_argument("--output-type", default="float32", help="for int8: float32 (default), int8, or uint8")
     sub.add_argument("--keep-float", metavar="REGEX", help="layers that stay in float32, such as '.*_se_.*'")
     sub.add_argument("--as-published", action="store_true", help="do not lower the model first")
-    sub.add_argument("--labels", help="for FILE.tflite: 'digits', or a text file with the name of a class a line")
+    sub.add_argument("--labels", help="'digits', or a text file with the name of a class a line")
+    sub.add_argument(
+        "--top", type=int, default=5, metavar="N", help="classes that a SavedModel tells of an image file (default: 5)"
+    )
 
     sub = add("inspect", files.inspect, "Show what is in a LiteRT file; check its checksum and its golden output.",
               "inspect digits_int8.tflite", "inspect digits_int8.tflite --json", json_output=True)  # fmt: skip
@@ -235,9 +239,9 @@ def _parser():
 
     sub = add("benchmark-input", evaluating.benchmark_input,
               "Measure how fast training images come, beside Keras' own input.", "benchmark-input",
-              "benchmark-input imagenet/ --batch-size 64 --json", json_output=True)  # fmt: skip
+              "benchmark-input imagenet/ --batch-size 128 --json", json_output=True)  # fmt: skip
     sub.add_argument("images", metavar="FOLDER", nargs="?", type=Path, help="of images (default: made of photographs)")
-    sub.add_argument("--batch-size", type=int, default=32, help="default: %(default)s")
+    sub.add_argument("--batch-size", type=int, default=64, help="default: %(default)s")
     sub.add_argument("--size", type=int, default=224, help="height and width (default: %(default)s)")
     sub.add_argument("--blocks", type=int, default=10, help="paired measurements (default: %(default)s)")
     sub.add_argument("--epoch", type=int, default=20_000, metavar="N", help="images to watch the memory over")
@@ -249,6 +253,37 @@ def _parser():
     sub.add_argument("--batch-size", type=int, default=8, help="default: %(default)s")
     sub.add_argument("--size", type=int, help="height and width (default: the network's own)")
     sub.add_argument("--blocks", type=int, default=10, help="paired measurements (default: %(default)s)")
+
+    sub = add("serve-config", serving.serve_config,
+              "Write what TF Serving takes beside the models of a folder: models.config, monitoring.config.",
+              "serve-config models/", "serve-config models/ --root /srv/models --replace")  # fmt: skip
+    sub.add_argument("folder", metavar="FOLDER", type=Path, help="with a folder for each model: MODEL/VERSION/")
+    sub.add_argument("--root", default="/models", help="the folder where the server runs (default: %(default)s)")
+    sub.add_argument("--replace", action="store_true", help="replace files with another content")
+
+    sub = add("serve-check", serving.serve_check,
+              "Send TF Serving the golden inputs of a model's manifest, and compare what comes back.",
+              "serve-check http://localhost:8501 --manifest models/digits",
+              "serve-check http://localhost:8501 --grpc localhost:8500 --manifest models/digits --model digits --json",
+              json_output=True)  # fmt: skip
+    sub.add_argument("url", metavar="URL", nargs="?", help="of the REST API: http://HOST:8501")
+    sub.add_argument("--grpc", metavar="HOST:PORT", help="of the gRPC API: HOST:8500; needs se-keras[serving]")
+    sub.add_argument("--manifest", metavar="DIR", type=Path, required=True,
+                     help="folder of the model (its highest version) or of a version, by `export`")  # fmt: skip
+    sub.add_argument("--model", metavar="NAME", help="on the server (default: the name of the model's folder)")
+    sub.add_argument("--timeout", type=float, default=30, metavar="S", help="seconds for an answer (default: 30)")
+
+    sub = add("benchmark-serving", serving.benchmark_serving,
+              "Measure what a SavedModel bears: images a second and p99 under load, as published beside lowered.",
+              "benchmark-serving", "benchmark-serving --network se_resnext50_32x4d --callers 1 16 --json",
+              json_output=True)  # fmt: skip
+    sub.add_argument("--network", default="se_resnet50", help="and its baseline (default: %(default)s)")
+    sub.add_argument("--callers", type=int, nargs="+", default=[1, 4, 16], help="at once (default: 1 4 16)")
+    sub.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32], help="images in a request (default: 1 8 32)")
+    sub.add_argument("--size", type=int, help="height and width (default: the network's own)")
+    sub.add_argument("--threads", type=int, default=os.cpu_count(), help="default: as many as there are processors")
+    sub.add_argument("--blocks", type=int, default=10, help="measurements of each load (default: %(default)s)")
+    sub.add_argument("--seconds", type=float, default=2, metavar="S", help="of a measurement (default: %(default)s)")
 
     sub = add("quickstart", measuring.quickstart,
               "Train on real digits, export, verify, and measure what SE costs (5 minutes).", "quickstart",

@@ -28,8 +28,6 @@ def export(options, console):
         raise ValueError(
             f"--calibration is for --precision int8 and int16x8. Received: --precision {options.precision}"
         )
-    if not to_file and (options.labels or options.normalize):
-        raise ValueError(f"--labels and --normalize are for -o FILE.tflite. Received: {options.output}")
     lowering = not options.as_published
     with progress_on(console) as progress:
         progress(f"loading {options.model}")
@@ -41,6 +39,10 @@ def export(options, console):
             calibration = _images(options.calibration, options, model.inputs[0].shape[1:], progress)
         storage.check_writable(options.output)
         progress(f"exporting {model.name}")
+        about = {
+            "labels": options.labels and _labels(options.labels),
+            "normalization": options.normalize and _normalization(options.normalize),
+        }
         if to_file:
             exported = to_litert(
                 model,
@@ -50,14 +52,13 @@ def export(options, console):
                 output_type=options.output_type,
                 keep_float=options.keep_float,
                 lowering=lowering,
-                labels=options.labels and _labels(options.labels),
-                normalization=options.normalize and _normalization(options.normalize),
                 training=training_of(options.model),
                 progress=progress,
+                **about,
             )
             exported.save(options.output)
         else:
-            exported = to_savedmodel(model, options.output, lowering=lowering)
+            exported = to_savedmodel(model, options.output, lowering=lowering, top=options.top, **about)
     path = options.output if to_file else exported.path
     if options.json:
         return print_json({"path": str(path), **exported.manifest})

@@ -67,6 +67,7 @@ def native_logs_hidden():
         screen.flush()
         os.dup2(screen.fileno(), 2)
         sys.stderr = python_stderr
+        screen.close()
 
 
 def new_table(*columns, **options):

@@ -1,0 +1,179 @@
+"""What a SavedModel bears: images a second and waiting times under load, as published beside lowered."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from se_keras.catalogue import create, spec_of
+from se_keras.export import session
+from se_keras.export.benchmark import Ratio, ratio_of
+from se_keras.export.overhead import FORMS, baseline_name
+from se_keras.export.savedmodel import to_savedmodel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """What one SavedModel bears under one load.
+
+    Args:
+        network: Its name.
+        form: `"published"` or `"lowered"`.
+        callers: Threads that call at once; each waits for its answer before it calls again.
+        batch: Images in a request.
+        requests: Number of requests.
+        images_per_second: Median over the blocks.
+        p50_ms, p99_ms: Percentiles of the time of a request, of all blocks together.
+    """
+
+    network: str
+    form: str
+    callers: int
+    batch: int
+    requests: int
+    images_per_second: float
+    p50_ms: float
+    p99_ms: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServingLoad:
+    """A network and its baseline under load.
+
+    Args:
+        network, baseline: Names.
+        input_shape: `(height, width, channels)`.
+        loads: Of the network, in both forms, for each number of callers and batch; of the baseline for one caller and
+            one image.
+        gains: `(callers, batch, Ratio)`: images a second lowered over as published. Below 1, lowering has cost time.
+        overheads: By form: time of the network over that of the baseline, for one caller and one image.
+    """
+
+    network: str
+    baseline: str
+    input_shape: tuple[int, ...]
+    loads: tuple[Load, ...]
+    gains: tuple[tuple[int, int, Ratio], ...]
+    overheads: dict[str, Ratio]
+
+    def to_json(self):
+        """The record as a dict for JSON."""
+        return asdict(self)
+
+
+def serving_load(
+    network,
+    *,
+    callers=(1, 4, 16),
+    batches=(1, 8, 32),
+    seconds=2.0,
+    blocks=10,
+    input_shape=None,
+    threads=0,
+    progress=None,
+):
+    """Loads a network's SavedModels, in a process without Keras and XLA, with requests: both forms in turns.
+
+    Args:
+        network: A network of the catalogue with squeeze-and-excitation. Its weights are random, which costs as much
+            time as trained ones.
+        callers: Numbers of threads that call at once, of at most 64.
+        batches: Numbers of images in a request, of at most 1024.
+        seconds: How long each measurement takes at least.
+        blocks: Measurements of each form and load, in random order within a block.
+        input_shape: `(height, width, channels)`; default: the network's own.
+        threads: Of the operators; default: as many as there are processors.
+        progress: Called with what is done next, as a string.
+
+    Returns:
+        A `ServingLoad`.
+
+    Raises:
+        ValueError: If the network has no squeeze-and-excitation, or if a number is not one of the above.
+    """
+    told = progress or (lambda line: None)
+    if spec_of(network).se is None:
+        raise ValueError(f"{network} is a baseline: name a network with squeeze-and-excitation, such as se_resnet50")
+    for what, values, most in (("callers", callers, 64), ("batches", batches, 1024)):
+        if not values or not all(type(x) is int and 1 <= x <= most for x in values):
+            raise ValueError(f"{what} must be one or more ints of 1 to {most}. Received: {what}={values!r}")
+    if blocks < 2 or not seconds > 0:
+        raise ValueError(f"At least 2 blocks of more than 0 seconds. Received: blocks={blocks}, seconds={seconds}")
+    baseline = baseline_name(network)
+    # SE's overhead is that of one image and one caller.
+    cells = [(n, batch) for batch in dict.fromkeys((1, *batches)) for n in dict.fromkeys((1, *callers))]
+    with tempfile.TemporaryDirectory() as folder:
+        paths = {}
+        for name, arguments in {network: {}, baseline: {"se": None, "name": baseline}}.items():
+            told(f"exporting {name}")
+            keras.utils.set_random_seed(0)
+            model = create(network, input_shape=input_shape, classifier_activation=None, **arguments)
+            for form, lowering in FORMS.items():
+                paths[name, form] = str(to_savedmodel(model, Path(folder, name, form), lowering=lowering).path)
+        plan = {
+            "paths": list(paths.values()),
+            "threads": threads,
+            "seconds": seconds,
+            "blocks": blocks,
+            "cells": [
+                (n, batch, [path for (name, _), path in paths.items() if name == network or n == batch == 1])
+                for n, batch in cells
+            ],
+        }
+        rows = _measured(plan, told)
+    loads, rates = [], {}
+    for n, batch in cells:
+        for (name, form), path in paths.items():
+            found = [row for row in rows if (row["callers"], row["batch"], row["path"]) == (n, batch, path)]
+            if found:
+                rates[n, batch, name, form] = [batch * len(row["times"]) / row["seconds"] for row in found]
+                times = np.concatenate([row["times"] for row in found]) * 1000
+                p50, p99 = map(float, np.percentile(times, (50, 99)))
+                measured = {"requests": len(times), "p50_ms": p50, "p99_ms": p99}
+                rate = float(np.median(rates[n, batch, name, form]))
+                how = {"network": name, "form": form, "callers": n, "batch": batch}
+                loads.append(Load(**how, **measured, images_per_second=rate))
+    return ServingLoad(
+        network=network,
+        baseline=baseline,
+        input_shape=tuple(model.inputs[0].shape[1:]),
+        loads=tuple(loads),
+        gains=tuple(
+            (n, batch, ratio_of(rates[n, batch, network, "lowered"], rates[n, batch, network, "published"]))
+            for n, batch in cells
+        ),
+        # With one caller, the time of an image is 1 over the images a second.
+        overheads={form: ratio_of(rates[1, 1, baseline, form], rates[1, 1, network, form]) for form in FORMS},
+    )
+
+
+def _measured(plan, told):
+    """What the process says, a dict for each measurement."""
+    environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
+    rows, cell = [], None
+    with tempfile.TemporaryFile("w+") as errors:
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": errors}
+        # -P: the modules beside the program would hide others of the same names.
+        command = [sys.executable, "-P", session.__file__]
+        with subprocess.Popen(command, **pipes, text=True, env=environment) as process:
+            try:
+                process.stdin.write(json.dumps(plan))
+                process.stdin.close()
+                for row in map(json.loads, process.stdout):
+                    if cell != (row["callers"], row["batch"]):
+                        cell = row["callers"], row["batch"]
+                        told(f"callers: {row['callers']}, images in a request: {row['batch']}")
+                    rows.append(row)
+            except BaseException:
+                process.kill()
+                raise
+        if process.returncode:
+            errors.seek(0)
+            raise RuntimeError(f"The process that was loaded has failed: {errors.read()}")
+    return rows

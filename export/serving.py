@@ -1,0 +1,298 @@
+"""Talking to TF Serving: what a server needs beside the models, and whether it gives what a manifest says."""
+
+import base64
+import http.client
+import json
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+from google.protobuf.json_format import MessageToDict
+from tensorflow.core.framework import types_pb2
+
+from se_keras import storage
+from se_keras.errors import first_line
+from se_keras.export import golden
+from se_keras.export.savedmodel import SIGNATURE
+from se_keras.export.signatures import IMAGE_BYTES
+
+MODELS, MONITORING = "models.config", "monitoring.config"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """How a server has answered a golden input.
+
+    Args:
+        protocol: `"REST"` or `"gRPC"`.
+        signature: Which was asked.
+        version: Of the model, as the server says.
+        error: How far the answer is from the golden output, as a share of its largest value; 1 for another class.
+        tolerance: How far it may be.
+    """
+
+    protocol: str
+    signature: str
+    version: int
+    error: float
+    tolerance: float
+
+    @property
+    def agrees(self):
+        """Whether the answer is near enough."""
+        return self.error <= self.tolerance
+
+
+def check(record, *, model, rest=None, grpc=None, timeout=30.0):
+    """Sends the golden inputs of a SavedModel's manifest to TF Serving, and compares what comes back.
+
+    Args:
+        record: The manifest.
+        model: Name of the model on the server.
+        rest: URL of the server's REST API, such as `http://localhost:8501`.
+        grpc: Host and port of its gRPC API, such as `localhost:8500`; needs the package tensorflow-serving-api.
+        timeout: Seconds to wait for an answer.
+
+    Returns:
+        An `Answer` for each protocol and signature.
+
+    Raises:
+        OSError: If the server cannot be reached (ConnectionError), or does not answer in time (TimeoutError).
+        ValueError: If an argument is not one of the above, if there is no TF Serving, or if it has another model.
+    """
+    if not {"golden", "signatures"} <= set(record):
+        raise ValueError("The manifest of a SavedModel with a golden input. Received: one without, of an older export")
+    if rest is None and grpc is None:
+        raise ValueError("A server is asked by REST or gRPC: give a URL, or host and port. Received: neither")
+    if not timeout > 0:
+        raise ValueError(f"timeout must be above 0 seconds. Received: timeout={timeout!r}")
+    clients = [Rest(rest, model, timeout)] if rest is not None else []
+    clients += [Grpc(grpc, model, timeout)] if grpc is not None else []
+    return tuple(answer for client in clients for answer in _answers(client, record))
+
+
+def _answers(client, record):
+    version, signatures = client.metadata()
+    for name, expected in record["signatures"].items():
+        if signatures.get(name) != expected:
+            found = _told(signatures[name]) if name in signatures else f"only {', '.join(sorted(signatures))}"
+            raise ValueError(f"{client} is not the model of the manifest, with {name} {_told(expected)}. "
+                             f"Received: {found}")  # fmt: skip
+    (image_name,) = record["signatures"][SIGNATURE]["inputs"]
+    how = {"protocol": client.protocol, "version": version, "tolerance": record["golden"]["tolerance"]}
+    error = golden.error(lambda images: client.predict(SIGNATURE, {image_name: images}), record["golden"])
+    yield Answer(signature=SIGNATURE, error=error, **how)
+    if expected := record.get("golden_file"):
+        file = np.array([base64.b64decode(expected["base64"])], dtype=object)
+        answer = client.predict(IMAGE_BYTES, {IMAGE_BYTES: file})
+        scores, classes = np.array(expected["scores"]), answer["classes"].tolist()
+        error = float(np.abs(answer["scores"] - scores).max() / np.abs(scores).max())
+        # The order of the others may tell less than rounding.
+        same = classes[0][0] == expected["classes"][0].encode()
+        yield Answer(signature=IMAGE_BYTES, error=error if same else 1.0, **how)
+
+
+def _told(signature):
+    """A signature in a few words."""
+    takes, gives = (
+        ", ".join(f"{name} {'x'.join('?' if n is None else str(n) for n in x['shape'])} {x['dtype']}"
+                  for name, x in signature[side].items())
+        for side in ("inputs", "outputs")
+    )  # fmt: skip
+    return f"from {takes} to {gives}"
+
+
+class Rest:
+    """A model behind TF Serving's REST API.
+
+    Source: https://www.tensorflow.org/tfx/serving/api_rest.
+    """
+
+    protocol = "REST"
+
+    def __init__(self, url, model, timeout):
+        if not url.startswith(("http://", "https://")):
+            raise ValueError(f"A REST API has an address such as http://localhost:8501. Received: {url!r}")
+        self._url, self._timeout = f"{url.rstrip('/')}/v1/models/{model}", timeout
+
+    def __str__(self):
+        return self._url
+
+    def metadata(self):
+        """The version that the server has, and the signatures as in a manifest."""
+        states = self._read("").get("model_version_status")
+        if not isinstance(states, list) or not states:
+            raise ValueError(f"{self._url} is not TF Serving's: it tells of no versions")
+        if not any(state.get("state") == "AVAILABLE" for state in states):
+            told = states[0].get("status", {}).get("error_message") or "no error is told"
+            raise ValueError(f"{self._url} is {states[0].get('state')}, not AVAILABLE: {told}")
+        self._version, self._signatures = _metadata(self._read("/metadata"))
+        return self._version, self._signatures
+
+    def predict(self, signature, inputs):
+        """Outputs of a signature, `{name: array}`; strings as bytes."""
+        values = {name: _listed(x) for name, x in inputs.items()}
+        outputs = self._read(":predict", {"signature_name": signature, "inputs": values}).get("outputs")
+        described = self._signatures[signature]["outputs"]
+        if len(described) == 1:  # then the name is left out
+            outputs = {name: outputs for name in described}
+        try:
+            return {name: _array(outputs[name], x["dtype"]) for name, x in described.items()}
+        except (AttributeError, KeyError, TypeError, ValueError):
+            raise ValueError(
+                f"{self._url} answers {signature} with something else than {', '.join(described)}"
+            ) from None
+
+    def _read(self, path, body=None):
+        url = self._url + path
+        request = urllib.request.Request(url, data=None if body is None else json.dumps(body).encode())
+        try:
+            try:
+                with urllib.request.urlopen(request, timeout=self._timeout) as response:
+                    content, refused = response.read(), False
+            except urllib.error.HTTPError as error:
+                content, refused = error.read(), True
+        except (OSError, http.client.HTTPException) as error:
+            reason = getattr(error, "reason", error)
+            if isinstance(reason, TimeoutError):
+                raise TimeoutError(f"{url} has not answered within {self._timeout:g} seconds") from None
+            raise ConnectionError(f"{url} cannot be reached: {first_line(reason)}") from None
+        try:
+            answer = dict(json.loads(content))
+        except (ValueError, TypeError):
+            raise ValueError(f"{url} is not TF Serving's. It answers: {content[:60]!r}") from None
+        if refused or "error" in answer:
+            raise ValueError(f"{url} is refused: {first_line(answer.get('error', 'no error is told'))}")
+        return answer
+
+
+class Grpc:
+    """A model behind TF Serving's gRPC API.
+
+    Source: tensorflow_serving/apis/prediction_service.proto.
+    """
+
+    protocol = "gRPC"
+
+    def __init__(self, host, model, timeout):
+        try:
+            import grpc
+            from tensorflow_serving.apis import get_model_metadata_pb2, predict_pb2, prediction_service_pb2_grpc
+        except ImportError:
+            raise ValueError('gRPC needs the package tensorflow-serving-api: pip install "se-keras[serving]"') from None
+        # Answers of more than 4 MB are refused otherwise.
+        self._channel = grpc.insecure_channel(host, options=[("grpc.max_receive_message_length", -1)])
+        self._stub = prediction_service_pb2_grpc.PredictionServiceStub(self._channel)
+        self._grpc, self._host, self._model, self._timeout = grpc, host, model, timeout
+        self._metadata_request, self._predict_request = get_model_metadata_pb2, predict_pb2
+
+    def __str__(self):
+        return f"{self._model} at {self._host}"
+
+    def metadata(self):
+        """The version that the server has, and the signatures as in a manifest."""
+        request = self._metadata_request.GetModelMetadataRequest(metadata_field=["signature_def"])
+        request.model_spec.name = self._model
+        return _metadata(MessageToDict(self._call("GetModelMetadata", request), preserving_proto_field_name=True))
+
+    def predict(self, signature, inputs):
+        """Outputs of a signature, `{name: array}`; strings as bytes."""
+        request = self._predict_request.PredictRequest(
+            inputs={name: tf.make_tensor_proto(values) for name, values in inputs.items()}
+        )
+        request.model_spec.name, request.model_spec.signature_name = self._model, signature
+        return {name: tf.make_ndarray(x) for name, x in self._call("Predict", request).outputs.items()}
+
+    def _call(self, method, request):
+        try:
+            return getattr(self._stub, method)(request, timeout=self._timeout)
+        except self._grpc.RpcError as error:
+            code, details = error.code(), first_line(error.details() or error.code().name)
+        if code is self._grpc.StatusCode.DEADLINE_EXCEEDED:
+            raise TimeoutError(f"{self} has not answered within {self._timeout:g} seconds")
+        if code is self._grpc.StatusCode.UNAVAILABLE:
+            raise ConnectionError(f"{self} cannot be reached by gRPC: {details}")
+        if code is self._grpc.StatusCode.UNIMPLEMENTED:
+            raise ValueError(f"{self._host} is not TF Serving's: {details}")
+        raise ValueError(f"{self} is refused: {details}")
+
+
+def _metadata(answer):
+    """Version and signatures out of a GetModelMetadataResponse as JSON has it; one proto for both protocols."""
+    try:
+        entries = answer["metadata"]["signature_def"]["signature_def"]
+        signatures = {
+            name: {side: dict(sorted((x, _tensor(about)) for x, about in entry[side].items()))
+                   for side in ("inputs", "outputs")}
+            for name, entry in entries.items() if entry.get("inputs")
+        }  # fmt: skip
+        return int(answer["model_spec"]["version"]), signatures
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise ValueError("A server that tells its model's signatures is TF Serving. Received: another answer") from None
+
+
+def _tensor(about):
+    sizes = [int(side["size"]) for side in about["tensor_shape"].get("dim", ())]
+    dtype = tf.as_dtype(types_pb2.DataType.Value(about["dtype"])).name
+    return {"shape": [None if size < 0 else size for size in sizes], "dtype": dtype}
+
+
+def _listed(values):
+    """An array as TF Serving's JSON has it: bytes in base64."""
+    if values.dtype == object:
+        return [{"b64": base64.b64encode(value).decode()} for value in values]
+    return values.tolist()
+
+
+def _array(values, dtype):
+    if dtype != "string":
+        return np.array(values, dtype)
+    return np.vectorize(lambda value: value.encode(), otypes=[object])(np.array(values, object))
+
+
+def write_server_files(folder, *, root="/models", replace=False):
+    """Writes what TF Serving takes beside the models of a folder: `models.config` and `monitoring.config`.
+
+    How each model is batched stands in its own versions, as `batching_params.pbtxt`.
+
+    Args:
+        folder: With a folder for each model, and in that its versions.
+        root: Path of the folder where the server runs.
+        replace: Whether to replace files that are there: they may have been written by hand.
+
+    Returns:
+        The names of the models.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+        FileExistsError: If one of the files is there with another content.
+        ValueError: If there are no models.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"There is no folder of models {str(folder)!r}")
+    names = sorted(
+        {path.parent.parent.name for path in folder.glob("*/*/saved_model.pb") if path.parent.name.isdecimal()}
+    )
+    if not names:
+        raise ValueError(
+            f"A folder of models has MODEL/VERSION/saved_model.pb in it. Received: {str(folder)!r} without"
+        )
+    root = str(root).rstrip("/")
+    configs = "".join(
+        f"  config {{\n    name: {json.dumps(name)}\n    base_path: {json.dumps(f'{root}/{name}')}\n"
+        '    model_platform: "tensorflow"\n  }\n'
+        for name in names
+    )
+    contents = {
+        folder / MODELS: f"model_config_list {{\n{configs}}}\n".encode(),
+        folder / MONITORING: b'prometheus_config {\n  enable: true\n  path: "/monitoring/prometheus/metrics"\n}\n',
+    }
+    other = [path for path, content in contents.items() if path.exists() and path.read_bytes() != content]
+    if other and not replace:
+        raise FileExistsError(f"{str(other[0])!r} exists with another content: replace=True (--replace) replaces it")
+    storage.write_together(contents)
+    return names
