@@ -55,7 +55,8 @@ def replay(path, signatures):
         try:
             outputs = signatures[name](**inputs)
         except (KeyError, TypeError, tf.errors.OpError) as error:
-            raise ValueError(f"The warm-up request for {name!r} fails: {error}. Nothing was written") from None
+            told = " ".join(str(error).split())
+            raise ValueError(f"The warm-up request for {name!r} fails: {told}. Nothing was written") from None
         if not all(np.isfinite(x).all() for x in outputs.values() if x.dtype.is_floating):
             raise ValueError(f"The answer to the warm-up request for {name!r} is not finite. Nothing was written")
     return count

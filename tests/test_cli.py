@@ -579,6 +579,15 @@ def test_export_to_a_folder_writes_the_next_version_of_a_savedmodel(cli, files, 
     assert {path.name for path in (tmp_path / "served").iterdir()} == {"1", "2"}
 
 
+def test_export_to_a_folder_takes_image_files_where_it_is_told_their_classes(cli, files, tmp_path):
+    options = ["--labels", "digits", "--normalize", "0", "255", "--top", "2"]
+    result = cli("export", files / "model.keras", *options, "-o", tmp_path / "served", "--json")
+    assert (result.status, result.err) == (0, "")
+    outputs = json.loads(result.out)["signatures"]["image_bytes"]["outputs"]
+    assert {name: x["shape"] for name, x in outputs.items()} == {"classes": [None, 2], "scores": [None, 2]}
+    assert (tmp_path / "served" / "1" / "assets" / "labels.txt").read_text().split("\n") == [*"0123456789"]
+
+
 @pytest.mark.parametrize("folder", ["runs[b]", "runs[", "a[red]b"])
 def test_brackets_in_a_path_are_printed_as_they_are(cli, files, tmp_path, folder):
     # "runs[/b].keras" is a closing tag to rich, for which nothing was open.
@@ -854,6 +863,16 @@ REFUSALS = {
     "export {files}/model.keras --normalize 0 0 -o {new}/x.tflite": "normalization must be .* std above zero",
     "export {files}/model.keras --normalize 0,0 1,1 -o {new}/x.tflite": "one for each of 1 channels",
     "export {files}/model.keras --labels digits -o {new}/served": "both of them. Received: labels alone",
+    "export {files}/model.keras --labels {files}/text.npy --normalize 0 255 -o {new}/served":
+        "10 classes. Received: 1 labels",
+    "export {files}/model.keras --labels {new}/x.txt --normalize 0 255 -o {new}/served":
+        "There is no file of labels '{new}/x.txt'",
+    "export {files}/model.keras --labels digits --normalize 0 255 --top 0 -o {new}/served": "top must be .*top=0",
+    "serve-check --manifest {files}/nothing": "There is no SavedModel in '{files}/nothing'",
+    "serve-config {new}/x": "There is no folder of models '{new}/x'",
+    "serve-config {files}": "has MODEL/VERSION/saved_model.pb in it. Received: '{files}' without",
+    "benchmark-serving --network resnet50": "resnet50 is a baseline",
+    "benchmark-serving --callers 0": r"callers must be .* Received: callers=\[0\]",
     "inspect {new}/x.tflite": "no LiteRT file '{new}/x.tflite'",
     "inspect {files}/folder.tflite": "no LiteRT file '{files}/folder.tflite'",
     "inspect {files}/text.tflite": "'{files}/text.tflite' is not a LiteRT file",
