@@ -1,9 +1,14 @@
 """What squeeze-and-excitation costs: a network and its baseline, exported alike and timed in pairs."""
 
 import gc
+import json
 import os
 import platform
-from dataclasses import asdict, dataclass, replace
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 
 import keras
 
@@ -16,6 +21,23 @@ from se_keras.export.savedmodel import check_images
 
 FORMS = {"published": False, "lowered": True}  # the exporter's `lowering`
 PAPER = {"resnet50_ms": 164, "se_resnet50_ms": 167, "ratio": 167 / 164, "source": "arXiv:1709.01507, section 4"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Footprint:
+    """What a LiteRT file takes in a process of its own.
+
+    Args:
+        bytes: Of the file.
+        init_ms: Until it can be run: reading, and XNNPACK's packing of the weights.
+        first_ms: The first run.
+        peak_mb: Most memory that it added to the process, in 10^6 bytes; None where the system does not tell.
+    """
+
+    bytes: int
+    init_ms: float
+    first_ms: float
+    peak_mb: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +55,7 @@ class Overhead:
         undelegated: Operators that fell off XNNPACK, on either side.
         sha256: Of the baseline's file and the network's.
         se: Where and how the network recalibrates, the fields of its `SEConfig`; None for files that were given.
+        footprints: Of the baseline and the network.
     """
 
     baseline: str
@@ -45,6 +68,7 @@ class Overhead:
     undelegated: tuple[str, ...]
     sha256: tuple[str, str]
     se: dict | None = None
+    footprints: tuple[Footprint, ...] = field(default=())
 
     def to_json(self):
         """The record as a dict for JSON."""
@@ -58,9 +82,12 @@ def overheads(
     forms=tuple(FORMS),
     se=AS_PUBLISHED,
     input_shape=None,
-    threads=1,
+    threads=(1,),
+    kept=(),
     blocks=30,
     runs=3,
+    within=None,
+    seconds=None,
     allow_undelegated=False,
     progress=None,
 ):
@@ -72,7 +99,9 @@ def overheads(
         forms: Of `FORMS`.
         se: An `SEConfig` in place of the network's own.
         input_shape: `(height, width, channels)`; default: the network's own.
-        threads, blocks, runs, allow_undelegated: As in `measure`.
+        threads: Numbers of threads.
+        kept: Records of earlier measurements, as `to_json` gives them: what is among them is not measured again.
+        blocks, runs, within, seconds, allow_undelegated: As in `measure`.
         progress: Called with what is done next, as a string.
 
     Raises:
@@ -82,17 +111,42 @@ def overheads(
         if not given or not set(given) <= set(possible):
             raise ValueError(f"{what} must be one or more of {possible}. Received: {', '.join(given) or 'none'}")
     config = _config(network, se)
-    check_threads(threads)
+    for number in threads:
+        check_threads(number)
     check_plan(blocks, runs)
-    measuring = {"threads": threads, "blocks": blocks, "runs": runs, "allow_undelegated": allow_undelegated}
+    how = {"blocks": blocks, "runs": runs, "within": within, "seconds": seconds, "allow_undelegated": allow_undelegated}
+    shape = (1, *(input_shape or spec_of(network).input_shape))
+    done = {_cell(record) for record in kept}
+
+    def missing(form):
+        cells = {(precision, number) for precision in precisions for number in threads}
+        return {(p, n) for p, n in cells if (network, p, form, n, shape, _text(asdict(config))) not in done}
+
     for form in forms:
-        exporting = {"precisions": precisions, "se": config, "input_shape": input_shape, "progress": progress}
+        wanted = missing(form)
+        if not wanted:
+            continue
+        needed = [precision for precision in precisions if precision in {p for p, _ in wanted}]
+        exporting = {"precisions": needed, "se": config, "input_shape": input_shape, "progress": progress}
         pairs = export_pairs(network, form=form, **exporting)
         gc.collect()  # Keras models are cycles of some hundred megabytes
-        for precision in precisions:
-            if progress:
-                progress(f"timing {network} beside {baseline_name(network)}, {precision} {form}")
-            yield replace(measure(**pairs.pop(precision), form=form, **measuring), se=asdict(config))
+        for precision in needed:
+            pair = pairs.pop(precision)
+            for number in (number for number in threads if (precision, number) in wanted):
+                if progress:
+                    more = f", {number} threads" * (number > 1)
+                    progress(f"timing {network} beside {baseline_name(network)}, {precision} {form}{more}")
+                yield replace(measure(**pair, form=form, threads=number, **how), se=asdict(config))
+
+
+def _cell(record):
+    """What a record is of: no two measurements differ in this alone."""
+    fields = ("network", "precision", "form", "threads")
+    return *(record[name] for name in fields), tuple(record["input_shape"]), _text(record["se"])
+
+
+def _text(se):
+    return json.dumps(se, sort_keys=True)  # tuples and lists alike
 
 
 def export_pairs(network, *, form, precisions, se=AS_PUBLISHED, input_shape=None, progress=None):
@@ -137,7 +191,19 @@ def _config(network, se):
     return config
 
 
-def measure(baseline, network, *, form, threads=1, blocks=30, runs=3, allow_undelegated=False, progress=None):
+def measure(
+    baseline,
+    network,
+    *,
+    form,
+    threads=1,
+    blocks=30,
+    runs=3,
+    within=None,
+    seconds=None,
+    allow_undelegated=False,
+    progress=None,
+):
     """Times two LiteRT files in pairs.
 
     Args:
@@ -147,6 +213,7 @@ def measure(baseline, network, *, form, threads=1, blocks=30, runs=3, allow_unde
         threads: Number of threads of each.
         blocks: Blocks of the comparison.
         runs: Runs of each side in a block.
+        within, seconds: What ends the comparison before all blocks, as in `benchmark.compare`.
         allow_undelegated: Whether to report a pair with operators that fell off XNNPACK.
         progress: Called after each block with the number of blocks done.
 
@@ -173,6 +240,8 @@ def measure(baseline, network, *, form, threads=1, blocks=30, runs=3, allow_unde
         **{side: runner.prepare(images) for side, runner in runners.items()},
         blocks=blocks,
         runs=runs,
+        within=within,
+        seconds=seconds,
         progress=progress,
     )
     return Overhead(
@@ -185,7 +254,53 @@ def measure(baseline, network, *, form, threads=1, blocks=30, runs=3, allow_unde
         comparison=comparison,
         undelegated=tuple(undelegated),
         sha256=(sha256(baseline.content), sha256(network.content)),
+        footprints=tuple(footprint(side.content, threads=threads) for side in (baseline, network)),
     )
+
+
+def footprint(content, *, threads=1):
+    """Runs a LiteRT file in a process of its own, and tells what it takes: a `Footprint`.
+
+    Raises:
+        ValueError: If it does not run.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.tflite"
+        path.write_bytes(content)
+        command = [sys.executable, "-c", _ALONE, str(path), str(threads)]
+        result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode:
+        raise ValueError(f"The file does not run in a process of its own: {result.stderr.strip().splitlines()[-1:]}")
+    return Footprint(bytes=len(content), **json.loads(result.stdout.splitlines()[-1]))
+
+
+_ALONE = """
+import json, sys, time
+import numpy as np
+from ai_edge_litert.interpreter import Interpreter
+
+def peak():
+    try:
+        with open("/proc/self/status") as file:
+            return next(int(line.split()[1]) * 1024 / 1e6 for line in file if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        return None
+
+before, start = peak(), time.perf_counter()
+interpreter = Interpreter(sys.argv[1], num_threads=int(sys.argv[2]))
+interpreter.allocate_tensors()
+ready = time.perf_counter()
+for detail in interpreter.get_input_details():
+    interpreter.set_tensor(detail["index"], np.zeros(detail["shape"], detail["dtype"]))
+first = time.perf_counter()
+interpreter.invoke()
+end, after = time.perf_counter(), peak()
+print(json.dumps({
+    "init_ms": 1e3 * (ready - start),
+    "first_ms": 1e3 * (end - first),
+    "peak_mb": None if before is None else after - before,
+}))
+"""
 
 
 def baseline_name(network):
@@ -201,11 +316,21 @@ def environment():
         # Matrix units make int8 convolutions faster, not the multiplication of a gate: SE's share grows.
         "matrix_units": sorted(flag for flag in flags if flag in _MATRIX_UNITS),
         "cores": os.cpu_count(),
+        "affinity": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         "system": platform.platform(),
         "python": platform.python_version(),
         "runtime": f"LiteRT {versions()['ai-edge-litert']} with XNNPACK",
         "versions": versions(),
     }
+
+
+def _read(path):
+    """What a file of the system says; None where there is none."""
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return None
 
 
 _MATRIX_UNITS = ("amx_int8", "amx_bf16", "i8mm", "sme", "sme2")

@@ -13,7 +13,7 @@ import pytest
 from keras import layers
 
 from se_keras.export import overhead
-from se_keras.export.benchmark import Comparison, Ratio, compare
+from se_keras.export.benchmark import FEWEST_BLOCKS, Comparison, Ratio, compare
 from se_keras.export.litert import to_litert
 from se_keras.export.manifest import sha256
 from se_keras.export.overhead import Overhead, baseline_name, environment, export_pairs, measure, overheads
@@ -319,7 +319,7 @@ def test_baseline_is_a_and_its_double_and_the_network_is_b(narrow, wide, monkeyp
     prepared = {}
 
     def record(**sides):
-        options = {key: sides.pop(key) for key in ("blocks", "runs", "progress")}
+        options = {key: sides.pop(key) for key in ("blocks", "runs", "within", "seconds", "progress")}
         prepared.update(options)
         # A bound method knows its interpreter, whose convolution knows its number of channels.
         for side, call in sides.items():
@@ -328,8 +328,9 @@ def test_baseline_is_a_and_its_double_and_the_network_is_b(narrow, wide, monkeyp
         return comparison((1.0, 1.0, 1.0), (1.0, 1.0, 1.0))
 
     monkeypatch.setattr(overhead, "compare", record)
-    measure(narrow, wide, form="lowered", blocks=7, runs=5)
-    assert prepared == {"a": 4, "b": 8, "double": 4, "blocks": 7, "runs": 5, "progress": None}
+    measure(narrow, wide, form="lowered", blocks=7, runs=5, within=0.1, seconds=9)
+    options = {"blocks": 7, "runs": 5, "within": 0.1, "seconds": 9, "progress": None}
+    assert prepared == {"a": 4, "b": 8, "double": 4, **options}
 
 
 def test_operator_off_xnnpack_is_refused_by_name(narrow, slow):
@@ -523,3 +524,48 @@ def test_processor_is_what_the_system_tells(monkeypatch, text, processor, matrix
 def test_papers_figures_are_the_papers():
     # Section 4: "164 ms ... compared to 167 ms" for a pass of SE-ResNet-50 on a CPU.
     assert overhead.PAPER["ratio"] == pytest.approx(1.018, abs=5e-4)
+
+
+# Ends before all blocks, percentiles, footprints, and what is kept
+
+
+def test_comparison_ends_when_its_interval_is_narrow():
+    def steady():
+        time.sleep(0.001)
+
+    found = compare(steady, steady, steady, blocks=200, runs=1, warmup=0, within=10.0)
+    assert found.blocks == FEWEST_BLOCKS
+
+
+def test_comparison_ends_when_its_time_is_up():
+    found = compare(lambda: None, lambda: None, lambda: time.sleep(0.01), blocks=10_000, runs=1, warmup=0, seconds=0.1)
+    assert 2 <= found.blocks < 100
+
+
+def test_percentiles_count_the_disturbed_runs_too():
+    waits = iter([0.0] * 19 + [0.05])
+    found = compare(lambda: time.sleep(next(waits, 0.0)), lambda: None, lambda: None, blocks=10, runs=2, warmup=0)
+    assert found.a.p50 < 10 < found.a.p99
+    assert found.a.p50 <= found.a.p90 <= found.a.p99
+
+
+def test_footprint_is_that_of_a_process_of_its_own(narrow):
+    found = overhead.footprint(narrow.content)
+    assert found.bytes == len(narrow.content)
+    assert found.init_ms > 0 and found.first_ms > 0
+    assert 0 <= found.peak_mb < 100  # the interpreter's own pages, and a network of a few kilobytes
+
+
+def test_file_that_does_not_run_alone_is_refused():
+    with pytest.raises(ValueError, match="The file does not run in a process of its own: .+"):
+        overhead.footprint(b"no file")
+
+
+def test_what_is_kept_is_not_measured_again():
+    how = {"precisions": ("float32",), "forms": ("lowered",), "blocks": 2, "runs": 1}
+    first = [found.to_json() for found in overheads("se_resnet11_digits", **how)]
+    kept = json.loads(json.dumps(first))  # as a file has it
+    more = list(overheads("se_resnet11_digits", **how, threads=(1, 2), kept=kept))
+    assert [(record["threads"], len(record["footprints"])) for record in first] == [(1, 2)]
+    assert [found.threads for found in more] == [2]
+    assert list(overheads("se_resnet11_digits", **how, kept=kept)) == []

@@ -759,6 +759,25 @@ def test_benchmark_of_a_network_measures_it_beside_its_baseline(cli):
     assert record["undelegated"] == []
 
 
+def test_benchmark_keeps_its_results_and_report_shows_them(cli, tmp_path):
+    command = ["benchmark", "--network", "se_resnet11_digits", "--precision", "float32", "--form", "lowered"]
+    command += ["--blocks", 2, "-o", tmp_path / "results.json"]
+    assert cli(*command).status == 0
+    kept = (tmp_path / "results.json").read_bytes()
+    again = cli(*command)
+    assert (again.status, again.progress) == (0, [])
+    assert (tmp_path / "results.json").read_bytes() == kept
+    assert cli("report", tmp_path / "results.json", "-o", tmp_path / "report.html").status == 0
+    assert "se_resnet11_digits" in (tmp_path / "report.html").read_text()
+    assert "| se_resnet11_digits | resnet11_digits | float32 | lowered | 1 |" in cli(
+        "report", tmp_path / "results.json", "--markdown"
+    ).out  # fmt: skip
+    another = json.loads(kept)
+    another["environment"]["processor"] = "another"
+    (tmp_path / "results.json").write_text(json.dumps(another))
+    assert "measured with another processor: take a new file. Received: another" in cli(*command).err
+
+
 # Refusals: one line, exit status 2, nothing written
 
 INT8 = "--precision int8 --calibration"
@@ -785,6 +804,9 @@ REFUSALS = {
     "evaluate {files}/truncated.keras": "'{files}/truncated.keras' is not a Keras model",
     "evaluate {files}/run/model.keras --confusion {new}/c.gif": "is written as .csv, .png or .svg. Received",
     "benchmark-training --network resnet50": "resnet50 is a baseline",
+    "report {new}/r.json -o {new}/r.html": "There is no file of results '{new}/r.json'",
+    "report {files}/run/run.json -o {new}/r.html": "holds no results of se-keras benchmark",
+    "benchmark --network resnet50 -o {new}/r.json": "resnet50 is a baseline",
     "benchmark-input {new}": "'{new}' needs two folders or more",
     "train se_resnet11_digits --epochs 0 -o {new}/run": "epochs.* Received: epochs=0",
     "train se_resnet11_digits --batch-size 0 -o {new}/run": "batch_size.* Received: batch_size=0",

@@ -217,11 +217,14 @@ def _parser():
 
     sub = add("benchmark", measuring.benchmark,
               "Measure what squeeze-and-excitation costs, or compare two LiteRT files.", "benchmark",
-              "benchmark --network se_resnext50_32x4d --precision int8 --threads 2",
-              "benchmark --precision int8 --form lowered --site 3x3", "benchmark --stages 3 4 5",
+              "benchmark --network se_resnet50 se_mobilenet --threads 1 2 -o results.json",
+              "benchmark --precision int8 --form lowered --site 3x3", "benchmark --stages 3 4 5 --within 0.005",
               "benchmark --files plain.tflite se.tflite --json", json_output=True)  # fmt: skip
-    sub.add_argument("--network", default="se_resnet50", help="measured beside its baseline (default: %(default)s)")
+    sub.add_argument("--network", nargs="+", default=["se_resnet50"], metavar="NAME",
+                     help="measured beside its baseline (default: se_resnet50)")  # fmt: skip
     sub.add_argument("--files", type=Path, nargs=2, metavar=("A", "B"), help="two .tflite files instead: B over A")
+    sub.add_argument("-o", "--output", type=Path, metavar="FILE.json",
+                     help="keep each result as it is measured; the same command measures what is missing")  # fmt: skip
     sub.add_argument(
         "--precision", nargs="+", default=["float32", "int8"], help="those of export; default: float32 int8"
     )
@@ -231,11 +234,19 @@ def _parser():
     sub.add_argument("--site", help="where in a block SE stands: standard, pre, 3x3, post or identity")
     sub.add_argument("--stages", type=int, nargs="+", metavar="N", help="the stages with SE: 2 to 5 of a ResNet")
     sub.add_argument("--size", type=int, help="height and width (default: the network's own)")
-    sub.add_argument("--threads", type=int, default=1, help="default: %(default)s")
+    sub.add_argument("--threads", type=int, nargs="+", default=[1], metavar="N", help="default: 1")
     sub.add_argument(
         "--blocks", type=int, default=30, help="paired measurements, one ratio each (default: %(default)s)"
     )
+    sub.add_argument("--within", type=float, metavar="X", help="stop earlier when the interval is so narrow: 0.01")
+    sub.add_argument("--seconds", type=float, metavar="S", help="stop a comparison earlier when so many have passed")
     sub.add_argument("--allow-undelegated", action="store_true", help="report though operators fell off XNNPACK")
+
+    sub = add("report", measuring.report, "Show results of benchmark as one page of HTML, or as a Markdown table.",
+              "report results.json -o report.html", "report phone.json server.json --markdown")  # fmt: skip
+    sub.add_argument("results", type=Path, nargs="+", metavar="RESULTS.json", help="what benchmark -o or --json wrote")
+    sub.add_argument("-o", "--output", type=Path, metavar="FILE.html")
+    sub.add_argument("--markdown", action="store_true", help="print a table for a README instead")
 
     sub = add("benchmark-input", evaluating.benchmark_input,
               "Measure how fast training images come, beside Keras' own input.", "benchmark-input",

@@ -9,36 +9,85 @@ from se_keras_cli.screen import Output, answer, new_table, print_json, progress_
 
 def benchmark(options, console):
     """`se-keras benchmark`."""
+    from se_keras import storage
     from se_keras.catalogue import spec_of
     from se_keras.export import litert
     from se_keras.export.overhead import PAPER, environment, measure, overheads
+    from se_keras.export.report import read
 
-    measuring = {
-        "threads": options.threads,
+    how = {
         "blocks": options.blocks,
+        "within": options.within,
+        "seconds": options.seconds,
         "allow_undelegated": options.allow_undelegated,
     }
+    report = {"schema": 1, "environment": environment(), "overhead": [], "paper": PAPER}
+    if options.output:
+        storage.check_writable(options.output)
+        if options.output.exists():
+            report["overhead"] = _kept(read(options.output), report)
     with progress_on(console) as progress:
+
+        def keep(found):
+            report["overhead"].append(found.to_json())
+            if options.output:
+                storage.write_json(options.output, report)
+
         if options.files:
             a, b = map(litert.load, options.files)
-            progress(f"timing {options.files[1]} beside {options.files[0]}")
-            results = [measure(a, b, form="as given", **measuring)]
-        else:
-            spec = spec_of(options.network)
+            for threads in options.threads:
+                more = f", {threads} threads" * (threads > 1)
+                progress(f"timing {options.files[1]} beside {options.files[0]}{more}")
+                keep(measure(a, b, form="as given", threads=threads, **how))
+        for network in () if options.files else options.network:
+            spec = spec_of(network)
             shape = options.size and (options.size, options.size, spec.input_shape[-1])
             placed = {"site": options.site, "stages": options.stages and tuple(options.stages)}
             se = spec.se and replace(spec.se, **{field: value for field, value in placed.items() if value})
             chosen = {"precisions": options.precision, "forms": options.form, "se": se, "input_shape": shape}
-            results = list(overheads(options.network, **chosen, progress=progress, **measuring))
-    report = {
-        "schema": 1,
-        "environment": environment(),
-        "overhead": [result.to_json() for result in results],
-        "paper": PAPER,
-    }
+            kept = tuple(report["overhead"])
+            for found in overheads(network, **chosen, threads=options.threads, kept=kept, progress=progress, **how):
+                keep(found)
     if options.json:
         return print_json(report)
-    _print_overhead(report)
+    for records in _tables(report["overhead"]):
+        _print_overhead(report | {"overhead": records})
+
+
+def _kept(earlier, report):
+    """The records of an earlier run on the same machine and versions.
+
+    Raises:
+        ValueError: If it was another: ratios of two machines do not stand in one table.
+    """
+    for name in ("processor", "versions"):
+        if earlier["environment"][name] != report["environment"][name]:
+            raise ValueError(f"The results there were measured with another {name}: take a new file. "
+                             f"Received: {earlier['environment'][name]}")  # fmt: skip
+    return earlier["overhead"]
+
+
+def _tables(records):
+    """The records that belong in one table: of one network, placed alike, with the same threads and input."""
+    tables = {}
+    for record in records:
+        key = (record["network"], record["threads"], tuple(record["input_shape"]), str(record["se"]))
+        tables.setdefault(key, []).append(record)
+    return tables.values()
+
+
+def report(options, console):
+    """`se-keras report`."""
+    from se_keras import storage
+    from se_keras.export.report import as_html, as_markdown, read
+
+    results = [read(path) for path in options.results]
+    if options.markdown:
+        return answer(as_markdown(results))
+    if options.output is None:
+        raise ValueError("-o FILE.html says where the report goes, or --markdown prints a table. Received: neither")
+    storage.write_bytes(options.output, as_html(results).encode())
+    answer(f"wrote {options.output}")
 
 
 def quickstart(options, console):
@@ -84,8 +133,8 @@ def _print_overhead(report):
         ratio, null = measured["ratio"], measured["null"]
         table.add_row(
             f"{record['precision']} {record['form']}",
-            f"{measured['a_ms']:.1f}",
-            f"{measured['b_ms']:.1f}",
+            f"{measured['a_ms']:.3g}",
+            f"{measured['b_ms']:.3g}",
             f"{ratio['median']:.3f}",
             f"{ratio['low']:.3f}..{ratio['high']:.3f}",
             f"{null['low']:.3f}..{null['high']:.3f}",

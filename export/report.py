@@ -1,0 +1,254 @@
+"""Results of the benchmark for people: one page of HTML that needs no network, or a Markdown table."""
+
+import base64
+import html
+import io
+import json
+from pathlib import Path
+
+from se_keras.export.overhead import PAPER
+
+SCHEMA = 1
+_FIELDS = ("network", "baseline", "precision", "form", "threads", "input_shape", "comparison", "is_real")
+_COLORS = {"published": "#D55E00", "lowered": "#0072B2", "as given": "#009E73"}
+
+
+def read(path):
+    """Results as `se-keras benchmark` writes them.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it holds no results, or those of another version.
+    """
+    path = Path(path)
+    try:
+        results = json.loads(path.read_text())
+        schema, records = results["schema"], results["overhead"]
+        complete = (
+            all(field in record for record in records for field in _FIELDS) and "processor" in results["environment"]
+        )
+    except FileNotFoundError:
+        raise FileNotFoundError(f"There is no file of results {str(path)!r}") from None
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{str(path)!r} holds no results of se-keras benchmark") from None
+    if schema != SCHEMA:
+        raise ValueError(f"Results of schema {SCHEMA} can be read. Received: {str(path)!r} of schema {schema!r}")
+    if not complete:
+        raise ValueError(f"{str(path)!r} holds no whole results of se-keras benchmark")
+    return results
+
+
+def headline(results):
+    """What was found, in a sentence: of the first network, lowered, in the first precision; None without results."""
+    for found in results:
+        lowered = [record for record in found["overhead"] if record["form"] != "published"]
+        for record in lowered or found["overhead"]:
+            ratio = record["comparison"]["ratio"]
+            more, low, high = (_percent(ratio[name]) for name in ("median", "low", "high"))
+            where = f"On {found['environment']['processor']} with {_threads(record)}"
+            pair = f"{where}, {record['network']} in {record['precision']} takes"
+            if not record["is_real"]:
+                noise = f"what differs, {more} [{low} to {high}], is no more than the machine's own noise"
+                return f"{pair} as long as {record['baseline']}: {noise}."
+            told = f"{pair} {more} more time than {record['baseline']} [{low} to {high}]"
+            if (record["network"], record["baseline"]) != ("se_resnet50", "resnet50"):
+                return f"{told}."
+            paper = _percent(PAPER["ratio"])
+            below = "less than" if ratio["high"] < PAPER["ratio"] else "as much as"
+            return f"{told}, {'more than' if ratio['low'] > PAPER['ratio'] else below} the paper's {paper}."
+    return None
+
+
+def as_markdown(results):
+    """A table for a README: a row for each pair."""
+    lines = [
+        "| network | beside | precision | form | threads | plain ms | SE ms | SE costs | 95 % interval | machine |",
+        "| --- | --- | --- | --- | ---: | ---: | ---: | ---: | --- | --- |",
+        f"| se_resnet50 | resnet50 | float32 | the paper's | | {PAPER['resnet50_ms']} | {PAPER['se_resnet50_ms']} | "
+        f"{_percent(PAPER['ratio'])} | | arXiv:1709.01507, section 4 |",
+    ]
+    for found in results:
+        for record in found["overhead"]:
+            cells = (*_cells(record), found["environment"]["processor"])
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def as_html(results):
+    """One page, whole: pictures and all data are in it.
+
+    Raises:
+        ValueError: If there are no results.
+    """
+    told = headline(results)
+    if told is None:
+        raise ValueError("A report needs results. Received: none")
+    sections = []
+    for found in results:
+        rows = "".join(_row(record) for record in found["overhead"])
+        picture = base64.b64encode(_picture(found["overhead"]).encode()).decode()
+        alternative = f"Ratios with their intervals: {len(found['overhead'])} pairs; the table below has the numbers."
+        sections.append(
+            f"<h2>{html.escape(found['environment']['processor'])}</h2>"
+            f'<img alt="{alternative}" src="data:image/svg+xml;base64,{picture}">'
+            f'<div class="wide"><table><thead><tr>{"".join(f"<th>{title}</th>" for title in _TITLES)}</tr></thead>'
+            f"<tbody>{rows}</tbody></table></div>{_memory(found['overhead'])}{_machine(found['environment'])}"
+        )
+    data = json.dumps(results).replace("</", "<\\/")  # a script ends at its first closing tag
+    return _PAGE.format(
+        headline=html.escape(told), sections="".join(sections), data=data, paper=_percent(PAPER["ratio"])
+    )
+
+
+def _percent(ratio):
+    return f"{100 * (ratio - 1):+.1f} %"
+
+
+def _threads(record):
+    return f"{record['threads']} thread{'s' * (record['threads'] > 1)}"
+
+
+def _placed(record):
+    se = record.get("se") or {"site": "standard", "stages": "all"}
+    site = "" if se["site"] == "standard" else f" at {se['site']}"
+    return site if se["stages"] == "all" else f"{site}, stages {' '.join(map(str, se['stages']))}"
+
+
+def _cells(record):
+    measured = record["comparison"]
+    ratio = measured["ratio"]
+    return (
+        record["network"] + _placed(record),
+        record["baseline"],
+        record["precision"],
+        record["form"],
+        str(record["threads"]),
+        f"{measured['a_ms']:.3g}",
+        f"{measured['b_ms']:.3g}",
+        _percent(ratio["median"]),
+        f"{_percent(ratio['low'])} to {_percent(ratio['high'])}",
+    )
+
+
+_TITLES = ("network", "beside", "precision", "form", "threads", "plain ms", "SE ms", "SE costs", "95 % interval",
+           "A/A null", "real?")  # fmt: skip
+
+
+def _row(record):
+    null = record["comparison"]["null"]
+    cells = (
+        *_cells(record),
+        f"{_percent(null['low'])} to {_percent(null['high'])}",
+        "yes" if record["is_real"] else "within the noise",
+    )
+    return f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in cells)}</tr>"
+
+
+def _memory(records):
+    """Sizes, first runs and memory, where they were measured."""
+    rows = []
+    for record in records:
+        for name, side, footprint in zip(
+            (record["baseline"], record["network"]), ("a", "b"), record.get("footprints") or (), strict=False
+        ):
+            spread = record["comparison"].get(side) or {}
+            peak = footprint["peak_mb"]
+            rows.append(
+                (
+                    f"{name}, {record['precision']} {record['form']}, {_threads(record)}",
+                    f"{footprint['bytes'] / 1e6:.1f}",
+                    f"{footprint['init_ms']:.0f}",
+                    f"{footprint['first_ms']:.1f}",
+                    "" if peak is None else f"{peak:.0f}",
+                    " / ".join(f"{spread[q]:.3g}" for q in ("p50", "p90", "p99")) if spread else "",
+                )
+            )
+    if not rows:
+        return ""
+    titles = ("file", "MB", "init ms", "first run ms", "peak MB", "p50 / p90 / p99 ms")
+    head = "".join(f"<th>{title}</th>" for title in titles)
+    body = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f'<h3>Files, start and memory</h3><div class="wide">{table}</div>'
+
+
+def _machine(environment):
+    affinity = environment.get("affinity")
+    told = {
+        "runtime": environment.get("runtime"),
+        "system": environment.get("system"),
+        "cores": f"{environment.get('cores')}" + (f", of which {len(affinity)} may be used" if affinity else ""),
+        "governor": environment.get("governor") or "not told by the system",
+        "matrix units": ", ".join(environment.get("matrix_units") or ()) or "none",
+        "versions": ", ".join(f"{name} {number}" for name, number in (environment.get("versions") or {}).items()),
+    }
+    rows = "".join(f"<dt>{name}</dt><dd>{html.escape(str(value))}</dd>" for name, value in told.items())
+    return f"<h3>Measured on</h3><dl>{rows}</dl>"
+
+
+def _picture(records):
+    """Ratios with their intervals, the paper's as a line: SVG."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 0.7 + 0.42 * len(records)), layout="constrained")
+    axes = figure.subplots()
+    axes.axvline(100 * (PAPER["ratio"] - 1), color="0.35", linestyle="--", linewidth=1)
+    axes.axvline(0, color="0.7", linewidth=1)
+    for place, record in enumerate(records):
+        ratio, null = record["comparison"]["ratio"], record["comparison"]["null"]
+        middle, low, high = (100 * (ratio[name] - 1) for name in ("median", "low", "high"))
+        axes.barh(place, 100 * (null["high"] - null["low"]), left=100 * (null["low"] - 1), height=0.6, color="0.9")
+        color = _COLORS.get(record["form"], "black")
+        axes.errorbar(middle, place, xerr=[[middle - low], [high - middle]], fmt="o", color=color, capsize=3)
+    axes.set_yticks(
+        range(len(records)),
+        [f"{r['network']}{_placed(r)}\n{r['precision']} {r['form']}, {_threads(r)}" for r in records],
+        fontsize=8,
+    )
+    axes.invert_yaxis()
+    axes.set_xlabel(
+        f"time that SE adds, %   (dashed: the paper's {_percent(PAPER['ratio'])}; gray: A/A null)", fontsize=9
+    )
+    axes.spines[["top", "right"]].set_visible(False)
+    text = io.StringIO()
+    figure.savefig(text, format="svg")
+    return text.getvalue()
+
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>What squeeze-and-excitation costs</title>
+<style>
+body {{ font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 84rem; margin: 0 auto; padding: 1rem; }}
+h1 {{ font-size: 1.5rem; line-height: 1.3; }}
+h2 {{ font-size: 1.2rem; margin-top: 2rem; }}
+h3 {{ font-size: 1rem; }}
+img {{ max-width: 100%; height: auto; }}
+.wide {{ overflow-x: auto; }}
+table {{ border-collapse: collapse; font-size: 0.85rem; font-variant-numeric: tabular-nums; }}
+th, td {{ text-align: left; padding: 0.25rem 0.7rem; border-bottom: 1px solid #ddd; white-space: nowrap; }}
+dl {{ display: grid; grid-template-columns: max-content 1fr; gap: 0.2rem 1rem; font-size: 0.85rem; }}
+dd {{ margin: 0; overflow-wrap: anywhere; }}
+@media print {{ .wide {{ overflow: visible; }} table {{ font-size: 0.6rem; }} th, td {{ padding: 0.1rem 0.3rem; }} }}
+</style>
+</head>
+<body>
+<h1>{headline}</h1>
+<p>The paper (arXiv:1709.01507, section 4) reports 164 ms for ResNet-50 and 167 ms for SE-ResNet-50 on a CPU: {paper}.
+Times depend on shapes, not on weights: these were measured with random weights, and say nothing of accuracy.</p>
+{sections}
+<h2>How it was measured</h2>
+<p>A network and its baseline are exported alike and run in one process, in random order. In each block each side runs
+several times and the fastest counts, because only disturbances make a run slower; a block gives one ratio. The cost is
+the median of the ratios, with the 95 % interval of a bootstrap over blocks. A second copy of the baseline against the
+baseline is the null: what this machine calls a difference where there is none. A difference is called real if its
+interval leaves out zero and it exceeds the null. <i>published</i> is the network as it was published, <i>lowered</i>
+the same function with BatchNorm folded and the squeeze hoisted; the baseline is lowered alike. Files, first runs and
+memory are those of a process of its own for each file.</p>
+<script type="application/json" id="results">{data}</script>
+</body>
+</html>
+"""
