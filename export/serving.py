@@ -155,11 +155,13 @@ class Rest:
                     content, refused = response.read(), False
             except urllib.error.HTTPError as error:
                 content, refused = error.read(), True
-        except (OSError, http.client.HTTPException) as error:
+        except OSError as error:
             reason = getattr(error, "reason", error)
             if isinstance(reason, TimeoutError):
                 raise TimeoutError(f"{url} has not answered within {self._timeout:g} seconds") from None
             raise ConnectionError(f"{url} cannot be reached: {first_line(reason)}") from None
+        except http.client.HTTPException:
+            raise ConnectionError(f"{url} cannot be reached: what listens there does not speak HTTP") from None
         try:
             answer = dict(json.loads(content))
         except (ValueError, TypeError):

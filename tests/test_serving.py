@@ -269,7 +269,7 @@ def test_model_that_is_loading_is_an_error(saved):
         (http_answer("<html></html>", "404 Not Found"), "is not TF Serving's. It answers: b'<html></html>'"),
         (http_answer('{"error": "out of memory"}', "500 Error"), "is refused: out of memory"),
         (http_answer("cut"), "is not TF Serving's"),
-        (b"SSH-2.0-OpenSSH_9.2\r\n", "cannot be reached: SSH-2.0-OpenSSH_9.2"),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", "cannot be reached: what listens there does not speak HTTP"),
         (b"", "cannot be reached: Remote end closed connection without response"),
     ],
     ids=["page", "list", "object", "404", "500", "text", "SSH", "closed"],
@@ -281,7 +281,7 @@ def test_what_is_no_tf_serving_is_an_error(saved, listener, answer, message):
 
 def test_port_of_the_other_protocol_is_an_error(saved, server):
     url, host = server
-    with pytest.raises(OSError, match="cannot be reached"):
+    with pytest.raises(OSError, match="what listens there does not speak HTTP"):
         serving.check(saved.manifest, model="photos", rest=f"http://{host}")
     with pytest.raises(OSError, match="cannot be reached by gRPC"):
         serving.check(saved.manifest, model="photos", grpc=url.removeprefix("http://"))
