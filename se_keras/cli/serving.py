@@ -54,7 +54,8 @@ def benchmark_serving(options, console):
             options.network, callers=options.callers, batches=options.batches, seconds=options.seconds,
             progress=progress, **how,
         )  # fmt: skip
-        litert = list(overheads(options.network, precisions=["float32"], progress=progress, **how))
+        measuring = how | {"threads": (options.threads,)}
+        litert = list(overheads(options.network, precisions=["float32"], progress=progress, **measuring))
     report = {
         "schema": 1,
         "environment": environment(),
