@@ -52,14 +52,16 @@ def tfds(name, *, mean=IMAGENET["mean"], std=IMAGENET["std"]):
         builder = tensorflow_datasets.builder(name)
     except tensorflow_datasets.core.DatasetNotFoundError:
         raise ValueError(f"TensorFlow Datasets has no data set {name!r}") from None
-    held_out = next((split for split in HELD_OUT if split in builder.info.splits), None)
     features = builder.info.features
-    if not {"image", "label"} <= features.keys() or "train" not in builder.info.splits or held_out is None:
-        raise ValueError(
-            f"A data set has the features image and label, and the splits train and one of {HELD_OUT}. Received: "
-            f"{name} with {', '.join(features)} and {', '.join(builder.info.splits)}"
-        )
-    builder.download_and_prepare()
+    if not {"image", "label"} <= features.keys():
+        raise ValueError(f"A data set of labelled images has the features image and label. Received: {name} with "
+                         f"{', '.join(features)}")  # fmt: skip
+    builder.download_and_prepare()  # its splits are known then
+    splits = builder.info.splits
+    held_out = next((split for split in HELD_OUT if split in splits), None)
+    if "train" not in splits or held_out is None:
+        raise ValueError(f"A data set has the splits train and one of {HELD_OUT}. Received: {name} with "
+                         f"{', '.join(splits)}")  # fmt: skip
     raw = {"image": tensorflow_datasets.decode.SkipDecoding()}
 
     def records(split):
@@ -67,7 +69,7 @@ def tfds(name, *, mean=IMAGENET["mean"], std=IMAGENET["std"]):
             files = builder.as_dataset(split=split, decoders=raw, shuffle_files=False)
             return files.enumerate().map(lambda i, x: (i, x["image"], tf.cast(x["label"], "int32")))
 
-        count = builder.info.splits[split].num_examples
+        count = splits[split].num_examples
         return shards.Records(count=count, labels=np.arange(features["label"].num_classes), read=read)
 
     return Data(
