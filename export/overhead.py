@@ -7,7 +7,7 @@ import platform
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import keras
@@ -17,6 +17,7 @@ from se_keras.export.agreement import noise
 from se_keras.export.benchmark import Comparison, check_plan, compare
 from se_keras.export.litert import PRECISIONS, check_threads, to_litert
 from se_keras.export.manifest import sha256, versions
+from se_keras.export.profiler import profile
 from se_keras.export.savedmodel import check_images
 
 FORMS = {"published": False, "lowered": True}  # the exporter's `lowering`
@@ -56,6 +57,7 @@ class Overhead:
         sha256: Of the baseline's file and the network's.
         se: Where and how the network recalibrates, the fields of its `SEConfig`; None for files that were given.
         footprints: Of the baseline and the network.
+        profiles: Likewise, where they were asked for: microseconds by stage and part, `{"stage2": {"scale": 1.0}}`.
     """
 
     baseline: str
@@ -68,7 +70,8 @@ class Overhead:
     undelegated: tuple[str, ...]
     sha256: tuple[str, str]
     se: dict | None = None
-    footprints: tuple[Footprint, ...] = field(default=())
+    footprints: tuple[Footprint, ...] = ()
+    profiles: tuple[dict, ...] = ()
 
     def to_json(self):
         """The record as a dict for JSON."""
@@ -89,6 +92,7 @@ def overheads(
     within=None,
     seconds=None,
     allow_undelegated=False,
+    profiled=False,
     progress=None,
 ):
     """Exports and measures a network beside its baseline, yielding each `Overhead` as soon as it is there.
@@ -102,6 +106,7 @@ def overheads(
         threads: Numbers of threads.
         kept: Records of earlier measurements, as `to_json` gives them: what is among them is not measured again.
         blocks, runs, within, seconds, allow_undelegated: As in `measure`.
+        profiled: Whether to profile both files too.
         progress: Called with what is done next, as a string.
 
     Raises:
@@ -136,7 +141,17 @@ def overheads(
                 if progress:
                     more = f", {number} threads" * (number > 1)
                     progress(f"timing {network} beside {baseline_name(network)}, {precision} {form}{more}")
-                yield replace(measure(**pair, form=form, threads=number, **how), se=asdict(config))
+                found = replace(measure(**pair, form=form, threads=number, **how), se=asdict(config))
+                if profiled:
+                    found = replace(found, profiles=tuple(_by_stage(file, number) for file in pair.values()))
+                yield found
+
+
+def _by_stage(file, threads):
+    sums = {}
+    for (stage, part), microseconds in profile(file, threads=threads).by("stage", "part").items():
+        sums.setdefault(stage or "outside", {})[part] = microseconds
+    return sums
 
 
 def _cell(record):

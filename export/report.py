@@ -10,6 +10,16 @@ from se_keras.export.overhead import PAPER
 
 SCHEMA = 1
 _FIELDS = ("network", "baseline", "precision", "form", "threads", "input_shape", "comparison", "is_real")
+_SE_PARTS = ("squeeze", "excitation", "scale")
+_PART_COLORS = {
+    "convolution": "0.8",
+    "add": "0.65",
+    "classifier": "0.5",
+    "other": "0.35",
+    "squeeze": "#56B4E9",
+    "excitation": "#E69F00",
+    "scale": "#D55E00",
+}
 _COLORS = {"published": "#D55E00", "lowered": "#0072B2", "as given": "#009E73"}
 
 
@@ -86,13 +96,13 @@ def as_html(results):
     sections = []
     for found in results:
         rows = "".join(_row(record) for record in found["overhead"])
-        picture = base64.b64encode(_picture(found["overhead"]).encode()).decode()
         alternative = f"Ratios with their intervals: {len(found['overhead'])} pairs; the table below has the numbers."
         sections.append(
             f"<h2>{html.escape(found['environment']['processor'])}</h2>"
-            f'<img alt="{alternative}" src="data:image/svg+xml;base64,{picture}">'
+            f"{_image(_picture(found['overhead']), alternative)}"
             f'<div class="wide"><table><thead><tr>{"".join(f"<th>{title}</th>" for title in _TITLES)}</tr></thead>'
-            f"<tbody>{rows}</tbody></table></div>{_memory(found['overhead'])}{_machine(found['environment'])}"
+            f"<tbody>{rows}</tbody></table></div>{_profiles(found['overhead'])}{_memory(found['overhead'])}"
+            f"{_machine(found['environment'])}"
         )
     data = json.dumps(results).replace("</", "<\\/")  # a script ends at its first closing tag
     return _PAGE.format(
@@ -186,8 +196,56 @@ def _machine(environment):
     return f"<h3>Measured on</h3><dl>{rows}</dl>"
 
 
+def _image(figure, alternative):
+    """A picture as part of the page."""
+    text = io.StringIO()
+    figure.savefig(text, format="svg")
+    picture = base64.b64encode(text.getvalue().encode()).decode()
+    return f'<img alt="{html.escape(alternative)}" src="data:image/svg+xml;base64,{picture}">'
+
+
+def _profiles(records):
+    """Where the time goes, of each pair that was profiled: a bar for each stage and side, its parts stacked."""
+    pictures = []
+    for record in records:
+        if not record.get("profiles"):
+            continue
+        plain, other = (
+            sum(parts.get(part, 0.0) for parts in side.values() for part in _SE_PARTS) for side in record["profiles"]
+        )
+        added = other - plain
+        told = (
+            f"{record['network']}{_placed(record)} beside {record['baseline']}, {record['precision']} {record['form']}"
+        )
+        text = f"{told}: squeeze, excitation and scale take {added / 1e3:.2f} ms by the profiler"
+        pictures.append(f"<p>{html.escape(text)}.</p>{_image(_stages(record), text)}")
+    return f"<h3>Where the time goes</h3>{''.join(pictures)}" if pictures else ""
+
+
+def _stages(record):
+    from matplotlib.figure import Figure
+
+    plain, other = record["profiles"]
+    stages = list(dict.fromkeys([*plain, *other]))
+    figure = Figure(figsize=(7, 3.2), layout="constrained")
+    axes = figure.subplots()
+    for side, offset in ((plain, -0.2), (other, 0.2)):
+        bottom = [0.0] * len(stages)
+        for part, color in _PART_COLORS.items():
+            values = [side.get(stage, {}).get(part, 0.0) / 1e3 for stage in stages]
+            places = [place + offset for place in range(len(stages))]
+            label = part if side is other else None
+            axes.bar(places, values, width=0.36, bottom=bottom, color=color, label=label)
+            bottom = [low + value for low, value in zip(bottom, values, strict=True)]
+    axes.set_xticks(range(len(stages)), stages)
+    axes.set_ylabel("ms (left without, right with SE)", fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8, ncols=2)
+    return figure
+
+
 def _picture(records):
-    """Ratios with their intervals, the paper's as a line: SVG."""
+    """Ratios with their intervals, the paper's as a line."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 0.7 + 0.42 * len(records)), layout="constrained")
@@ -210,9 +268,7 @@ def _picture(records):
         f"time that SE adds, %   (dashed: the paper's {_percent(PAPER['ratio'])}; gray: A/A null)", fontsize=9
     )
     axes.spines[["top", "right"]].set_visible(False)
-    text = io.StringIO()
-    figure.savefig(text, format="svg")
-    return text.getvalue()
+    return figure
 
 
 _PAGE = """<!DOCTYPE html>

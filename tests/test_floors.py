@@ -29,6 +29,7 @@ FLOORS = (
         "export.signatures",
         "export.warmup",
         "export.session",
+        "export.events",
     ),
     ("training.fit", "export.golden"),
     ("export.savedmodel", "export.quantize", "export.flatbuffer", "export.calibration"),
@@ -44,7 +45,7 @@ FLOORS = (
     ),
     ("export.overhead", "training.evaluation"),
     ("export.report", "export.load", "training.throughput", "quickstart", "cli.screen"),
-    ("cli.networks", "cli.training", "cli.files", "cli.measuring", "cli.serving"),
+    ("cli.networks", "cli.training", "cli.profiling", "cli.files", "cli.measuring", "cli.serving"),
     ("cli.evaluating",),
     ("cli",),
 )

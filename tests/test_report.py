@@ -80,6 +80,14 @@ def test_page_has_all_data_and_needs_no_network():
         assert told in page
 
 
+def test_profiled_pair_shows_what_its_parts_take():
+    plain = {"stage2": {"convolution": 9000.0, "add": 200.0}}
+    other = {"stage2": {"convolution": 9100.0, "add": 200.0, "squeeze": 100.0, "excitation": 50.0, "scale": 600.0}}
+    page = as_html([results(record(1.1, 1.09, 1.11, profiles=(plain, other)))])
+    assert "squeeze, excitation and scale take 0.75 ms by the profiler" in page
+    assert page.count("data:image/svg+xml;base64,") == 2
+
+
 def test_markdown_has_the_paper_and_a_row_for_each_pair():
     lines = as_markdown([results(BELOW), results(record(1.1, 1.09, 1.11, precision="int8"))]).splitlines()
     assert "| 164 | 167 | +1.8 % |" in lines[2]

@@ -17,7 +17,7 @@ from rich.console import Console
 if __name__ != "se_keras_cli":
     raise ImportError(f"This package is se_keras_cli: the command se-keras. Received: {__name__}")
 
-from se_keras_cli import evaluating, files, measuring, networks, serving, training
+from se_keras_cli import evaluating, files, measuring, networks, profiling, serving, training
 from se_keras_cli.screen import USER_ERRORS, native_logs_hidden, say
 
 IMAGES = "'digits', a .npy file (N, height, width, channels), or a folder of PNG, JPEG, BMP and GIF images"
@@ -240,7 +240,16 @@ def _parser():
     )
     sub.add_argument("--within", type=float, metavar="X", help="stop earlier when the interval is so narrow: 0.01")
     sub.add_argument("--seconds", type=float, metavar="S", help="stop a comparison earlier when so many have passed")
+    sub.add_argument("--profile", action="store_true", help="profile the files too, for the report")
     sub.add_argument("--allow-undelegated", action="store_true", help="report though operators fell off XNNPACK")
+
+    sub = add("profile", profiling.profile, "Show where a LiteRT file spends its time, and what SE added to another.",
+              "profile se_resnet50_int8.tflite", "profile se.tflite --against plain.tflite --threads 2",
+              json_output=True)  # fmt: skip
+    sub.add_argument("file", metavar="FILE", type=Path, help="a .tflite file")
+    sub.add_argument("--against", metavar="BASELINE", type=Path, help="another one: what is added to it")
+    sub.add_argument("--threads", type=int, default=1, help="default: %(default)s")
+    sub.add_argument("--runs", type=int, default=50, help="default: %(default)s")
 
     sub = add("report", measuring.report, "Show results of benchmark as one page of HTML, or as a Markdown table.",
               "report results.json -o report.html", "report phone.json server.json --markdown")  # fmt: skip

@@ -21,6 +21,8 @@ def benchmark(options, console):
         "seconds": options.seconds,
         "allow_undelegated": options.allow_undelegated,
     }
+    if options.files and options.profile:
+        raise ValueError("--profile is for --network: se-keras profile A --against B profiles two files")
     report = {"schema": 1, "environment": environment(), "overhead": [], "paper": PAPER}
     if options.output:
         storage.check_writable(options.output)
@@ -45,6 +47,7 @@ def benchmark(options, console):
             placed = {"site": options.site, "stages": options.stages and tuple(options.stages)}
             se = spec.se and replace(spec.se, **{field: value for field, value in placed.items() if value})
             chosen = {"precisions": options.precision, "forms": options.form, "se": se, "input_shape": shape}
+            chosen |= {"profiled": options.profile}
             kept = tuple(report["overhead"])
             for found in overheads(network, **chosen, threads=options.threads, kept=kept, progress=progress, **how):
                 keep(found)

@@ -1,0 +1,208 @@
+"""Time per operator of a LiteRT file, by the block and the part of it: what squeeze-and-excitation added, and where."""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections import defaultdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+from se_keras.errors import first_line
+from se_keras.export import events
+from se_keras.export.litert import check_threads
+
+# Which of XNNPACK's operators, by the beginning of its name, computes which of LiteRT's. A convolution of 1x1 at stride
+# 1 is a matrix product there.
+_COMPUTED_BY = {
+    "CONV_2D": ("Convolution", "Fully Connected"),
+    "DEPTHWISE_CONV_2D": ("Convolution",),
+    "FULLY_CONNECTED": ("Fully Connected", "Convolution"),
+    "MEAN": ("Mean", "Global Average Pooling", "Sum"),
+    "MUL": ("Multiply",),
+    "ADD": ("Add",),
+    "LOGISTIC": ("Sigmoid",),
+    "MAX_POOL_2D": ("Max Pooling",),
+    "AVERAGE_POOL_2D": ("Average Pooling",),
+    "PAD": ("Constant Pad",),
+    "CONCATENATION": ("Copy", "Concatenate"),
+    "TRANSPOSE": ("Transpose",),
+    "RESHAPE": ("Static Reshape", "Copy"),
+    "SOFTMAX": ("Softmax",),
+    "QUANTIZE": ("Convert",),
+    "DEQUANTIZE": ("Convert",),
+    "RELU": ("Clamp",),
+    "STRIDED_SLICE": ("Slice", "Copy"),
+    "SPLIT": ("Copy", "Slice"),
+}
+_SE_PARTS = {"MEAN": "squeeze", "MAX_POOL_2D": "squeeze", "REDUCE_MAX": "squeeze", "MUL": "scale"}
+_PARTS = {"CONV_2D": "convolution", "DEPTHWISE_CONV_2D": "convolution", "ADD": "add", "FULLY_CONNECTED": "classifier"}
+PARTS = ("convolution", "squeeze", "excitation", "scale", "add", "classifier", "other")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """An operator.
+
+    Args:
+        operator: LiteRT's name for it.
+        layer: Of the network; empty where the file does not tell.
+        kernel: XNNPACK's name for what computed it; empty where nothing had to be computed.
+        microseconds: Mean of the runs.
+        stage: Of the network, such as `stage2`; empty outside of them.
+        block: Such as `stage2_block1`.
+        part: One of `PARTS`.
+    """
+
+    operator: str
+    layer: str
+    kernel: str
+    microseconds: float
+    stage: str
+    block: str
+    part: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """Where a file spends its time.
+
+    Args:
+        rows: One for each operator, in order.
+        unplaced: Microseconds of XNNPACK's operators that belong to none of LiteRT's, such as copies.
+        run_us: Microseconds of a run without the profiler.
+        profiled_us: With it.
+        others: Events of other kinds: operators that XNNPACK does not compute.
+    """
+
+    rows: tuple[Row, ...]
+    unplaced: float
+    run_us: float
+    profiled_us: float
+    others: tuple[str, ...]
+
+    @property
+    def told_us(self):
+        """Microseconds of all operators together."""
+        return sum(row.microseconds for row in self.rows) + self.unplaced
+
+    def by(self, *fields):
+        """Microseconds by the values of fields of `Row`, such as `by("stage", "part")`."""
+        sums = defaultdict(float)
+        for row in self.rows:
+            sums[tuple(getattr(row, field) for field in fields)] += row.microseconds
+        return dict(sums)
+
+    def to_json(self):
+        """The profile as a dict for JSON."""
+        return asdict(self) | {"told_us": self.told_us}
+
+
+def profile(file, *, threads=1, runs=50):
+    """Profiles a LiteRT file with XNNPACK, in a process of its own.
+
+    Args:
+        file: A `LiteRTModel`.
+        threads: Number of threads.
+        runs: Number of runs.
+
+    Returns:
+        A `Profile`.
+
+    Raises:
+        ValueError: If the installed runtime cannot tell, if an argument is out of range, or if what it tells cannot be
+            laid beside the operators of the file.
+    """
+    check_threads(threads)
+    if type(runs) is not int or runs < 1:
+        raise ValueError(f"runs must be an int of at least 1. Received: runs={runs!r}")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.tflite"
+        path.write_bytes(file.content)
+        command = [sys.executable, events.__file__, str(path), str(threads), str(runs)]
+        result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode:
+        why = first_line((result.stderr.strip().splitlines() or ["it ended the process"])[-1])
+        raise ValueError(f"The installed ai-edge-litert cannot tell the time of each operator: {why}")
+    told = json.loads(result.stdout.splitlines()[-1])
+    times = [(tag, elapsed / runs) for tag, elapsed in _of_one_run(told["events"], runs)]
+    rows, unplaced = _placed(_operators(file.content), times)
+    return Profile(
+        rows=rows,
+        unplaced=unplaced,
+        run_us=1e6 * told["seconds"] / runs,
+        profiled_us=1e6 * told["profiled_seconds"] / runs,
+        others=tuple(name for name in told["others"] if name != "Invoke"),
+    )
+
+
+def _of_one_run(sent, runs):
+    """Events of several runs, which each send the same, added up."""
+    if not sent or len(sent) % runs:
+        raise ValueError(f"The installed ai-edge-litert tells {len(sent)} events of {runs} runs: not as many of each")
+    count = len(sent) // runs
+    names = [tag for tag, _ in sent[:count]]
+    for run in range(runs):
+        if [tag for tag, _ in sent[run * count : (run + 1) * count]] != names:
+            raise ValueError("The installed ai-edge-litert tells other operators of each run")
+    return [(name, sum(sent[run * count + place][1] for run in range(runs))) for place, name in enumerate(names)]
+
+
+def _placed(operators, times):
+    """Rows of operators in order, with the times of XNNPACK's own in order; and what belongs to none of them.
+
+    Some operators have none of their own: padding that went into a convolution, a reshape that is a view. So the
+    longest common sequence is what belongs together.
+    """
+    most = [[0] * (len(times) + 1) for _ in range(len(operators) + 1)]
+    for i in reversed(range(len(operators))):
+        for j in reversed(range(len(times))):
+            pair = most[i + 1][j + 1] + 1 if _computes(times[j][0], operators[i][0]) else 0
+            most[i][j] = max(pair, most[i + 1][j], most[i][j + 1])
+    rows, unplaced, j = [], 0.0, 0
+    for i, (operator, layer) in enumerate(operators):
+        while j < len(times) and most[i][j] == most[i][j + 1] > most[i + 1][j]:
+            unplaced, j = unplaced + times[j][1], j + 1
+        own = j < len(times) and _computes(times[j][0], operator) and most[i][j] == most[i + 1][j + 1] + 1
+        rows.append(_row(operator, layer, *(times[j] if own else ("", 0.0))))
+        j += own
+    return tuple(rows), unplaced + sum(us for _, us in times[j:])
+
+
+def _computes(tag, operator):
+    return tag.startswith(_COMPUTED_BY.get(operator, ()))
+
+
+def _row(operator, layer, kernel, microseconds):
+    block = re.match(r"stage\d+_block\d+|stage\d+\w*?(?=_)|", layer)[0]
+    if re.search(r"_se(_|$)", layer):
+        part = _SE_PARTS.get(operator, "excitation")
+    else:
+        part = _PARTS.get(operator, "other")
+    return Row(
+        operator=operator,
+        layer=layer,
+        kernel=kernel,
+        microseconds=microseconds,
+        stage=block.partition("_")[0],
+        block=block,
+        part=part,
+    )
+
+
+def _operators(content):
+    """Each operator of a file in order, and the layer whose output it gives."""
+    reader = Interpreter(
+        model_content=content, experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+    )
+    names = {tensor["index"]: tensor["name"] for tensor in reader.get_tensor_details()}
+    return [(op["op_name"], _layer(names.get(op["outputs"][0], ""))) for op in reader._get_ops_details()]
+
+
+def _layer(tensor):
+    """`stage2_block1_conv1` of `se_resnet50_1/stage2_block1_conv1_1/convolution;...`."""
+    parts = tensor.partition(";")[0].split("/")
+    return re.sub(r"_\d+$", "", parts[1]) if len(parts) > 1 else ""
