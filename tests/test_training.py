@@ -14,7 +14,7 @@ import pytest
 
 import se_keras
 from se_keras.training import Execution, Preempted, checkpoint, fit, record
-from se_keras.training.data import Arrays, Corrupt, digits, folder
+from se_keras.training.data import Arrays, Corrupt, Files, digits, folder
 from se_keras.training.fit import EXIT_SAVED, MODEL_FILE, RUN_FILE
 from se_keras.training.recipe import DIGITS, Augmentation
 
@@ -557,6 +557,16 @@ def test_files_that_cannot_be_decoded_are_left_out_and_told(photographs, tmp_pat
 def test_too_many_files_that_cannot_be_decoded_end_the_run_with_their_names(photographs, tmp_path):
     with pytest.raises(ValueError, match=r"files cannot be decoded, and at most 0 may be left out .+0[23].png"):
         fit(network_of_photographs(), replace(SHORT, batch_size=4), photographs, tmp_path / "run")
+
+
+def test_files_to_be_judged_by_count_too(photographs, tmp_path):
+    (tmp_path / "no.png").write_bytes(b"no picture")
+    whole = [path for path in photographs.train.paths if path[-6:] not in ("02.png", "03.png")]
+    train = Files(paths=tuple(whole), labels=np.array([int(path[-8] == "1") for path in whole], "int32"))
+    test = Files(paths=(str(tmp_path / "no.png"), *whole[:3]), labels=np.zeros(4, "int32"))
+    data = replace(photographs, train=train, test=test)
+    with pytest.raises(ValueError, match="1 files cannot be decoded, and at most 0 may be left out .+no.png"):
+        fit(network_of_photographs(), replace(SHORT, batch_size=4), data, tmp_path / "run")
 
 
 def test_budget_counts_a_file_once():

@@ -243,16 +243,8 @@ class _Run:
             count = min(count, every - self.step % every)
         heard.on_train_batch_begin(self.step)
         began = time.monotonic()
-        try:
+        with self._in_plain_words():
             sums = self.trainer.train(iterator, count, stopping=stop.signal is not None)
-        except tf.errors.OpError as error:
-            self.corrupt.check()
-            if self.replicas.workers > 1:
-                raise ConnectionError(
-                    f"A worker was lost in epoch {self.epoch + 1}: {self.kept()}. Start all workers again "
-                    f"({first_line(error)})"
-                ) from None
-            raise
         self._require_finite("loss", sums[0])
         self.step += count
         self.sums = self.sums + sums[:3]
@@ -316,9 +308,9 @@ class _Run:
             corrupt=self.corrupt,
         )
         steps = math.ceil(len(self.data.test) / self.recipe.batch_size)
-        loss, right, among, images = self.trainer.judge(
-            self.replicas.distribute(dataset, self.recipe.batch_size), steps
-        )
+        with self._in_plain_words():
+            iterator = self.replicas.distribute(dataset, self.recipe.batch_size)
+            loss, right, among, images = self.trainer.judge(iterator, steps)
         # The loss on the test images too: the last step of an epoch can ruin weights that the loss before it had not.
         self._require_finite("val_loss", loss)
         return {
@@ -329,6 +321,20 @@ class _Run:
             "val_top5": float(among / images),
             "learning_rate": float(keras.ops.convert_to_numpy(self.optimizer.learning_rate)),
         }
+
+    @contextlib.contextmanager
+    def _in_plain_words(self):
+        """Says of TensorFlow's errors what they come from."""
+        try:
+            yield
+        except tf.errors.OpError as error:
+            self.corrupt.check()
+            if self.replicas.workers == 1:
+                raise
+            raise ConnectionError(
+                f"A worker was lost in epoch {self.epoch + 1}: {self.kept()}. Start all workers again "
+                f"({first_line(error)})"
+            ) from None
 
     def _require_finite(self, name, value):
         if not np.isfinite(value):
