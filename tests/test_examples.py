@@ -47,8 +47,10 @@ def load(name):
 
 def test_every_example_is_run_here():
     called = re.findall(r'^ +.*run\("(\w+\.py)"', Path(__file__).read_text(), re.MULTILINE)
-    # These fetch a Python of their own, for Arm and for MediaPipe: docs/ has what they printed.
-    assert set(called) | {"on_arm.py", "mediapipe_check.py"} == {path.name for path in EXAMPLES.glob("*.py")}
+    # These fetch a Python of their own, for Arm and for MediaPipe, or time what is not installed here: docs/ has what
+    # they printed.
+    elsewhere = {"on_arm.py", "mediapipe_check.py", "compare_runtimes.py"}
+    assert set(called) | elsewhere == {path.name for path in EXAMPLES.glob("*.py")}
 
 
 def test_graph_of_ones_own_is_trained_and_exported(tmp_path):

@@ -3,7 +3,7 @@
 import tempfile
 from pathlib import Path
 
-from se_keras_cli.files import _normalization
+from se_keras_cli.files import normalization_of
 from se_keras_cli.screen import Output, answer, new_table, print_json, progress_on
 
 
@@ -65,7 +65,7 @@ def _said_of(path):
 def _common_normalization(options, said):
     """`mean` and `std` for the data: what was asked for, or what all models say."""
     if options.normalize:
-        return dict(zip(("mean", "std"), _normalization(options.normalize), strict=True))
+        return dict(zip(("mean", "std"), normalization_of(options.normalize), strict=True))
     told = [x["normalization"] for x in said if x.get("normalization")]
     if any(x != told[0] for x in told):
         raise ValueError(f"The models were trained on images of different scales. Received: {told[0]} and {told[1]}")

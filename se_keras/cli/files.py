@@ -41,7 +41,7 @@ def export(options, console):
         progress(f"exporting {model.name}")
         about = {
             "labels": options.labels and _labels(options.labels),
-            "normalization": options.normalize and _normalization(options.normalize),
+            "normalization": options.normalize and normalization_of(options.normalize),
         }
         if to_file:
             exported = to_litert(
@@ -209,7 +209,7 @@ def _images(given, options, shape, progress, *, split="train"):
     if Path(given).is_dir():
         from se_keras.export import load_images
 
-        mean, std = _normalization(options.normalize)
+        mean, std = normalization_of(options.normalize)
         return load_images(given, size=shape[:2], channels=shape[2], mean=mean, std=std,
                            limit=LIMIT if options.limit is None else options.limit, progress=progress)  # fmt: skip
     if options.limit is not None:
@@ -227,7 +227,7 @@ def _images(given, options, shape, progress, *, split="train"):
         raise ValueError(f"{given!r} is not a .npy file of images: {error}") from error
 
 
-def _normalization(given):
+def normalization_of(given):
     """MEAN and STD, as numbers or by the name of a network."""
     if not given:
         return 0.0, 1.0
