@@ -219,7 +219,8 @@ def _parser():
               "Measure what squeeze-and-excitation costs, or compare two LiteRT files.", "benchmark",
               "benchmark --network se_resnet50 se_mobilenet --threads 1 2 -o results.json",
               "benchmark --precision int8 --form lowered --site 3x3", "benchmark --stages 3 4 5 --within 0.005",
-              "benchmark --files plain.tflite se.tflite --json", json_output=True)  # fmt: skip
+              "benchmark --files plain.tflite se.tflite --json",
+              "benchmark --adb --benchmark-model benchmark_model -o phone.json", json_output=True)  # fmt: skip
     sub.add_argument("--network", nargs="+", default=["se_resnet50"], metavar="NAME",
                      help="measured beside its baseline (default: se_resnet50)")  # fmt: skip
     sub.add_argument("--files", type=Path, nargs=2, metavar=("A", "B"), help="two .tflite files instead: B over A")
@@ -242,6 +243,12 @@ def _parser():
     sub.add_argument("--seconds", type=float, metavar="S", help="stop a comparison earlier when so many have passed")
     sub.add_argument("--profile", action="store_true", help="profile the files too, for the report")
     sub.add_argument("--allow-undelegated", action="store_true", help="report though operators fell off XNNPACK")
+    sub.add_argument("--adb", action="store_true", help="measure on a phone: docs/phone.md")
+    sub.add_argument("--serial", metavar="S", help="of the phone, where there are several")
+    sub.add_argument("--benchmark-model", metavar="PATH", help="LiteRT's binary for the phone, or device:/path on it")
+    sub.add_argument(
+        "--rest", type=float, default=5.0, metavar="S", help="seconds for the phone to cool down in a block"
+    )
 
     sub = add("profile", profiling.profile, "Show where a LiteRT file spends its time, and what SE added to another.",
               "profile se_resnet50_int8.tflite", "profile se.tflite --against plain.tflite --threads 2",

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from rich.markup import escape
 
-from se_keras_cli.screen import Output, answer, new_table, print_json, progress_on
+from se_keras_cli.screen import Output, answer, new_table, print_json, progress_on, say
 
 
 def benchmark(options, console):
@@ -23,6 +23,8 @@ def benchmark(options, console):
     }
     if options.files and options.profile:
         raise ValueError("--profile is for --network: se-keras profile A --against B profiles two files")
+    if options.adb:
+        return _on_phone(options, console)
     report = {"schema": 1, "environment": environment(), "overhead": [], "paper": PAPER}
     if options.output:
         storage.check_writable(options.output)
@@ -55,6 +57,84 @@ def benchmark(options, console):
         return print_json(report)
     for records in _tables(report["overhead"]):
         _print_overhead(report | {"overhead": records})
+
+
+def _on_phone(options, console):
+    """`se-keras benchmark --adb`."""
+    from dataclasses import asdict
+
+    from se_keras import storage
+    from se_keras.catalogue import spec_of
+    from se_keras.export import litert
+    from se_keras.export.android import measure_on_phone
+    from se_keras.export.manifest import sha256, versions
+    from se_keras.export.overhead import PAPER, export_pairs
+
+    if options.benchmark_model is None:
+        raise ValueError("--adb needs --benchmark-model PATH, LiteRT's binary for the phone: docs/phone.md")
+    if options.output:
+        storage.check_writable(options.output)
+    records, phone = [], None
+    with progress_on(console) as progress:
+
+        def pairs():
+            if options.files:
+                a, b = map(litert.load, options.files)
+                yield {"baseline": a, "network": b}, "as given", None
+                return
+            for network in options.network:
+                se = spec_of(network).se
+                for form in options.form:
+                    made = export_pairs(network, form=form, precisions=options.precision, progress=progress)
+                    yield from ((pair, form, asdict(se)) for pair in made.values())
+
+        for pair, form, se in pairs():
+            for threads in options.threads:
+                found = measure_on_phone(
+                    pair["baseline"].content,
+                    pair["network"].content,
+                    benchmark_model=options.benchmark_model,
+                    serial=options.serial,
+                    threads=threads,
+                    blocks=options.blocks,
+                    rest=options.rest,
+                    allow_undelegated=options.allow_undelegated,
+                    progress=progress,
+                )
+                phone = found.phone
+                records.append({
+                    "baseline": pair["baseline"].manifest["network"],
+                    "network": pair["network"].manifest["network"],
+                    "precision": pair["network"].manifest["precision"],
+                    "form": form,
+                    "threads": threads,
+                    "input_shape": list(pair["network"].runner().input_shape),
+                    "comparison": asdict(found.comparison),
+                    "is_real": found.comparison.is_real,
+                    "undelegated": ["a part"] if any(run.partial for run in found.runs) else [],
+                    "sha256": [sha256(side.content) for side in pair.values()],
+                    "se": se,
+                    "footprints": [
+                        {"bytes": len(side.content), "init_ms": run.init_us / 1e3, "first_ms": run.first_us / 1e3,
+                         "peak_mb": run.memory_mb} for side, run in zip(pair.values(), found.runs, strict=True)
+                    ],
+                    "flags": found.flags,
+                    "celsius": found.celsius,
+                    "missing": found.missing,
+                })  # fmt: skip
+                if found.missing:
+                    say(console, f"se-keras: warning: measured {found.missing}")
+                name = " ".join(filter(None, (phone.get("model"), phone.get("processor") or phone.get("board"))))
+                environment = phone | {"processor": name or "a phone", "matrix_units": [], "system": f"Android "
+                                       f"{phone.get('android')}", "runtime": "benchmark_model with XNNPACK",
+                                       "versions": versions()}  # fmt: skip
+                report = {"schema": 1, "environment": environment, "overhead": records, "paper": PAPER}
+                if options.output:
+                    storage.write_json(options.output, report)
+    if options.json:
+        return print_json(report)
+    for one in _tables(records):
+        _print_overhead(report | {"overhead": one})
 
 
 def _kept(earlier, report):

@@ -1,0 +1,107 @@
+"""Speaks as adb does, with a phone behind it that runs `benchmark_model`. Tests put it on the PATH; not a test itself.
+
+The folder in STAND_IN has what the phone is like, `phone.json`, its files under `phone/`, and `log`, the calls.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+HOME = Path(os.environ["STAND_IN"])
+PHONE = json.loads((HOME / "phone.json").read_text())
+
+# tensorflow/tensorflow#73862 (2024), #42507 (2020), and of 2019 (yuenshome.github.io#77).
+NEW = """INFO: STARTING!
+INFO: Log parameter values verbosely: [0]
+INFO: Num threads: [1]
+INFO: Graph: [{graph}]
+INFO: Loaded model {graph}
+INFO: Created TensorFlow Lite XNNPACK delegate for CPU.
+INFO: {delegated}
+INFO: The input model file size (MB): 16.9008
+INFO: Initialized session in 12.75ms.
+INFO: Running benchmark for at least 1 iterations and at least 0.5 seconds but terminate if exceeding 150 seconds.
+INFO: count=37 first=14744 curr=15520 min=13164 max=18295 avg=13764.3 std=967
+
+INFO: Running benchmark for at least 50 iterations and at least 1 seconds but terminate if exceeding 150 seconds.
+INFO: count=74 first=14850 curr=13315 min={time} max=15765 avg={average} std=470
+
+INFO: Inference timings in us: Init: 12750, First inference: 14744, Warmup (avg): 13764.3, Inference (avg): {average}
+INFO: Note: as the benchmark tool itself affects memory footprint, the following is only APPROXIMATE.
+INFO: Memory footprint delta from the start of the tool (MB): init=8.97656 overall=18.7227
+"""
+OLD = NEW.replace("INFO: ", "").replace("Memory footprint delta from the start of the tool", "Peak memory footprint")
+OLDEST = """STARTING!
+Graph: [{graph}]
+Running benchmark for at least 10 iterations and at least 1 seconds
+count=15 first=66753 curr=66800 min={time} max=66838 avg={average} std=39
+
+Average inference timings in us: Warmup: 14744, Init: 12750, no stats: {average}
+"""
+OUTPUTS = {"new": NEW, "old": OLD, "oldest": OLDEST}
+
+
+def fail(text, status=1):
+    """Ends as adb does when it fails."""
+    print(text, file=sys.stderr)
+    sys.exit(status)
+
+
+def shell(command):
+    """What a command prints on the phone."""
+    calls = (HOME / "log").read_text().count("--graph")
+    if "getprop" in command or "scaling_governor" in command:
+        known = {"ro.product.model": "Pixel 9", "ro.soc.model": "Tensor G4", "ro.build.version.release": "16",
+                 "ro.product.cpu.abi": "arm64-v8a"}  # fmt: skip
+        return next((value for name, value in known.items() if name in command), "") + "\n"
+    if "thermal" in command:
+        return "31000\n-40000\n0\n33500\n"
+    if command.startswith("mkdir"):
+        (HOME / "phone" / command.split()[-1].strip("/")).mkdir(parents=True)
+        return ""
+    if command.startswith("rm -rf"):
+        for path in sorted((HOME / "phone" / command.split()[-1].strip("/")).iterdir()):
+            path.unlink()
+        (HOME / "phone" / command.split()[-1].strip("/")).rmdir()
+        return ""
+    if "--graph" in command:
+        if calls > PHONE.get("lost_after", 10**6):
+            fail(f"error: device '{PHONE['serials'][0]}' not found")
+        if PHONE.get("abi") == "wrong":
+            print("/system/bin/sh: benchmark_model: not executable: 64-bit ELF file")
+            sys.exit(126)
+        graph = command.split("--graph=")[1].split()[0]
+        size = (HOME / "phone" / graph.strip("/")).stat().st_size
+        delegated = "completely" if not PHONE.get("partial") else "partially"
+        told = f"Explicitly applied XNNPACK delegate, and the model graph will be {delegated} executed by the delegate."
+        return OUTPUTS[PHONE.get("version", "new")].format(
+            graph=graph, delegated=told, time=10 * size + calls % 2, average=10 * size + 50.5
+        )
+    return ""
+
+
+def main(arguments):
+    """One call of adb."""
+    with (HOME / "log").open("a") as log:
+        log.write(" ".join(arguments) + "\n")
+    if arguments == ["devices"]:
+        print("List of devices attached")
+        for serial in PHONE["serials"]:
+            print(f"{serial}\t{PHONE.get('state', 'device')}")
+        print()
+        return
+    _, serial, verb, *rest = arguments
+    if serial not in PHONE["serials"]:
+        fail(f"error: device '{serial}' not found")
+    if verb == "push":
+        source, target = rest
+        if PHONE.get("full"):
+            fail(f"adb: error: failed to copy '{source}' to '{target}': remote write failed: No space left on device")
+        (HOME / "phone" / target.strip("/")).write_bytes(Path(source).read_bytes())
+        print(f"{source}: 1 file pushed, 0 skipped. 30.1 MB/s (1000 bytes in 0.001s)")
+    else:
+        sys.stdout.write(shell(rest[0]))
+
+
+main(sys.argv[1:])

@@ -1,0 +1,149 @@
+"""The measurement on a phone, against a stand-in that speaks as adb and as three generations of benchmark_model."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+import se_keras_cli
+from se_keras.export.android import PhoneLost, measure_on_phone, parse
+
+A, B = b"a" * 1000, b"b" * 1100  # the stand-in takes 10 us a byte
+
+
+@pytest.fixture
+def phone(tmp_path, monkeypatch):
+    """`phone(**what it is like)`: puts the stand-in on the PATH; returns the folder of the phone's files."""
+    (tmp_path / "bin").mkdir()
+    script = Path(__file__).with_name("adb_stand_in.py")
+    (tmp_path / "bin" / "adb").write_text(f'#!/bin/sh\nexec "{sys.executable}" -S "{script}" "$@"\n')
+    (tmp_path / "bin" / "adb").chmod(0o755)
+    (tmp_path / "benchmark_model").write_bytes(b"\x7fELF")
+    (tmp_path / "log").touch()
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    monkeypatch.setenv("STAND_IN", str(tmp_path))
+
+    def like(**what):
+        (tmp_path / "phone.json").write_text(json.dumps({"serials": ["PIXEL"]} | what))
+        return tmp_path
+
+    return like
+
+
+def measured(home, **how):
+    return measure_on_phone(A, B, benchmark_model=home / "benchmark_model", **{"blocks": 3, "runs": 5, "rest": 0} | how)
+
+
+def left_on(home):
+    return [path for path in (home / "phone").rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("version", ["new", "old", "oldest"])
+def test_every_generation_of_benchmark_model_is_read(phone, version):
+    home = phone(version=version)
+    found = measured(home)
+    assert found.comparison.ratio.median == pytest.approx(1.1, rel=1e-3)
+    assert found.comparison.null.median == pytest.approx(1, rel=1e-3)
+    assert (found.comparison.a_ms, found.comparison.blocks) == (pytest.approx(10, rel=1e-3), 3)
+    assert found.runs[1].init_us == 12750 and found.runs[1].first_us == 14744
+    assert found.runs[1].memory_mb == (None if version == "oldest" else 18.7227)
+    assert found.missing is None
+
+
+def test_phone_says_what_it_is_and_is_left_clean(phone):
+    home = phone()
+    found = measured(home)
+    assert found.phone["model"] == "Pixel 9" and found.phone["processor"] == "Tensor G4"
+    assert found.phone["governor"] is None
+    assert found.celsius == (33.5,) * 3
+    assert left_on(home) == []
+
+
+def test_blocks_run_a_b_and_a_again_in_changing_order(phone):
+    home = phone()
+    measured(home, blocks=6, threads=4)
+    lines = [line for line in (home / "log").read_text().splitlines() if "--graph" in line]
+    files = ["".join(line.split("--graph=")[1].split()[0][-8] for line in lines[i : i + 3]) for i in range(0, 18, 3)]
+    assert {"".join(sorted(three)) for three in files} == {"aab"}
+    assert len(set(files)) > 1
+    assert all("--num_threads=4 --use_xnnpack=true --num_runs=5" in line for line in lines)
+
+
+def test_binary_on_the_phone_is_used_as_it_is(phone):
+    home = phone()
+    measure_on_phone(A, B, benchmark_model="device:/data/local/tmp/bm", blocks=2, runs=1, rest=0)
+    log = (home / "log").read_text()
+    assert log.count("push") == 2 and "/data/local/tmp/bm --graph=" in log
+
+
+def test_phone_that_is_lost_leaves_what_it_has(phone):
+    found = measured(phone(lost_after=8), blocks=5)
+    assert found.comparison.blocks == 2
+    assert found.missing.startswith("2 of 5 blocks: The phone no longer answers: error: device 'PIXEL' not found")
+
+
+def test_phone_that_is_lost_at_once_is_told(phone):
+    with pytest.raises(PhoneLost, match="The phone no longer answers: error: device 'PIXEL' not found"):
+        measured(phone(lost_after=3))
+
+
+@pytest.mark.parametrize(
+    "what, error, message",
+    [
+        ({"serials": []}, OSError, "No phone answers adb: unlock it, .+ Received: none"),
+        ({"state": "unauthorized"}, OSError, "allow USB debugging, .+ Received: PIXEL unauthorized"),
+        ({"serials": ["A", "B"]}, ValueError, "There are several phones: say which with --serial. Received: A, B"),
+        ({"full": True}, OSError, "The phone has no space left in /data/local/tmp"),
+        ({"abi": "wrong"}, OSError, "The phone cannot run this benchmark_model: take the one for its processor"),
+        ({"partial": True}, ValueError, "Operators of file [AB] fell off XNNPACK on the phone"),
+    ],
+)
+def test_what_stands_in_the_way_is_told_in_a_line_and_the_phone_left_clean(phone, what, error, message):
+    home = phone(**what)
+    with pytest.raises(error, match=message) as told:
+        measured(home)
+    assert "\n" not in str(told.value)
+    assert left_on(home) == []
+
+
+def test_one_of_several_phones_is_named(phone):
+    home = phone(serials=["A", "B"])
+    measured(home, serial="B")
+    assert "-s B shell" in (home / "log").read_text() and "-s A" not in (home / "log").read_text()
+    with pytest.raises(OSError, match="No phone answers adb as 'C'"):
+        measured(home, serial="C")
+
+
+def test_partial_delegation_is_measured_where_it_is_asked_for(phone):
+    assert all(run.partial for run in measured(phone(partial=True), allow_undelegated=True).runs)
+
+
+def test_missing_adb_is_told(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (tmp_path / "bm").touch()
+    with pytest.raises(FileNotFoundError, match="adb is not on the PATH: it comes with Android's platform tools"):
+        measure_on_phone(A, B, benchmark_model=tmp_path / "bm")
+
+
+def test_missing_binary_is_told(tmp_path):
+    with pytest.raises(FileNotFoundError, match="There is no benchmark_model '.+/bm': docs/phone.md says where"):
+        measure_on_phone(A, B, benchmark_model=tmp_path / "bm")
+
+
+@pytest.mark.parametrize("text", ["", "Segmentation fault", "INFO: STARTING!\nERROR: Failed to load model"])
+def test_output_without_timings_is_refused(text):
+    with pytest.raises(ValueError, match="benchmark_model prints its timings at the end. Received: "):
+        parse(text)
+
+
+def test_command_measures_on_a_phone_and_report_shows_it(phone, capsys):
+    home = phone()
+    command = ["benchmark", "--adb", "--benchmark-model", str(home / "benchmark_model"), "--blocks", "2", "--rest", "0"]
+    command += ["--network", "se_resnet11_digits", "--precision", "float32", "--form", "lowered"]
+    assert se_keras_cli.main([*command, "-o", str(home / "phone_results.json")]) == 0
+    assert "Pixel 9 Tensor G4" in capsys.readouterr().out
+    assert se_keras_cli.main(["report", str(home / "phone_results.json"), "-o", str(home / "r.html")]) == 0
+    page = (home / "r.html").read_text()
+    assert "On Pixel 9 Tensor G4 with 1 thread" in page and "Android 16" in page
