@@ -10,6 +10,8 @@ import tensorflow as tf
 import se_keras.quickstart as module
 import se_keras_cli
 from se_keras.export.litert import load
+from se_keras.training import checkpoint, record
+from se_keras.training.fit import MODEL_FILE, RUN_FILE
 from se_keras.training.recipe import DIGITS
 
 pytestmark = pytest.mark.slow
@@ -149,7 +151,8 @@ def test_folder_holds_the_files_of_the_report_and_no_partial_ones(folder):
         *NETWORKS, "digits.tflite", "digits.tflite.json", "digits_int8.tflite", "digits_int8.tflite.json", "savedmodel",
         "report.json",
     }  # fmt: skip
-    assert {path.name for network in NETWORKS for path in (folder / network).iterdir()} == {"model.keras", "run.json"}
+    run = {MODEL_FILE, RUN_FILE, checkpoint.FILE, record.CSV, record.EVENTS, *record.CURVES}
+    assert {path.name for network in NETWORKS for path in (folder / network).iterdir()} == run
 
 
 @pytest.fixture(scope="module")
