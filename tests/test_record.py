@@ -46,15 +46,16 @@ def test_tensorboard_reads_each_epoch_once(tmp_path):
         assert found[name] == {epoch: pytest.approx(value) for epoch, value in enumerate(values, start=1)}
 
 
-@pytest.mark.parametrize("epochs", [1, 3])
-def test_curves_are_a_picture_that_is_not_blank(tmp_path, epochs):
-    figures = {name: values[:epochs] for name, values in FIGURES.items()}
-    record.draw_curves(tmp_path / "curves.png", {"resnet50": figures, "se_resnet50": figures})
-    pixels = tf.io.decode_png((tmp_path / "curves.png").read_bytes()).numpy()[..., :3]
+@pytest.mark.parametrize("epochs", [1, 3, 300])
+def test_curves_show_each_run_in_its_colour(tmp_path, epochs):
+    figures = {name: np.linspace(values[0], values[-1], epochs).tolist() for name, values in FIGURES.items()}
+    other = {name: [0.8 * value for value in values] for name, values in figures.items()}
+    record.draw_curves(tmp_path / "curves.png", {"resnet50": other, "se_resnet50": figures})
+    pixels = tf.io.decode_png((tmp_path / "curves.png").read_bytes()).numpy()[..., :3].astype(int)
     assert pixels.shape[:2] == (480, 1200)
-    colors = {tuple(int(hexed[i : i + 2], 16) for i in (1, 3, 5)) for hexed in record._COLORS[:1]}
-    for color in colors:
-        assert (np.abs(pixels.astype(int) - color).max(axis=-1) < 8).sum() > 20
+    for half in (pixels[:360, :600], pixels[:360, 600:]):  # error and loss, without the legend below them
+        for color in ((0, 114, 178), (213, 94, 0)):  # blue and vermilion of Okabe and Ito
+            assert (np.abs(half - color).max(axis=-1) < 8).sum() > 20
 
 
 def test_curves_name_each_run_and_each_part(tmp_path):
