@@ -219,7 +219,10 @@ def _profiles(records):
         )
         text = f"{told}: squeeze, excitation and scale take {added / 1e3:.2f} ms by the profiler"
         pictures.append(f"<p>{html.escape(text)}.</p>{_image(_stages(record), text)}")
-    return f"<h3>Where the time goes</h3>{''.join(pictures)}" if pictures else ""
+    note = (
+        "<p>One file is profiled after the other, not in pairs: what SE's parts take tells more than two heights.</p>"
+    )
+    return f"<h3>Where the time goes</h3>{note}{''.join(pictures)}" if pictures else ""
 
 
 def _stages(record):

@@ -266,7 +266,7 @@ def test_version_is_the_packages(cli):
         ([], "COMMAND"),
         (["lst"], "lst"),
         (["show"], "NAME"),
-        (["train", "se_resnet11_digits"], "-o"),
+        (["train"], "NAME"),
         (["show", "se_resnet50", "--size", "large"], "--size"),
         (["list", "--colour"], "--colour"),
     ],

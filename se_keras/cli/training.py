@@ -124,6 +124,10 @@ def _print_plan(options, chosen):
         for epoch in epochs
         if epoch < chosen.epochs
     }
+    told, rates = rates, {}
+    for epoch, rate in told.items():  # where it is another than before
+        if not rates or rate != list(rates.values())[-1]:
+            rates[epoch] = rate
     plan = {
         "network": options.network,
         "data": data.name,

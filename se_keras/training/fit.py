@@ -231,9 +231,11 @@ class _Run:
                 self.figures = self.figures | {name: [*self.figures.get(name, []), value]}
             self.epoch, self.step, self.sums = self.epoch + 1, 0, np.zeros(3)
             if self.replicas.is_chief:
-                self._write_model(figures, drawn=time.monotonic() - started > _DRAW_SECONDS)
+                self._write_model(drawn=time.monotonic() - started > _DRAW_SECONDS)
         # The checkpoint goes last: what is written before it is written again by whoever goes on from the one before.
         self._save()
+        if self.replicas.is_chief:  # behind it: events are added to, and an epoch that is done again would stand twice
+            record.write_tensorboard(self.folder, figures, self.epoch)
         self.report()
         return figures
 
@@ -348,7 +350,7 @@ class _Run:
         where = f"epoch {saved[0]}" + (f" and {saved[1]} steps of the next" if saved[1] else "")
         return f"{str(self.folder / checkpoint.FILE)!r} holds {where} of {self.recipe.epochs}"
 
-    def _write_model(self, figures, *, drawn):
+    def _write_model(self, *, drawn):
         entries = self.description | {
             "strategy": self.replicas.name,
             "replicas": self.replicas.count,
@@ -361,7 +363,6 @@ class _Run:
         with storage.staged(self.folder / MODEL_FILE) as path:
             self.model.save(path)
         record.write_csv(self.folder, self.figures)
-        record.write_tensorboard(self.folder, figures, self.epoch)
         if drawn or self.epoch == self.recipe.epochs:
             for name in record.CURVES:
                 record.draw_curves(self.folder / name, {self.model.name: self.figures})

@@ -261,12 +261,12 @@ RECIPES = {
         label_smoothing=0.1,
         source="arXiv:1709.01507, section 6: learning rate, plateaus, some 300 epochs, label smoothing; give the "
         f"network SEConfig(bias=False). Batch: 256 on one server, as its repository says; a plateau of 5 epochs is "
-        f"this project's; {_DECAY}",
+        f"this project's, and the learning rate falls at each, where the paper repeats its cycle three times; {_DECAY}",
     ),
     "places365": replace(
         PAPER_IMAGENET,
-        source="arXiv:1709.01507, section 5.2, which states no other settings for Places365 than for ImageNet: "
-        "as paper_imagenet",
+        source="arXiv:1709.01507, section 5.2, follows the protocols of the Places365 networks and of "
+        "arXiv:1512.05830, and states no figures: all values are those of paper_imagenet",
     ),
     "modern": Recipe(
         epochs=350,

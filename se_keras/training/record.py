@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import importlib.util
 import io
 import platform
 from importlib.metadata import version
@@ -9,7 +10,6 @@ from pathlib import Path
 
 import tensorflow as tf
 
-import se_keras
 from se_keras import storage
 
 CSV, CURVES, EVENTS = "history.csv", ("curves.png", "curves.svg"), "tensorboard"
@@ -69,6 +69,8 @@ def draw_curves(target, runs):
         axes.set_title(title, loc="left", fontsize=11)
         axes.set_xlabel("epoch")
         axes.set_ylim(bottom=0)
+        if max(len(figures["loss"]) for figures in runs.values()) == 1:
+            axes.set_xlim(0, 2)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(color="0.9")
         axes.spines[["top", "right"]].set_visible(False)
@@ -79,10 +81,13 @@ def draw_curves(target, runs):
 
 def provenance():
     """What made a run: versions, the system, and the SHA-256 of this package's sources, with or without git."""
-    root = Path(se_keras.__file__).parent
     digest = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
-        digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes() + b"\0")
+    for package in ("se_keras", "se_keras.export", "se_keras_cli"):  # by import name: a checkout has other folders
+        root = Path(next(iter(importlib.util.find_spec(package).submodule_search_locations)))
+        inner = [root / name for name in ("export", "cli") if package == "se_keras"]
+        for path in sorted(root.rglob("*.py")):
+            if not any(path.is_relative_to(folder) for folder in inner):
+                digest.update(f"{package}/{path.relative_to(root)}".encode() + b"\0" + path.read_bytes() + b"\0")
     return {
         "versions": {package: version(package) for package in _PACKAGES},
         "python": platform.python_version(),
