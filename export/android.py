@@ -1,6 +1,7 @@
 """The benchmark's measurement on a phone, through adb and LiteRT's own `benchmark_model`: A, B and A again in turn.
 
-What `benchmark_model` prints is read as text: of all versions since 2019 it has a line of timings in microseconds.
+Since 2025 `benchmark_model` writes what it has measured as a BenchmarkResult; what the versions since 2019 print is
+read as text, which has a line of timings in microseconds.
 """
 
 import contextlib
@@ -8,7 +9,6 @@ import random
 import re
 import secrets
 import shutil
-import statistics
 import subprocess
 import tempfile
 import time
@@ -16,7 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from se_keras.errors import first_line
-from se_keras.export.benchmark import Comparison, check_plan, ratio_of
+from se_keras.export import protos
+from se_keras.export.benchmark import Blocks, Comparison, check_plan
+from se_keras.export.manifest import versions
+from se_keras.export.overhead import Footprint, Overhead, described, require_pair
 
 FOLDER = "/data/local/tmp"
 _ON_PHONE = "device:"
@@ -28,6 +31,17 @@ _TIMINGS = (
     r"Average inference timings in us: Warmup: (?P<first>[\d.e+]+), Init: (?P<init>[\d.e+]+), "
     r"no stats: (?P<average>[\d.e+]+)",
 )
+_RESULT = "Saved benchmark result to:"
+# tensorflow/lite/tools/benchmark/proto/benchmark_result.proto
+_BenchmarkResult = protos.message(
+    "BenchmarkResult",
+    {
+        "LatencyMetrics": {"avg_ms": (1, float), "min_ms": (2, float), "init_ms": (8, float),
+                           "first_inference_ms": (9, float)},
+        "MemoryMetrics": {"overall_footprint_kb": (2, int)},
+        "BenchmarkResult": {"latency_metrics": (2, "LatencyMetrics"), "memory_metrics": (3, "MemoryMetrics")},
+    },
+)  # fmt: skip
 _GONE = re.compile(
     r"device '?[^\n]*'? not found|no devices/emulators found|device offline|error: closed|protocol fault"
 )
@@ -60,7 +74,6 @@ class PhoneMeasurement:
 
     Args:
         comparison: The times; A is what stands for 1.
-        phone: What it says of itself: model, processor, system, and so on.
         runs: Of the last block, A's and B's.
         flags: Of `benchmark_model`.
         celsius: Warmest sensor before each block; empty where they cannot be read.
@@ -68,7 +81,6 @@ class PhoneMeasurement:
     """
 
     comparison: Comparison
-    phone: dict
     runs: tuple[Run, Run]
     flags: tuple[str, ...]
     celsius: tuple[float, ...]
@@ -79,12 +91,28 @@ class PhoneLost(ConnectionError):
     """The phone no longer answers."""
 
 
-def parse(text):
-    """Reads what `benchmark_model` prints.
+def parse(text, result=None):
+    """Reads what `benchmark_model` prints, and the BenchmarkResult that it wrote, where it did.
+
+    Args:
+        text: What it prints.
+        result: Bytes of the BenchmarkResult.
 
     Raises:
         ValueError: If there are no timings in it.
     """
+    partial = "partially executed by the delegate" in text
+    if result:
+        told = _BenchmarkResult.FromString(result)
+        latency, memory = told.latency_metrics, told.memory_metrics
+        return Run(
+            average_us=latency.avg_ms * 1e3,
+            fastest_us=latency.min_ms * 1e3,
+            init_us=latency.init_ms * 1e3,
+            first_us=latency.first_inference_ms * 1e3,
+            memory_mb=memory.overall_footprint_kb / 1024 if memory.HasField("overall_footprint_kb") else None,
+            partial=partial,
+        )
     found = next((match for pattern in _TIMINGS if (match := re.search(pattern, text))), None)
     if found is None:
         last = first_line((text.strip().splitlines() or ["nothing"])[-1])
@@ -97,7 +125,7 @@ def parse(text):
         init_us=float(found["init"]),
         first_us=float(found["first"]),
         memory_mb=float(memory[1]) if memory else None,
-        partial="partially executed by the delegate" in text,
+        partial=partial,
     )
 
 
@@ -180,11 +208,68 @@ class Phone:
         return result.stdout
 
 
-def measure_on_phone(
-    a, b, *, benchmark_model, serial=None, threads=1, blocks=10, runs=20, rest=5.0, allow_undelegated=False, seed=0,
-    progress=None,
+def environment(serial=None):
+    """Where a phone measures: what it says of itself, with the fields of `overhead.environment`."""
+    told = Phone(serial).described()
+    name = " ".join(filter(None, (told.get("model"), told.get("processor") or told.get("board"))))
+    return told | {
+        "processor": name or "a phone",
+        "matrix_units": [],
+        "system": f"Android {told.get('android') or 'of a version that it does not tell'}",
+        "runtime": "benchmark_model with XNNPACK",
+        "versions": versions(),
+    }
+
+
+def measure(
+    baseline, network, *, form, benchmark_model, serial=None, threads=1, blocks=10, runs=20, rest=5.0, within=None,
+    seconds=None, allow_undelegated=False, progress=None,
 ):  # fmt: skip
-    """Times two LiteRT files on a phone, in pairs.
+    """Times two LiteRT files in pairs, on a phone: `overhead.measure` for one.
+
+    Args:
+        baseline: A `LiteRTModel`: what stands for 1.
+        network: Another, with the same input.
+        form: What to call both in the record.
+        benchmark_model, serial, threads, blocks, runs, rest, within, seconds, allow_undelegated, progress: As in
+            `measure_on_phone`.
+
+    Returns:
+        An `Overhead`, with the `flags` of benchmark_model, the warmest sensor before each block in `celsius` (empty
+        where they cannot be read), and what is `missing`, and why, where the phone was lost.
+
+    Raises:
+        ValueError: If the inputs differ, or as `measure_on_phone` does.
+        OSError: As `measure_on_phone` does.
+    """
+    shape = require_pair(baseline.runner(), network.runner())
+    found = measure_on_phone(
+        baseline.content, network.content, benchmark_model=benchmark_model, serial=serial, threads=threads,
+        blocks=blocks, runs=runs, rest=rest, within=within, seconds=seconds, allow_undelegated=allow_undelegated,
+        progress=progress,
+    )  # fmt: skip
+    return Overhead(
+        **described(baseline, network),
+        form=form,
+        threads=threads,
+        input_shape=shape,
+        comparison=found.comparison,
+        undelegated=("a part",) if any(run.partial for run in found.runs) else (),
+        footprints=tuple(
+            Footprint(bytes=len(side.content), init_ms=run.init_us / 1e3, first_ms=run.first_us / 1e3,
+                      peak_mb=run.memory_mb) for side, run in zip((baseline, network), found.runs, strict=True)
+        ),
+        flags=found.flags,
+        celsius=found.celsius,
+        missing=found.missing,
+    )  # fmt: skip
+
+
+def measure_on_phone(
+    a, b, *, benchmark_model, serial=None, threads=1, blocks=10, runs=20, rest=5.0, within=None, seconds=None,
+    allow_undelegated=False, seed=0, progress=None,
+):  # fmt: skip
+    """Times the contents of two LiteRT files on a phone, in pairs.
 
     Args:
         a: Bytes of the file that stands for 1.
@@ -195,6 +280,7 @@ def measure_on_phone(
         blocks: Paired measurements: each runs A, B and A again, in random order.
         runs: Runs of a file in each.
         rest: Seconds between blocks; longer where the phone is still warm.
+        within, seconds: What ends the comparison before all blocks, as in `benchmark.compare`.
         allow_undelegated: Whether to report though XNNPACK took a part of a file alone.
         seed: Of the order.
         progress: Called with what is done next, as a string.
@@ -216,12 +302,12 @@ def measure_on_phone(
     tell = progress or (lambda line: None)
     folder = f"{FOLDER}/se_keras_{secrets.token_hex(4)}"
     flags = (f"--num_threads={threads}", "--use_xnnpack=true", f"--num_runs={runs}", "--warmup_runs=3", "--min_secs=0")
-    described, times, last, celsius, missing = phone.described(), {"a": [], "b": [], "double": []}, {}, [], None
+    found, last, celsius, missing = Blocks(within=within, seconds=seconds, seed=seed), {}, [], None
     try:
         phone.shell(f"mkdir -p {folder}")
         binary = str(benchmark_model).removeprefix(_ON_PHONE)
         if local:
-            tell(f"copying {binary} to {described.get('model') or phone.serial}")
+            tell(f"copying {binary} to {phone.serial}")
             _push(phone, Path(binary).read_bytes(), f"{folder}/benchmark_model")
             binary = f"{folder}/benchmark_model"
         for name, content in (("a", a), ("b", b)):
@@ -230,44 +316,48 @@ def measure_on_phone(
         phone.shell(f"chmod 755 {binary}")
         order = random.Random(seed)
         for block in range(blocks):
-            tell(f"timing on {described.get('model') or phone.serial}: block {block + 1} of {blocks}")
+            tell(f"timing on {phone.serial}: block {block + 1} of {blocks}")
             _rest(phone, celsius, rest if block else 0)
-            found = {}
-            for side in order.sample(sorted(times), 3):
-                file = f"{folder}/{'a' if side == 'double' else side}.tflite"
-                found[side] = parse(phone.shell(f"{binary} --graph={file} {' '.join(flags)} 2>&1"))
-                if found[side].partial and not allow_undelegated:
+            runs_of = {}
+            for side in order.sample(("a", "b", "double"), 3):
+                runs_of[side] = _run(phone, binary, folder, "a" if side == "double" else side, flags)
+                if runs_of[side].partial and not allow_undelegated:
                     name = "B" if side == "b" else "A"
                     raise ValueError(
                         f"Operators of file {name} fell off XNNPACK on the phone and run on slow kernels: "
                         "--allow-undelegated measures all the same"
                     )
-            for side, run in found.items():
-                times[side].append(run.fastest_us or run.average_us)
-            last = found
+            found.add({side: 1e3 * (run.fastest_us or run.average_us) for side, run in runs_of.items()})
+            last = runs_of
+            if found.are_enough():
+                break
     except PhoneLost as lost:
-        if len(times["a"]) < 2:
+        if len(found) < 2:
             raise
-        missing = f"{len(times['a'])} of {blocks} blocks: {lost}"
+        missing = f"{len(found)} of {blocks} blocks: {lost}"
     finally:
         with contextlib.suppress(OSError):
             phone.shell(f"rm -rf {folder}")
-    comparison = Comparison(
-        ratio=ratio_of(times["b"], times["a"], seed),
-        null=ratio_of(times["double"], times["a"], seed),
-        a_ms=statistics.median(times["a"]) / 1e3,
-        b_ms=statistics.median(times["b"]) / 1e3,
-        blocks=len(times["a"]),
-        runs=runs,
-    )
     return PhoneMeasurement(
-        comparison=comparison,
-        phone=described,
+        comparison=found.comparison(runs=runs),
         runs=(last["a"], last["b"]),
         flags=flags,
         celsius=tuple(celsius),
         missing=missing,
     )
+
+
+def _run(phone, binary, folder, name, flags):
+    """Runs a file on the phone once: a `Run`. A version that does not write its result passes over where to."""
+    result = f"{folder}/result.pb"
+    text = phone.shell(f"{binary} --graph={folder}/{name}.tflite {' '.join(flags)} --result_file_path={result} 2>&1")
+    return parse(text, _pull(phone, result) if _RESULT in text else None)
+
+
+def _pull(phone, source):
+    with tempfile.TemporaryDirectory() as folder:
+        phone("pull", source, f"{folder}/file")
+        return Path(folder, "file").read_bytes()
 
 
 def _push(phone, content, target):

@@ -8,6 +8,7 @@ import math
 import random
 import statistics
 import time
+from collections import defaultdict
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,6 +52,7 @@ class Comparison:
         blocks: Number of blocks.
         runs: Number of runs of each side in a block; a block counts the fastest.
         a, b: `Percentiles` of all runs; None where they are not known.
+        a_mj, b_mj: Energy of a run, in millijoules, of the whole processor; None where the system does not tell.
     """
 
     ratio: Ratio
@@ -61,6 +63,8 @@ class Comparison:
     runs: int
     a: Percentiles | None = None
     b: Percentiles | None = None
+    a_mj: float | None = None
+    b_mj: float | None = None
 
     @property
     def is_real(self):
@@ -73,7 +77,51 @@ class Comparison:
 FEWEST_BLOCKS = 10  # before an interval may end a comparison
 
 
-def compare(a, b, double, *, blocks=30, runs=3, warmup=3, within=None, seconds=None, seed=0, progress=None):
+class Blocks:
+    """The blocks of a comparison as they come: when there are enough of them, and what they tell.
+
+    Args:
+        within, seconds, seed: As in `compare`.
+    """
+
+    def __init__(self, *, within=None, seconds=None, seed=0):
+        self._within, self._seconds, self._seed, self._began = within, seconds, seed, time.monotonic()
+        self._times = {"a": [], "b": [], "double": []}
+
+    def __len__(self):
+        return len(self._times["a"])
+
+    def add(self, times):
+        """Takes a block: `{side: nanoseconds}`."""
+        for side, nanoseconds in times.items():
+            self._times[side].append(nanoseconds)
+
+    def are_enough(self):
+        """Whether time is up, or the interval as narrow as it was asked to be."""
+        if self._seconds is not None and len(self) > 1 and time.monotonic() - self._began > self._seconds:
+            return True
+        if self._within is None or len(self) < FEWEST_BLOCKS:
+            return False
+        ratio = self._ratio("b")
+        return ratio.high / ratio.low - 1 < self._within
+
+    def comparison(self, *, runs, **more):
+        """The `Comparison`; `more` are its other fields."""
+        return Comparison(
+            ratio=self._ratio("b"),
+            null=self._ratio("double"),
+            a_ms=statistics.median(self._times["a"]) / 1e6,
+            b_ms=statistics.median(self._times["b"]) / 1e6,
+            blocks=len(self),
+            runs=runs,
+            **more,
+        )
+
+    def _ratio(self, side):
+        return ratio_of(self._times[side], self._times["a"], self._seed)
+
+
+def compare(a, b, double, *, blocks=30, runs=3, warmup=3, within=None, seconds=None, seed=0, meter=None, progress=None):
     """Measures the time of `b` beside that of `a`.
 
     Args:
@@ -86,6 +134,7 @@ def compare(a, b, double, *, blocks=30, runs=3, warmup=3, within=None, seconds=N
             hundredth of the ratio.
         seconds: Ends it when so many have passed, after two blocks.
         seed: Of the order and of the bootstrap.
+        meter: An `energy.Meter`, read before and after each run.
         progress: Called after each block with the number of blocks done.
 
     Returns:
@@ -99,35 +148,25 @@ def compare(a, b, double, *, blocks=30, runs=3, warmup=3, within=None, seconds=N
     for side in list(sides.values()) * warmup:
         side()
     order = random.Random(seed)
-    times, every = {name: [] for name in sides}, {name: [] for name in sides}
-    began = time.monotonic()
+    found, every, microjoules = Blocks(within=within, seconds=seconds, seed=seed), defaultdict(list), defaultdict(int)
     for block in range(blocks):
         fastest = dict.fromkeys(sides, math.inf)
         for name in order.sample(list(sides) * runs, len(sides) * runs):
+            before = meter and meter.read()
             start = time.perf_counter_ns()
             sides[name]()
             every[name].append(time.perf_counter_ns() - start)
+            if meter:
+                microjoules[name] += meter.between(before, meter.read())
             fastest[name] = min(fastest[name], every[name][-1])
-        for name, nanoseconds in fastest.items():
-            times[name].append(nanoseconds)
+        found.add(fastest)
         if progress:
             progress(block + 1)
-        if seconds is not None and block >= 1 and time.monotonic() - began > seconds:
+        if found.are_enough():
             break
-        if within is not None and block + 1 >= FEWEST_BLOCKS:
-            ratio = ratio_of(times["b"], times["a"], seed)
-            if ratio.high / ratio.low - 1 < within:
-                break
-    return Comparison(
-        ratio=ratio_of(times["b"], times["a"], seed),
-        null=ratio_of(times["double"], times["a"], seed),
-        a_ms=statistics.median(times["a"]) / 1e6,
-        b_ms=statistics.median(times["b"]) / 1e6,
-        blocks=len(times["a"]),
-        runs=runs,
-        a=Percentiles.of(every["a"]),
-        b=Percentiles.of(every["b"]),
-    )
+    spread = {side: Percentiles.of(every[side]) for side in ("a", "b")}
+    energy = {f"{side}_mj": microjoules[side] / len(every[side]) / 1e3 for side in ("a", "b")} if meter else {}
+    return found.comparison(runs=runs, **spread, **energy)
 
 
 def check_plan(blocks, runs, warmup=0):

@@ -14,7 +14,8 @@ import keras
 
 from se_keras.catalogue import AS_PUBLISHED, create, spec_of
 from se_keras.export.agreement import noise
-from se_keras.export.benchmark import Comparison, check_plan, compare
+from se_keras.export.benchmark import Comparison, compare
+from se_keras.export.energy import find_meter
 from se_keras.export.litert import PRECISIONS, check_threads, to_litert
 from se_keras.export.manifest import sha256, versions
 from se_keras.export.profiler import profile
@@ -58,6 +59,7 @@ class Overhead:
         se: Where and how the network recalibrates, the fields of its `SEConfig`; None for files that were given.
         footprints: Of the baseline and the network.
         profiles: Likewise, where they were asked for: microseconds by stage and part, `{"stage2": {"scale": 1.0}}`.
+        flags, celsius, missing: Of a measurement on a phone: see `android.measure`.
     """
 
     baseline: str
@@ -72,10 +74,93 @@ class Overhead:
     se: dict | None = None
     footprints: tuple[Footprint, ...] = ()
     profiles: tuple[dict, ...] = ()
+    flags: tuple[str, ...] = ()
+    celsius: tuple[float, ...] = ()
+    missing: str | None = None
 
     def to_json(self):
         """The record as a dict for JSON."""
         return asdict(self) | {"is_real": self.comparison.is_real}
+
+
+def measure(
+    baseline,
+    network,
+    *,
+    form,
+    threads=1,
+    blocks=30,
+    runs=3,
+    within=None,
+    seconds=None,
+    allow_undelegated=False,
+    progress=None,
+):
+    """Times two LiteRT files in pairs, on this machine.
+
+    Args:
+        baseline: A `LiteRTModel`: what stands for 1.
+        network: Another, with the same input.
+        form: What to call both in the record.
+        threads: Number of threads of each.
+        blocks: Blocks of the comparison.
+        runs: Runs of each side in a block.
+        within, seconds: What ends the comparison before all blocks, as in `benchmark.compare`.
+        allow_undelegated: Whether to report a pair with operators that fell off XNNPACK.
+        progress: Called after each block with the number of blocks done.
+
+    Returns:
+        An `Overhead`.
+
+    Raises:
+        ValueError: If operators fell off XNNPACK, or if the inputs differ.
+    """
+    models = {"a": baseline, "b": network, "double": baseline}
+    runners = {side: model.runner(threads=threads) for side, model in models.items()}
+    shape = require_pair(runners["a"], runners["b"])
+    undelegated = sorted(set(runners["a"].undelegated() + runners["b"].undelegated()))
+    if undelegated and not allow_undelegated:
+        raise ValueError(
+            f"{', '.join(undelegated)} fell off XNNPACK and run on slow kernels: the ratio would not be the networks'. "
+            "allow_undelegated=True (--allow-undelegated) measures all the same"
+        )
+    images = noise(shape[1:], samples=shape[0])
+    comparison = compare(
+        **{side: runner.prepare(images) for side, runner in runners.items()},
+        blocks=blocks,
+        runs=runs,
+        within=within,
+        seconds=seconds,
+        meter=find_meter(),
+        progress=progress,
+    )
+    return Overhead(
+        **described(baseline, network),
+        form=form,
+        threads=threads,
+        input_shape=shape,
+        comparison=comparison,
+        undelegated=tuple(undelegated),
+        footprints=tuple(footprint(side.content, threads=threads) for side in (baseline, network)),
+    )
+
+
+def require_pair(baseline, network):
+    """The shape of the input of two runners; raises ValueError if they differ in it."""
+    shapes = {runner.input_shape for runner in (baseline, network)}
+    if len(shapes) != 1:
+        raise ValueError(f"A pair has the same input. Received: {' and '.join(map(str, sorted(shapes)))}")
+    return shapes.pop()
+
+
+def described(baseline, network):
+    """What two files say of themselves, as fields of their `Overhead`."""
+    return {
+        "baseline": baseline.manifest["network"],
+        "network": network.manifest["network"],
+        "precision": network.manifest["precision"],
+        "sha256": (sha256(baseline.content), sha256(network.content)),
+    }
 
 
 def overheads(
@@ -87,12 +172,8 @@ def overheads(
     input_shape=None,
     threads=(1,),
     kept=(),
-    blocks=30,
-    runs=3,
-    within=None,
-    seconds=None,
-    allow_undelegated=False,
     profiled=False,
+    measure=measure,
     progress=None,
 ):
     """Exports and measures a network beside its baseline, yielding each `Overhead` as soon as it is there.
@@ -105,8 +186,8 @@ def overheads(
         input_shape: `(height, width, channels)`; default: the network's own.
         threads: Numbers of threads.
         kept: Records of earlier measurements, as `to_json` gives them: what is among them is not measured again.
-        blocks, runs, within, seconds, allow_undelegated: As in `measure`.
         profiled: Whether to profile both files too.
+        measure: What measures a pair: `functools.partial(measure, blocks=10)`, or `android.measure` for a phone.
         progress: Called with what is done next, as a string.
 
     Raises:
@@ -118,8 +199,6 @@ def overheads(
     config = _config(network, se)
     for number in threads:
         check_threads(number)
-    check_plan(blocks, runs)
-    how = {"blocks": blocks, "runs": runs, "within": within, "seconds": seconds, "allow_undelegated": allow_undelegated}
     shape = (1, *(input_shape or spec_of(network).input_shape))
     done = {_cell(record) for record in kept}
 
@@ -141,10 +220,21 @@ def overheads(
                 if progress:
                     more = f", {number} threads" * (number > 1)
                     progress(f"timing {network} beside {baseline_name(network)}, {precision} {form}{more}")
-                found = replace(measure(**pair, form=form, threads=number, **how), se=asdict(config))
+                found = replace(measure(**pair, form=form, threads=number), se=asdict(config))
                 if profiled:
                     found = replace(found, profiles=tuple(_by_stage(file, number) for file in pair.values()))
                 yield found
+
+
+def overheads_of_files(baseline, network, *, threads=(1,), kept=(), measure=measure, progress=None):
+    """Measures two LiteRT files, yielding an `Overhead` for each number of threads; the arguments are `overheads`'s."""
+    done = {(tuple(record["sha256"]), record["threads"]) for record in kept}
+    for number in threads:
+        if (described(baseline, network)["sha256"], number) not in done:
+            if progress:
+                names = " beside ".join(side.manifest["network"] for side in (network, baseline))
+                progress(f"timing {names}{f', {number} threads' * (number > 1)}")
+            yield measure(baseline, network, form="as given", threads=number)
 
 
 def _by_stage(file, threads):
@@ -204,73 +294,6 @@ def _config(network, se):
     if config is None:
         raise ValueError(f"{network} is a baseline: name a network with squeeze-and-excitation, such as se_resnet50")
     return config
-
-
-def measure(
-    baseline,
-    network,
-    *,
-    form,
-    threads=1,
-    blocks=30,
-    runs=3,
-    within=None,
-    seconds=None,
-    allow_undelegated=False,
-    progress=None,
-):
-    """Times two LiteRT files in pairs.
-
-    Args:
-        baseline: A `LiteRTModel`: what stands for 1.
-        network: Another, with the same input.
-        form: What to call both in the record.
-        threads: Number of threads of each.
-        blocks: Blocks of the comparison.
-        runs: Runs of each side in a block.
-        within, seconds: What ends the comparison before all blocks, as in `benchmark.compare`.
-        allow_undelegated: Whether to report a pair with operators that fell off XNNPACK.
-        progress: Called after each block with the number of blocks done.
-
-    Returns:
-        An `Overhead`.
-
-    Raises:
-        ValueError: If operators fell off XNNPACK, or if the inputs differ.
-    """
-    models = {"a": baseline, "b": network, "double": baseline}
-    runners = {side: model.runner(threads=threads) for side, model in models.items()}
-    shapes = {runner.input_shape for runner in runners.values()}
-    if len(shapes) != 1:
-        raise ValueError(f"A pair has the same input. Received: {' and '.join(map(str, sorted(shapes)))}")
-    undelegated = sorted(set(runners["a"].undelegated() + runners["b"].undelegated()))
-    if undelegated and not allow_undelegated:
-        raise ValueError(
-            f"{', '.join(undelegated)} fell off XNNPACK and run on slow kernels: the ratio would not be the networks'. "
-            "allow_undelegated=True (--allow-undelegated) measures all the same"
-        )
-    (shape,) = shapes
-    images = noise(shape[1:], samples=shape[0])
-    comparison = compare(
-        **{side: runner.prepare(images) for side, runner in runners.items()},
-        blocks=blocks,
-        runs=runs,
-        within=within,
-        seconds=seconds,
-        progress=progress,
-    )
-    return Overhead(
-        baseline=baseline.manifest["network"],
-        network=network.manifest["network"],
-        precision=network.manifest["precision"],
-        form=form,
-        threads=threads,
-        input_shape=shape,
-        comparison=comparison,
-        undelegated=tuple(undelegated),
-        sha256=(sha256(baseline.content), sha256(network.content)),
-        footprints=tuple(footprint(side.content, threads=threads) for side in (baseline, network)),
-    )
 
 
 def footprint(content, *, threads=1):

@@ -169,17 +169,23 @@ def _memory(records):
                     f"{footprint['bytes'] / 1e6:.1f}",
                     f"{footprint['init_ms']:.0f}",
                     f"{footprint['first_ms']:.1f}",
-                    "" if peak is None else f"{peak:.0f}",
+                    _told(peak, ".0f"),
                     " / ".join(f"{spread[q]:.3g}" for q in ("p50", "p90", "p99")) if spread else "",
+                    _told(record["comparison"].get(f"{side}_mj"), ".3g"),
                 )
             )
     if not rows:
         return ""
-    titles = ("file", "MB", "init ms", "first run ms", "peak MB", "p50 / p90 / p99 ms")
+    titles = ("file", "MB", "init ms", "first run ms", "peak MB", "p50 / p90 / p99 ms", "mJ a run")
     head = "".join(f"<th>{title}</th>" for title in titles)
     body = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
     return f'<h3>Files, start and memory</h3><div class="wide">{table}</div>'
+
+
+def _told(value, how):
+    """A number, or nothing where the system has not told it."""
+    return "" if value is None else f"{value:{how}}"
 
 
 def _machine(environment):

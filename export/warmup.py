@@ -9,21 +9,22 @@ used are declared here, with their numbers: tensorflow-serving-api, which has th
 
 import numpy as np
 import tensorflow as tf
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from tensorflow.core.framework import tensor_pb2
+
+from se_keras.export import protos
 
 FILE = "assets.extra/tf_serving_warmup_requests"
 
-_FIELD = descriptor_pb2.FieldDescriptorProto
-_TYPES = {str: _FIELD.TYPE_STRING, bytes: _FIELD.TYPE_BYTES}
-# A map is a list of entries on the wire, and a TensorProto are bytes.
-_SCHEMA = {
-    "ModelSpec": {"name": (1, str), "signature_name": (3, str)},
-    "Input": {"key": (1, str), "value": (2, bytes)},
-    "PredictRequest": {"model_spec": (1, "ModelSpec"), "inputs": (2, ["Input"])},
-    "PredictLog": {"request": (1, "PredictRequest")},
-    "PredictionLog": {"predict_log": (6, "PredictLog")},
-}
+_PredictionLog = protos.message(
+    "PredictionLog",
+    {
+        "ModelSpec": {"name": (1, str), "signature_name": (3, str)},
+        "Input": {"key": (1, str), "value": (2, bytes)},
+        "PredictRequest": {"model_spec": (1, "ModelSpec"), "inputs": (2, ["Input"])},
+        "PredictLog": {"request": (1, "PredictRequest")},
+        "PredictionLog": {"predict_log": (6, "PredictLog")},
+    },
+)
 
 
 def write(path, model, requests):
@@ -60,23 +61,3 @@ def replay(path, signatures):
         if not all(np.isfinite(x).all() for x in outputs.values() if x.dtype.is_floating):
             raise ValueError(f"The answer to the warm-up request for {name!r} is not finite. Nothing was written")
     return count
-
-
-def _message(name):
-    file = descriptor_pb2.FileDescriptorProto(name="se_keras/warmup.proto", package="se_keras", syntax="proto3")
-    for message, fields in _SCHEMA.items():
-        described = file.message_type.add(name=message)
-        for field, (number, kind) in fields.items():
-            label = _FIELD.LABEL_REPEATED if isinstance(kind, list) else _FIELD.LABEL_OPTIONAL
-            (kind,) = kind if isinstance(kind, list) else (kind,)
-            entry = described.field.add(
-                name=field, number=number, label=label, type=_TYPES.get(kind, _FIELD.TYPE_MESSAGE)
-            )
-            if kind not in _TYPES:
-                entry.type_name = f".se_keras.{kind}"
-    pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"se_keras.{name}"))
-
-
-_PredictionLog = _message("PredictionLog")

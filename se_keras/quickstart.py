@@ -2,6 +2,7 @@
 
 import gc
 import time
+from functools import partial
 from pathlib import Path
 
 import keras
@@ -10,7 +11,7 @@ import numpy as np
 from se_keras import storage
 from se_keras.catalogue import create
 from se_keras.export.litert import to_litert
-from se_keras.export.overhead import PAPER, baseline_name, environment, overheads
+from se_keras.export.overhead import PAPER, baseline_name, environment, measure, overheads
 from se_keras.export.savedmodel import to_savedmodel
 from se_keras.training import data as datasets
 from se_keras.training.fit import MODEL_FILE, fit, training_of
@@ -89,7 +90,8 @@ def quickstart(folder, *, recipe=DIGITS, measured=MEASURED, blocks=20, progress=
 
     del model
     gc.collect()
-    for overhead in overheads(measured, precisions=PRECISIONS, blocks=blocks, progress=progress):
+    measuring = partial(measure, blocks=blocks)
+    for overhead in overheads(measured, precisions=PRECISIONS, measure=measuring, progress=progress):
         report["overhead"].append(overhead.to_json())
     report["seconds"] = round(time.monotonic() - started, 1)
     storage.write_json(folder / "report.json", report)

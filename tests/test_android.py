@@ -1,4 +1,4 @@
-"""The measurement on a phone, against a stand-in that speaks as adb and as three generations of benchmark_model."""
+"""The measurement on a phone, against a stand-in that speaks as adb and as four generations of benchmark_model."""
 
 import json
 import os
@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 import se_keras_cli
-from se_keras.export.android import PhoneLost, measure_on_phone, parse
+from se_keras.catalogue import create
+from se_keras.export.android import PhoneLost, environment, measure_on_phone, parse
+from se_keras.export.litert import to_litert
 
 A, B = b"a" * 1000, b"b" * 1100  # the stand-in takes 10 us a byte
 
@@ -40,23 +42,24 @@ def left_on(home):
     return [path for path in (home / "phone").rglob("*") if path.is_file()]
 
 
-@pytest.mark.parametrize("version", ["new", "old", "oldest"])
+@pytest.mark.parametrize("version", ["newest", "new", "old", "oldest"])
 def test_every_generation_of_benchmark_model_is_read(phone, version):
     home = phone(version=version)
     found = measured(home)
     assert found.comparison.ratio.median == pytest.approx(1.1, rel=1e-3)
     assert found.comparison.null.median == pytest.approx(1, rel=1e-3)
     assert (found.comparison.a_ms, found.comparison.blocks) == (pytest.approx(10, rel=1e-3), 3)
-    assert found.runs[1].init_us == 12750 and found.runs[1].first_us == 14744
-    assert found.runs[1].memory_mb == (None if version == "oldest" else 18.7227)
+    assert (found.runs[1].init_us, found.runs[1].first_us) == pytest.approx((12750, 14744))
+    assert found.runs[1].memory_mb == (None if version == "oldest" else pytest.approx(18.75, abs=0.05))
+    assert ((home / "log").read_text().count("pull") > 0) is (version == "newest")
     assert found.missing is None
 
 
 def test_phone_says_what_it_is_and_is_left_clean(phone):
     home = phone()
-    found = measured(home)
-    assert found.phone["model"] == "Pixel 9" and found.phone["processor"] == "Tensor G4"
-    assert found.phone["governor"] is None
+    found, where = measured(home), environment()
+    assert where["model"] == "Pixel 9" and where["processor"] == "Pixel 9 Tensor G4" and where["system"] == "Android 16"
+    assert where["governor"] is None
     assert found.celsius == (33.5,) * 3
     assert left_on(home) == []
 
@@ -138,12 +141,50 @@ def test_output_without_timings_is_refused(text):
         parse(text)
 
 
+def test_time_ends_a_comparison_on_a_phone(phone):
+    assert measured(phone(), blocks=1000, seconds=0.5).comparison.blocks < 100
+
+
+def command_on(home, *more, network="se_resnet11_digits"):
+    command = ["benchmark", "--adb", "--benchmark-model", str(home / "benchmark_model"), "--blocks", "2", "--rest", "0"]
+    command += ["--network", network, "--precision", "float32", "--form", "lowered", "-o", str(home / "r.json")]
+    return se_keras_cli.main([*command, *more])
+
+
 def test_command_measures_on_a_phone_and_report_shows_it(phone, capsys):
     home = phone()
-    command = ["benchmark", "--adb", "--benchmark-model", str(home / "benchmark_model"), "--blocks", "2", "--rest", "0"]
-    command += ["--network", "se_resnet11_digits", "--precision", "float32", "--form", "lowered"]
-    assert se_keras_cli.main([*command, "-o", str(home / "phone_results.json")]) == 0
+    assert command_on(home, "--site", "3x3") == 0
     assert "Pixel 9 Tensor G4" in capsys.readouterr().out
-    assert se_keras_cli.main(["report", str(home / "phone_results.json"), "-o", str(home / "r.html")]) == 0
+    (record,) = json.loads((home / "r.json").read_text())["overhead"]
+    assert record["se"]["site"] == "3x3" and record["celsius"] == [33.5, 33.5] and "--num_threads=1" in record["flags"]
+    assert record["footprints"][0]["init_ms"] == pytest.approx(12.75)
+    assert se_keras_cli.main(["report", str(home / "r.json"), "-o", str(home / "r.html")]) == 0
     page = (home / "r.html").read_text()
     assert "On Pixel 9 Tensor G4 with 1 thread" in page and "Android 16" in page
+
+
+def test_command_measures_on_a_phone_what_is_missing(phone, capfd):
+    home = phone(lost_after=6 + 2)
+    assert command_on(home, "--blocks", "5") == 0
+    assert "warning: measured 2 of 5 blocks" in capfd.readouterr().err
+    first = json.loads((home / "r.json").read_text())["overhead"]
+    phone()  # it is back, and what was cut short is measured again
+    for _ in range(2):  # and once
+        calls = (home / "log").read_text().count("--graph")
+        assert command_on(home, "--blocks", "5") == 0
+    assert (home / "log").read_text().count("--graph") == calls
+    (second,) = json.loads((home / "r.json").read_text())["overhead"]
+    assert (first[0]["comparison"]["blocks"], second["comparison"]["blocks"]) == (2, 5)
+    assert second["missing"] is None
+
+
+def test_files_with_different_inputs_are_no_pair_on_a_phone_either(phone, capsys, tmp_path):
+    home = phone()
+    for size in (32, 16):
+        model = create("resnet11_digits", input_shape=(size, size, 1))
+        to_litert(model).save(tmp_path / f"{size}.tflite")
+    command = ["benchmark", "--adb", "--benchmark-model", str(home / "benchmark_model")]
+    command += ["--files", str(tmp_path / "32.tflite"), str(tmp_path / "16.tflite")]
+    assert se_keras_cli.main(command) == 2
+    assert "A pair has the same input. Received: (1, 16, 16, 1) and (1, 32, 32, 1)" in capsys.readouterr().err
+    assert "push" not in (home / "log").read_text()

@@ -7,6 +7,7 @@ import platform
 import random
 import time
 from dataclasses import FrozenInstanceError, replace
+from functools import partial
 
 import keras
 import pytest
@@ -14,11 +15,14 @@ from keras import layers
 
 from se_keras.export import overhead
 from se_keras.export.benchmark import FEWEST_BLOCKS, Comparison, Ratio, compare
+from se_keras.export.energy import find_meter
 from se_keras.export.litert import to_litert
 from se_keras.export.manifest import sha256
 from se_keras.export.overhead import Overhead, baseline_name, environment, export_pairs, measure, overheads
 from se_keras.layers import SqueezeExcite
 from se_keras.recalibration import SEConfig
+
+QUICK = partial(measure, blocks=2, runs=1)
 
 
 class Clock:
@@ -319,7 +323,7 @@ def test_baseline_is_a_and_its_double_and_the_network_is_b(narrow, wide, monkeyp
     prepared = {}
 
     def record(**sides):
-        options = {key: sides.pop(key) for key in ("blocks", "runs", "within", "seconds", "progress")}
+        options = {key: sides.pop(key) for key in ("blocks", "runs", "within", "seconds", "meter", "progress")}
         prepared.update(options)
         # A bound method knows its interpreter, whose convolution knows its number of channels.
         for side, call in sides.items():
@@ -329,7 +333,7 @@ def test_baseline_is_a_and_its_double_and_the_network_is_b(narrow, wide, monkeyp
 
     monkeypatch.setattr(overhead, "compare", record)
     measure(narrow, wide, form="lowered", blocks=7, runs=5, within=0.1, seconds=9)
-    options = {"blocks": 7, "runs": 5, "within": 0.1, "seconds": 9, "progress": None}
+    options = {"blocks": 7, "runs": 5, "within": 0.1, "seconds": 9, "meter": find_meter(), "progress": None}
     assert prepared == {"a": 4, "b": 8, "double": 4, **options}
 
 
@@ -423,7 +427,7 @@ def exported(narrow, wide, monkeypatch):
 
 
 def test_every_form_is_measured_in_every_precision(exported):
-    records = list(overheads("se_resnet50", precisions=("float32", "int8"), blocks=2, runs=1))
+    records = list(overheads("se_resnet50", precisions=("float32", "int8"), measure=QUICK))
     assert [record.form for record in records] == ["published", "published", "lowered", "lowered"]
     assert all(isinstance(record, Overhead) for record in records)
     assert exported == [("published", ("float32", "int8")), ("lowered", ("float32", "int8"))]
@@ -431,7 +435,7 @@ def test_every_form_is_measured_in_every_precision(exported):
 
 def test_record_says_where_squeeze_and_excitation_stands(exported):
     se = SEConfig(site="3x3", stages=(3, 4))
-    (record,) = overheads("se_resnet50", precisions=("int8",), forms=("lowered",), se=se, blocks=2, runs=1)
+    (record,) = overheads("se_resnet50", precisions=("int8",), forms=("lowered",), se=se, measure=QUICK)
     assert (record.se["site"], record.se["stages"]) == ("3x3", (3, 4))
 
 
@@ -450,14 +454,14 @@ def test_network_is_exported_with_its_squeeze_and_excitation_elsewhere(monkeypat
 
 
 def test_measurements_come_one_by_one(exported):
-    records = overheads("se_resnet50", precisions=("float32",), blocks=2, runs=1)
+    records = overheads("se_resnet50", precisions=("float32",), measure=QUICK)
     next(records)
     assert exported == [("published", ("float32",))]
 
 
 def test_progress_names_what_is_timed(exported):
     told = []
-    list(overheads("se_resnet50", precisions=("int8",), forms=("lowered",), blocks=2, runs=1, progress=told.append))
+    list(overheads("se_resnet50", precisions=("int8",), forms=("lowered",), measure=QUICK, progress=told.append))
     assert told == ["timing se_resnet50 beside resnet50, int8 lowered"]
 
 
@@ -549,6 +553,38 @@ def test_percentiles_count_the_disturbed_runs_too():
     assert found.a.p50 <= found.a.p90 <= found.a.p99
 
 
+@pytest.fixture
+def powercap(tmp_path):
+    """Counters as Linux has them, of two packages; `spend(microjoules)` is what the first one takes."""
+    for name in ("intel-rapl:0", "intel-rapl:0:0", "intel-rapl:1"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "energy_uj").write_text("998000\n")
+        (tmp_path / name / "max_energy_range_uj").write_text("999999\n")
+
+    def spend(microjoules):
+        for name in ("intel-rapl:0", "intel-rapl:0:0"):  # a part of the package counts beside it
+            file = tmp_path / name / "energy_uj"
+            file.write_text(f"{(int(file.read_text()) + microjoules) % 1_000_000}\n")
+
+    return tmp_path, spend
+
+
+def test_energy_is_that_of_the_packages_over_the_end_of_their_counters(powercap):
+    folder, spend = powercap
+    sides = {side: partial(spend, cost) for side, cost in {"a": 40_000, "b": 41_000, "double": 40_000}.items()}
+    found = compare(**sides, blocks=20, runs=2, meter=find_meter(folder))
+    assert (found.a_mj, found.b_mj) == (40, 41)
+
+
+def test_energy_is_not_told_where_the_system_does_not(tmp_path, powercap):
+    assert find_meter(tmp_path / "none") is None
+    folder, _ = powercap
+    (folder / "intel-rapl:1" / "energy_uj").unlink()
+    assert find_meter(folder) is None
+    found = compare(lambda: None, lambda: None, lambda: None, blocks=2)
+    assert (found.a_mj, found.b_mj) == (None, None)
+
+
 def test_footprint_is_that_of_a_process_of_its_own(narrow):
     found = overhead.footprint(narrow.content)
     assert found.bytes == len(narrow.content)
@@ -562,7 +598,7 @@ def test_file_that_does_not_run_alone_is_refused():
 
 
 def test_what_is_kept_is_not_measured_again():
-    how = {"precisions": ("float32",), "forms": ("lowered",), "blocks": 2, "runs": 1}
+    how = {"precisions": ("float32",), "forms": ("lowered",), "measure": QUICK}
     first = [found.to_json() for found in overheads("se_resnet11_digits", **how)]
     kept = json.loads(json.dumps(first))  # as a file has it
     more = list(overheads("se_resnet11_digits", **how, threads=(1, 2), kept=kept))

@@ -1,6 +1,7 @@
 """What the command measures: the cost of squeeze-and-excitation, and all of the line at once."""
 
 from dataclasses import replace
+from functools import partial
 
 from rich.markup import escape
 
@@ -11,47 +12,52 @@ def benchmark(options, console):
     """`se-keras benchmark`."""
     from se_keras import storage
     from se_keras.catalogue import spec_of
-    from se_keras.export import litert
-    from se_keras.export.overhead import PAPER, environment, measure, overheads
+    from se_keras.export import android, litert, overhead
+    from se_keras.export.benchmark import check_plan
     from se_keras.export.report import read
 
-    how = {
-        "blocks": options.blocks,
-        "within": options.within,
-        "seconds": options.seconds,
-        "allow_undelegated": options.allow_undelegated,
-    }
-    if options.files and options.profile:
-        raise ValueError("--profile is for --network: se-keras profile A --against B profiles two files")
-    if options.adb:
-        return _on_phone(options, console)
-    report = {"schema": 1, "environment": environment(), "overhead": [], "paper": PAPER}
-    if options.output:
-        storage.check_writable(options.output)
-        if options.output.exists():
-            report["overhead"] = _kept(read(options.output), report)
+    if options.profile and (options.files or options.adb):
+        raise ValueError("--profile is for --network on this machine: se-keras profile A --against B profiles files")
+    if options.adb and options.benchmark_model is None:
+        raise ValueError("--adb needs --benchmark-model PATH, LiteRT's binary for the phone: docs/phone.md")
+    check_plan(options.blocks, 1)
     with progress_on(console) as progress:
+        plan = {
+            "blocks": options.blocks,
+            "within": options.within,
+            "seconds": options.seconds,
+            "allow_undelegated": options.allow_undelegated,
+        }
+        if options.adb:
+            phone = {"benchmark_model": options.benchmark_model, "serial": options.serial, "rest": options.rest}
+            measure = partial(android.measure, **plan, **phone, progress=progress)
+            environment = android.environment(options.serial)
+        else:
+            measure, environment = partial(overhead.measure, **plan), overhead.environment()
+        report = {"schema": 1, "environment": environment, "overhead": [], "paper": overhead.PAPER}
+        if options.output:
+            storage.check_writable(options.output)
+            if options.output.exists():
+                report["overhead"] = _kept(read(options.output), report)
 
         def keep(found):
             report["overhead"].append(found.to_json())
             if options.output:
                 storage.write_json(options.output, report)
+            if found.missing:
+                say(console, f"se-keras: warning: measured {found.missing}")
 
+        how = {"threads": options.threads, "kept": tuple(report["overhead"]), "measure": measure, "progress": progress}
         if options.files:
-            a, b = map(litert.load, options.files)
-            for threads in options.threads:
-                more = f", {threads} threads" * (threads > 1)
-                progress(f"timing {options.files[1]} beside {options.files[0]}{more}")
-                keep(measure(a, b, form="as given", threads=threads, **how))
+            for found in overhead.overheads_of_files(*map(litert.load, options.files), **how):
+                keep(found)
         for network in () if options.files else options.network:
             spec = spec_of(network)
             shape = options.size and (options.size, options.size, spec.input_shape[-1])
             placed = {"site": options.site, "stages": options.stages and tuple(options.stages)}
             se = spec.se and replace(spec.se, **{field: value for field, value in placed.items() if value})
             chosen = {"precisions": options.precision, "forms": options.form, "se": se, "input_shape": shape}
-            chosen |= {"profiled": options.profile}
-            kept = tuple(report["overhead"])
-            for found in overheads(network, **chosen, threads=options.threads, kept=kept, progress=progress, **how):
+            for found in overhead.overheads(network, **chosen, **how, profiled=options.profile):
                 keep(found)
     if options.json:
         return print_json(report)
@@ -59,86 +65,8 @@ def benchmark(options, console):
         _print_overhead(report | {"overhead": records})
 
 
-def _on_phone(options, console):
-    """`se-keras benchmark --adb`."""
-    from dataclasses import asdict
-
-    from se_keras import storage
-    from se_keras.catalogue import spec_of
-    from se_keras.export import litert
-    from se_keras.export.android import measure_on_phone
-    from se_keras.export.manifest import sha256, versions
-    from se_keras.export.overhead import PAPER, export_pairs
-
-    if options.benchmark_model is None:
-        raise ValueError("--adb needs --benchmark-model PATH, LiteRT's binary for the phone: docs/phone.md")
-    if options.output:
-        storage.check_writable(options.output)
-    records, phone = [], None
-    with progress_on(console) as progress:
-
-        def pairs():
-            if options.files:
-                a, b = map(litert.load, options.files)
-                yield {"baseline": a, "network": b}, "as given", None
-                return
-            for network in options.network:
-                se = spec_of(network).se
-                for form in options.form:
-                    made = export_pairs(network, form=form, precisions=options.precision, progress=progress)
-                    yield from ((pair, form, asdict(se)) for pair in made.values())
-
-        for pair, form, se in pairs():
-            for threads in options.threads:
-                found = measure_on_phone(
-                    pair["baseline"].content,
-                    pair["network"].content,
-                    benchmark_model=options.benchmark_model,
-                    serial=options.serial,
-                    threads=threads,
-                    blocks=options.blocks,
-                    rest=options.rest,
-                    allow_undelegated=options.allow_undelegated,
-                    progress=progress,
-                )
-                phone = found.phone
-                records.append({
-                    "baseline": pair["baseline"].manifest["network"],
-                    "network": pair["network"].manifest["network"],
-                    "precision": pair["network"].manifest["precision"],
-                    "form": form,
-                    "threads": threads,
-                    "input_shape": list(pair["network"].runner().input_shape),
-                    "comparison": asdict(found.comparison),
-                    "is_real": found.comparison.is_real,
-                    "undelegated": ["a part"] if any(run.partial for run in found.runs) else [],
-                    "sha256": [sha256(side.content) for side in pair.values()],
-                    "se": se,
-                    "footprints": [
-                        {"bytes": len(side.content), "init_ms": run.init_us / 1e3, "first_ms": run.first_us / 1e3,
-                         "peak_mb": run.memory_mb} for side, run in zip(pair.values(), found.runs, strict=True)
-                    ],
-                    "flags": found.flags,
-                    "celsius": found.celsius,
-                    "missing": found.missing,
-                })  # fmt: skip
-                if found.missing:
-                    say(console, f"se-keras: warning: measured {found.missing}")
-                name = " ".join(filter(None, (phone.get("model"), phone.get("processor") or phone.get("board"))))
-                environment = phone | {"processor": name or "a phone", "matrix_units": [], "system": f"Android "
-                                       f"{phone.get('android')}", "runtime": "benchmark_model with XNNPACK",
-                                       "versions": versions()}  # fmt: skip
-                report = {"schema": 1, "environment": environment, "overhead": records, "paper": PAPER}
-                if options.output:
-                    storage.write_json(options.output, report)
-    if options.json:
-        return print_json(report)
-    for one in _tables(records):
-        _print_overhead(report | {"overhead": one})
-
-
 def _kept(earlier, report):
-    """The records of an earlier run on the same machine and versions.
+    """The whole records of an earlier run on the same machine and versions.
 
     Raises:
         ValueError: If it was another: ratios of two machines do not stand in one table.
@@ -147,7 +75,7 @@ def _kept(earlier, report):
         if earlier["environment"][name] != report["environment"][name]:
             raise ValueError(f"The results there were measured with another {name}: take a new file. "
                              f"Received: {earlier['environment'][name]}")  # fmt: skip
-    return earlier["overhead"]
+    return [record for record in earlier["overhead"] if not record.get("missing")]
 
 
 def _tables(records):

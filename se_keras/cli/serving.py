@@ -1,5 +1,7 @@
 """What the command does with TF Serving: the server's files, whether it answers right, and what a model bears."""
 
+from functools import partial
+
 from rich.markup import escape
 
 from se_keras_cli.screen import Output, answer, new_table, print_json, progress_on, say
@@ -45,17 +47,20 @@ def benchmark_serving(options, console):
     """`se-keras benchmark-serving`."""
     from se_keras.catalogue import spec_of
     from se_keras.export.load import serving_load
-    from se_keras.export.overhead import PAPER, environment, overheads
+    from se_keras.export.overhead import PAPER, environment, measure, overheads
 
     shape = options.size and (options.size, options.size, spec_of(options.network).input_shape[-1])
-    how = {"input_shape": shape, "threads": options.threads, "blocks": options.blocks}
     with progress_on(console) as progress:
         loaded = serving_load(
             options.network, callers=options.callers, batches=options.batches, seconds=options.seconds,
-            progress=progress, **how,
+            blocks=options.blocks, threads=options.threads, input_shape=shape, progress=progress,
         )  # fmt: skip
-        measuring = how | {"threads": (options.threads,)}
-        litert = list(overheads(options.network, precisions=["float32"], progress=progress, **measuring))
+        litert = list(
+            overheads(
+                options.network, precisions=["float32"], input_shape=shape, threads=(options.threads,),
+                measure=partial(measure, blocks=options.blocks), progress=progress,
+            )
+        )  # fmt: skip
     report = {
         "schema": 1,
         "environment": environment(),
