@@ -20,6 +20,7 @@ _PART_COLORS = {
     "excitation": "#E69F00",
     "scale": "#D55E00",
 }
+_WIDTH = 4.8  # inches, of a picture: on a phone of 360 pixels its letters are three quarters of their size
 _COLORS = {"published": "#D55E00", "lowered": "#0072B2", "as given": "#009E73"}
 
 
@@ -95,14 +96,12 @@ def as_html(results):
         raise ValueError("A report needs results. Received: none")
     sections = []
     for found in results:
-        rows = "".join(_row(record) for record in found["overhead"])
         alternative = f"Ratios with their intervals: {len(found['overhead'])} pairs; the table below has the numbers."
         sections.append(
             f"<h2>{html.escape(found['environment']['processor'])}</h2>"
             f"{_image(_picture(found['overhead']), alternative)}"
-            f'<div class="wide"><table><thead><tr>{"".join(f"<th>{title}</th>" for title in _TITLES)}</tr></thead>'
-            f"<tbody>{rows}</tbody></table></div>{_profiles(found['overhead'])}{_memory(found['overhead'])}"
-            f"{_machine(found['environment'])}"
+            f"{_table(_TITLES, [_row(record) for record in found['overhead']])}{_caveats(found['overhead'])}"
+            f"{_profiles(found['overhead'])}{_memory(found['overhead'])}{_machine(found['environment'])}"
         )
     data = json.dumps(results).replace("</", "<\\/")  # a script ends at its first closing tag
     return _PAGE.format(
@@ -140,18 +139,41 @@ def _cells(record):
     )
 
 
-_TITLES = ("network", "beside", "precision", "form", "threads", "plain ms", "SE ms", "SE costs", "95 % interval",
-           "A/A null", "real?")  # fmt: skip
+_TITLES = ("", "SE costs", "95 % interval", "plain ms", "SE ms", "beside", "A/A null", "real?")
 
 
 def _row(record):
+    _, baseline, *_, plain_ms, se_ms, costs, interval = _cells(record)
     null = record["comparison"]["null"]
-    cells = (
-        *_cells(record),
-        f"{_percent(null['low'])} to {_percent(null['high'])}",
-        "yes" if record["is_real"] else "within the noise",
+    noise = f"{_percent(null['low'])} to {_percent(null['high'])}"
+    return _name(record), costs, interval, plain_ms, se_ms, baseline, noise, "yes" if record["is_real"] else "no"
+
+
+def _name(record):
+    """What was measured, in a few words."""
+    return f"{record['network']}{_placed(record)}, {record['precision']} {record['form']}, {_threads(record)}"
+
+
+def _table(titles, rows):
+    """A table, without the columns in which nothing is told; only the first one breaks its lines."""
+    columns = [column for column in zip(titles, *rows, strict=True) if any(column[1:])]
+    head, *body = (
+        "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row)
+        for tag, row in zip(("th", *("td",) * len(rows)), zip(*columns, strict=True), strict=True)
     )
-    return f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in cells)}</tr>"
+    told = "".join(f"<tr>{row}</tr>" for row in body)
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{told}</tbody></table></div>'
+
+
+def _caveats(records):
+    """What a reader has to know of single pairs."""
+    told = [f"{_name(record)}: measured {record['missing']}" for record in records if record.get("missing")]
+    told += [
+        f"{_name(record)}: {', '.join(record['undelegated'])} ran outside XNNPACK, on slow kernels"
+        for record in records
+        if record.get("undelegated")
+    ]
+    return f"<ul>{''.join(f'<li>{html.escape(line)}.</li>' for line in told)}</ul>" if told else ""
 
 
 def _memory(records):
@@ -162,25 +184,19 @@ def _memory(records):
             (record["baseline"], record["network"]), ("a", "b"), record.get("footprints") or (), strict=False
         ):
             spread = record["comparison"].get(side) or {}
-            peak = footprint["peak_mb"]
             rows.append(
                 (
                     f"{name}, {record['precision']} {record['form']}, {_threads(record)}",
                     f"{footprint['bytes'] / 1e6:.1f}",
                     f"{footprint['init_ms']:.0f}",
                     f"{footprint['first_ms']:.1f}",
-                    _told(peak, ".0f"),
+                    _told(footprint["peak_mb"], ".0f"),
                     " / ".join(f"{spread[q]:.3g}" for q in ("p50", "p90", "p99")) if spread else "",
                     _told(record["comparison"].get(f"{side}_mj"), ".3g"),
                 )
             )
-    if not rows:
-        return ""
-    titles = ("file", "MB", "init ms", "first run ms", "peak MB", "p50 / p90 / p99 ms", "mJ a run")
-    head = "".join(f"<th>{title}</th>" for title in titles)
-    body = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
-    table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-    return f'<h3>Files, start and memory</h3><div class="wide">{table}</div>'
+    titles = ("", "MB", "init ms", "first run ms", "peak MB", "p50 / p90 / p99 ms", "mJ a run")
+    return f"<h3>Files, start and memory</h3>{_table(titles, rows)}" if rows else ""
 
 
 def _told(value, how):
@@ -220,15 +236,14 @@ def _profiles(records):
             sum(parts.get(part, 0.0) for parts in side.values() for part in _SE_PARTS) for side in record["profiles"]
         )
         added = other - plain
-        told = (
-            f"{record['network']}{_placed(record)} beside {record['baseline']}, {record['precision']} {record['form']}"
+        text = f"{_name(record)}: squeeze, excitation and scale take {added / 1e3:.2f} ms by the profiler"
+        pictures.append(
+            f"<figure><figcaption>{html.escape(text)}.</figcaption>{_image(_stages(record), text)}</figure>"
         )
-        text = f"{told}: squeeze, excitation and scale take {added / 1e3:.2f} ms by the profiler"
-        pictures.append(f"<p>{html.escape(text)}.</p>{_image(_stages(record), text)}")
     note = (
         "<p>One file is profiled after the other, not in pairs: what SE's parts take tells more than two heights.</p>"
     )
-    return f"<h3>Where the time goes</h3>{note}{''.join(pictures)}" if pictures else ""
+    return f'<h3>Where the time goes</h3>{note}<div class="pictures">{"".join(pictures)}</div>' if pictures else ""
 
 
 def _stages(record):
@@ -236,7 +251,7 @@ def _stages(record):
 
     plain, other = record["profiles"]
     stages = list(dict.fromkeys([*plain, *other]))
-    figure = Figure(figsize=(7, 3.2), layout="constrained")
+    figure = Figure(figsize=(_WIDTH, 3), layout="constrained")
     axes = figure.subplots()
     for side, offset in ((plain, -0.2), (other, 0.2)):
         bottom = [0.0] * len(stages)
@@ -247,9 +262,10 @@ def _stages(record):
             axes.bar(places, values, width=0.36, bottom=bottom, color=color, label=label)
             bottom = [low + value for low, value in zip(bottom, values, strict=True)]
     axes.set_xticks(range(len(stages)), stages)
-    axes.set_ylabel("ms (left without, right with SE)", fontsize=9)
+    axes.set_ylabel("ms (left without, right with SE)")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8, ncols=2)
+    axes.set_ylim(top=1.35 * axes.get_ylim()[1])  # room for the legend
+    axes.legend(frameon=False, fontsize=8, ncols=3, loc="upper left")
     return figure
 
 
@@ -257,7 +273,7 @@ def _picture(records):
     """Ratios with their intervals, the paper's as a line."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 0.7 + 0.42 * len(records)), layout="constrained")
+    figure = Figure(figsize=(_WIDTH, 0.9 + 0.42 * len(records)), layout="constrained")
     axes = figure.subplots()
     axes.axvline(100 * (PAPER["ratio"] - 1), color="0.35", linestyle="--", linewidth=1)
     axes.axvline(0, color="0.7", linewidth=1)
@@ -270,12 +286,10 @@ def _picture(records):
     axes.set_yticks(
         range(len(records)),
         [f"{r['network']}{_placed(r)}\n{r['precision']} {r['form']}, {_threads(r)}" for r in records],
-        fontsize=8,
+        fontsize=9,
     )
     axes.invert_yaxis()
-    axes.set_xlabel(
-        f"time that SE adds, %   (dashed: the paper's {_percent(PAPER['ratio'])}; gray: A/A null)", fontsize=9
-    )
+    axes.set_xlabel("time that SE adds, %\n(dashed: the paper's; gray: A/A null)")
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 
@@ -293,8 +307,13 @@ h2 {{ font-size: 1.2rem; margin-top: 2rem; }}
 h3 {{ font-size: 1rem; }}
 img {{ max-width: 100%; height: auto; }}
 .wide {{ overflow-x: auto; }}
+.pictures {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 26rem), 1fr)); gap: 1rem; }}
+figure {{ margin: 0; break-inside: avoid; }}
+figcaption {{ font-size: 0.85rem; }}
+ul {{ font-size: 0.85rem; }}
 table {{ border-collapse: collapse; font-size: 0.85rem; font-variant-numeric: tabular-nums; }}
 th, td {{ text-align: left; padding: 0.25rem 0.7rem; border-bottom: 1px solid #ddd; white-space: nowrap; }}
+th:first-child, td:first-child {{ white-space: normal; min-width: 8rem; padding-left: 0; }}
 dl {{ display: grid; grid-template-columns: max-content 1fr; gap: 0.2rem 1rem; font-size: 0.85rem; }}
 dd {{ margin: 0; overflow-wrap: anywhere; }}
 @media print {{ .wide {{ overflow: visible; }} table {{ font-size: 0.6rem; }} th, td {{ padding: 0.1rem 0.3rem; }} }}

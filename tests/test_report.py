@@ -88,6 +88,21 @@ def test_profiled_pair_shows_what_its_parts_take():
     assert page.count("data:image/svg+xml;base64,") == 2
 
 
+def test_page_tells_what_is_missing_and_what_ran_on_slow_kernels():
+    page = as_html([results(record(1.1, 1.09, 1.11, missing="2 of 5 blocks: gone", undelegated=["CUMSUM", "ABS"]))])
+    assert "se_resnet50, float32 lowered, 1 thread: measured 2 of 5 blocks: gone." in page
+    assert "CUMSUM, ABS ran outside XNNPACK, on slow kernels." in page
+    assert "<ul>" not in as_html([results(BELOW)])
+
+
+def test_column_in_which_nothing_is_told_is_left_out():
+    measured = record(1.1, 1.09, 1.11)
+    assert "mJ a run" not in as_html([results(measured)])
+    measured["comparison"] |= {"a_mj": 210.0, "b_mj": 231.4}
+    page = as_html([results(measured)])
+    assert "mJ a run" in page and "<td>231</td>" in page
+
+
 def test_markdown_has_the_paper_and_a_row_for_each_pair():
     lines = as_markdown([results(BELOW), results(record(1.1, 1.09, 1.11, precision="int8"))]).splitlines()
     assert "| 164 | 167 | +1.8 % |" in lines[2]
