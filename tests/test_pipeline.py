@@ -141,6 +141,25 @@ def test_padded_crop_moves_the_image_by_at_most_the_padding():
     assert set(borders) > {0}
 
 
+def test_square_of_the_mean_is_cut_out_anywhere_and_ends_at_the_border():
+    pixels = tf.constant(np.full((16, 12, 3), 9.0, "float32"))
+    how = {
+        "size": (16, 12),
+        "channels": 3,
+        "augmentation": Augmentation(cutout=6),
+        "mean": tf.constant([1.0, 2.0, 3.0]),
+    }
+    seen = np.stack([training_image(pixels, seed=tf.constant([number, 1]), **how) for number in range(400)])
+    out = (seen != 9).all(axis=-1)
+    np.testing.assert_array_equal(seen[out], np.broadcast_to([1, 2, 3], seen[out].shape))
+    np.testing.assert_array_equal(seen[~out], np.full(seen[~out].shape, 9))
+    sides = np.stack([out.any(axis=2).sum(axis=1), out.any(axis=1).sum(axis=1)], axis=1)  # of one whole rectangle
+    np.testing.assert_array_equal(out.sum(axis=(1, 2)), sides.prod(axis=1))
+    # The middle is in the image: at a border half of the square is.
+    assert sides.min() == 3 and sides.max() == 6
+    assert out.mean(axis=0).min() > 0.02  # nowhere never
+
+
 # Batches
 
 

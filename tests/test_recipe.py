@@ -29,6 +29,7 @@ def test_recipe_of_the_paper_names_it_and_crops_and_mirrors(name):
     assert "arXiv:1709.01507" in recipe.source
     assert recipe.augmentation.flip
     assert recipe.augmentation.crop == ("pad" if "cifar" in name else "scale_and_aspect")
+    assert recipe.augmentation.cutout == (16 if "shake" in name else 0)
 
 
 def test_modern_recipe_has_what_is_modern():

@@ -19,7 +19,7 @@ def decode(content, channels=3):
     return tf.ensure_shape(image, (None, None, channels))
 
 
-def training_image(content, *, size, channels, augmentation, seed, operations=None):
+def training_image(content, *, size, channels, augmentation, seed, operations=None, mean=0.0):
     """An image as training shows it.
 
     Args:
@@ -29,6 +29,7 @@ def training_image(content, *, size, channels, augmentation, seed, operations=No
         augmentation: An `Augmentation`.
         seed: Two integers, as a tensor.
         operations: What `rand_augment` has made, if the augmentation asks for it.
+        mean: Of the pixels, or of those of each channel: what a square that is cut out shows.
 
     Returns:
         Pixels `(height, width, channels)`, float32, in the range that they came in.
@@ -45,6 +46,8 @@ def training_image(content, *, size, channels, augmentation, seed, operations=No
         image = tf.image.stateless_random_flip_left_right(image, seed=_sub(seed, 2))
     if operations is not None:
         image = operations(image, _sub(seed, 3))
+    if augmentation.cutout:
+        image = tf.where(_square(size, augmentation.cutout, _sub(seed, 4)), mean, image)
     return tf.ensure_shape(image, (*size, channels))
 
 
@@ -111,6 +114,16 @@ class StatelessSeeds(keras.random.SeedGenerator):
         """The next seed."""
         self._given += 1
         return tf.cast(_sub(self._seed, self._given), "uint32")
+
+
+def _square(size, side, seed):
+    """Where a square of `side` pixels lies whose middle is anywhere in the image: `(height, width, 1)`."""
+    middle = tf.cast(tf.random.stateless_uniform((2,), seed) * tf.constant(size, "float32"), "int32")
+    rows, columns = (
+        (tf.range(extent) >= at - side // 2) & (tf.range(extent) < at - side // 2 + side)
+        for extent, at in zip(size, tf.unstack(middle), strict=True)
+    )
+    return rows[:, None, None] & columns[None, :, None]
 
 
 def _random_part(content, channels, augmentation, seed):

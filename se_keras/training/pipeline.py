@@ -36,6 +36,7 @@ def batches(split, data, *, size, a_pass, augmentation, corrupt=None, service=No
     def read(index, content, label):
         seed = tf.random.experimental.stateless_fold_in(chance, index)
         how = {"size": size, "channels": channels, "augmentation": augmentation, "seed": seed}
+        how["mean"] = tf.constant(data.mean, "float32")
         return index, training_image(content, operations=operations, **how), label
 
     def finish(index, images, labels, weights):
