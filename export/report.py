@@ -316,7 +316,13 @@ th, td {{ text-align: left; padding: 0.25rem 0.7rem; border-bottom: 1px solid #d
 th:first-child, td:first-child {{ white-space: normal; min-width: 8rem; padding-left: 0; }}
 dl {{ display: grid; grid-template-columns: max-content 1fr; gap: 0.2rem 1rem; font-size: 0.85rem; }}
 dd {{ margin: 0; overflow-wrap: anywhere; }}
-@media print {{ .wide {{ overflow: visible; }} table {{ font-size: 0.6rem; }} th, td {{ padding: 0.1rem 0.3rem; }} }}
+h1, h2, h3 {{ break-after: avoid; }}
+@media print {{
+html, body {{ font-size: 11px; }}
+.wide {{ overflow: visible; }}
+.pictures {{ grid-template-columns: 1fr 1fr; }}
+th, td {{ padding: 0.1rem 0.4rem; }}
+}}
 </style>
 </head>
 <body>
