@@ -22,6 +22,7 @@ from se_keras.export.profiler import profile
 from se_keras.export.savedmodel import check_images
 
 FORMS = {"published": False, "lowered": True}  # the exporter's `lowering`
+AS_GIVEN = "as given"  # the form of files that were exported before
 PAPER = {"resnet50_ms": 164, "se_resnet50_ms": 167, "ratio": 167 / 164, "source": "arXiv:1709.01507, section 4"}
 
 
@@ -50,7 +51,7 @@ class Overhead:
         baseline: Name of what stands for 1.
         network: Name of what is compared with it.
         precision: Of both.
-        form: `"published"` or `"lowered"`: both sides alike.
+        form: `"published"` or `"lowered"`, both sides alike, or `"as given"`.
         threads: Number of threads.
         input_shape: `(1, height, width, channels)`.
         comparison: The times; A is the baseline.
@@ -226,15 +227,21 @@ def overheads(
                 yield found
 
 
-def overheads_of_files(baseline, network, *, threads=(1,), kept=(), measure=measure, progress=None):
-    """Measures two LiteRT files, yielding an `Overhead` for each number of threads; the arguments are `overheads`'s."""
+def overheads_of_files(baseline, network, *, names, threads=(1,), kept=(), measure=measure, progress=None):
+    """Measures two LiteRT files, yielding an `Overhead` for each number of threads.
+
+    Args:
+        baseline, network: As in `measure`.
+        names: What to call them in the record: files of one network differ in their names alone.
+        threads, kept, measure, progress: As in `overheads`.
+    """
     done = {(tuple(record["sha256"]), record["threads"]) for record in kept}
     for number in threads:
         if (described(baseline, network)["sha256"], number) not in done:
             if progress:
-                names = " beside ".join(side.manifest["network"] for side in (network, baseline))
-                progress(f"timing {names}{f', {number} threads' * (number > 1)}")
-            yield measure(baseline, network, form="as given", threads=number)
+                progress(f"timing {' beside '.join(reversed(names))}{f', {number} threads' * (number > 1)}")
+            found = measure(baseline, network, form=AS_GIVEN, threads=number)
+            yield replace(found, baseline=names[0], network=names[1])
 
 
 def _by_stage(file, threads):

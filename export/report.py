@@ -55,13 +55,14 @@ def headline(results):
         lowered = [record for record in found["overhead"] if record["form"] != "published"]
         for record in lowered or found["overhead"]:
             ratio = record["comparison"]["ratio"]
-            more, low, high = (_percent(ratio[name]) for name in ("median", "low", "high"))
+            differs, low, high = (_percent(ratio[name]) for name in ("median", "low", "high"))
             where = f"On {found['environment']['processor']} with {_threads(record)}"
             pair = f"{where}, {record['network']} in {record['precision']} takes"
             if not record["is_real"]:
-                noise = f"what differs, {more} [{low} to {high}], is no more than the machine's own noise"
+                noise = f"what differs, {differs} [{low} to {high}], is no more than the machine's own noise"
                 return f"{pair} as long as {record['baseline']}: {noise}."
-            told = f"{pair} {more} more time than {record['baseline']} [{low} to {high}]"
+            more = f"{differs} more" if ratio["median"] > 1 else f"{_percent(2 - ratio['median'])[1:]} less"
+            told = f"{pair} {more} time than {record['baseline']} [{low} to {high}]"
             if (record["network"], record["baseline"]) != ("se_resnet50", "resnet50"):
                 return f"{told}."
             paper = _percent(PAPER["ratio"])
@@ -139,14 +140,14 @@ def _cells(record):
     )
 
 
-_TITLES = ("", "SE costs", "95 % interval", "plain ms", "SE ms", "beside", "A/A null", "real?")
+_TITLES = ("", "costs", "95 % interval", "ms", "beside", "ms", "A/A null", "real?")
 
 
 def _row(record):
-    _, baseline, *_, plain_ms, se_ms, costs, interval = _cells(record)
+    _, baseline, *_, baseline_ms, ms, costs, interval = _cells(record)
     null = record["comparison"]["null"]
     noise = f"{_percent(null['low'])} to {_percent(null['high'])}"
-    return _name(record), costs, interval, plain_ms, se_ms, baseline, noise, "yes" if record["is_real"] else "no"
+    return _name(record), costs, interval, ms, baseline, baseline_ms, noise, "yes" if record["is_real"] else "no"
 
 
 def _name(record):
@@ -289,7 +290,7 @@ def _picture(records):
         fontsize=9,
     )
     axes.invert_yaxis()
-    axes.set_xlabel("time that SE adds, %\n(dashed: the paper's; gray: A/A null)")
+    axes.set_xlabel("time that is added, %\n(dashed: the paper's; gray: A/A null)")
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 

@@ -49,7 +49,8 @@ def benchmark(options, console):
 
         how = {"threads": options.threads, "kept": tuple(report["overhead"]), "measure": measure, "progress": progress}
         if options.files:
-            for found in overhead.overheads_of_files(*map(litert.load, options.files), **how):
+            names = [path.stem for path in options.files]
+            for found in overhead.overheads_of_files(*map(litert.load, options.files), names=names, **how):
                 keep(found)
         for network in () if options.files else options.network:
             spec = spec_of(network)
@@ -136,9 +137,14 @@ def _print_overhead(report):
             f" Matrix units ({units}) speed up int8 convolutions, not SE's multiplication: its share is larger here."
         )
     title = escape(f"{first['network']}{_placed(first['se'])} beside {first['baseline']} at {size}, {threads}")
-    table = new_table("", "plain ms", "SE ms", "ratio", "95 % interval", "A/A null", title=title, caption=caption)
-    paper_ms = (str(paper["resnet50_ms"]), str(paper["se_resnet50_ms"]))
-    table.add_row("paper, ResNet-50", *paper_ms, f"{paper['ratio']:.3f}", "", "")
+    of_files = first["se"] is None
+    sides = (escape(first["baseline"]), escape(first["network"])) if of_files else ("plain", "SE")
+    table = new_table(
+        "", *(f"{side} ms" for side in sides), "ratio", "95 % interval", "A/A null", title=title, caption=caption
+    )
+    if not of_files:
+        paper_ms = (str(paper["resnet50_ms"]), str(paper["se_resnet50_ms"]))
+        table.add_row("paper, ResNet-50", *paper_ms, f"{paper['ratio']:.3f}", "", "")
     for record in records:
         measured = record["comparison"]
         ratio, null = measured["ratio"], measured["null"]
