@@ -293,11 +293,7 @@ def measure_on_phone(
         ValueError: If an argument is out of range, or if operators fell off XNNPACK.
     """
     check_plan(blocks, runs)
-    local = not str(benchmark_model).startswith(_ON_PHONE)
-    if local and not Path(benchmark_model).is_file():
-        raise FileNotFoundError(
-            f"There is no benchmark_model {str(benchmark_model)!r}: docs/phone.md says where to get it"
-        )
+    local = require_binary(benchmark_model)
     phone = Phone(serial)
     tell = progress or (lambda line: None)
     folder = f"{FOLDER}/se_keras_{secrets.token_hex(4)}"
@@ -345,6 +341,16 @@ def measure_on_phone(
         celsius=tuple(celsius),
         missing=missing,
     )
+
+
+def require_binary(benchmark_model):
+    """Whether the binary lies here, not on the phone; raises FileNotFoundError if it lies nowhere."""
+    local = not str(benchmark_model).startswith(_ON_PHONE)
+    if local and not Path(benchmark_model).is_file():
+        raise FileNotFoundError(
+            f"There is no benchmark_model {str(benchmark_model)!r}: docs/phone.md says where to get it"
+        )
+    return local
 
 
 def _run(phone, binary, folder, name, flags):

@@ -786,6 +786,9 @@ def test_benchmark_keeps_its_results_and_report_shows_them(cli, tmp_path):
     another["environment"]["processor"] = "another"
     (tmp_path / "results.json").write_text(json.dumps(another))
     assert "measured with another processor: take a new file. Received: another" in cli(*command).err
+    another["environment"] = json.loads(kept)["environment"] | {"versions": None}
+    (tmp_path / "results.json").write_text(json.dumps(another))
+    assert "measured with other versions: take a new file. Received: None" in cli(*command).err
 
 
 # Refusals: one line, exit status 2, nothing written

@@ -31,6 +31,7 @@ def benchmark(options, console):
         if options.adb:
             phone = {"benchmark_model": options.benchmark_model, "serial": options.serial, "rest": options.rest}
             measure = partial(android.measure, **plan, **phone, progress=progress)
+            android.require_binary(options.benchmark_model)  # before a minute of exporting
             environment = android.environment(options.serial)
         else:
             measure, environment = partial(overhead.measure, **plan), overhead.environment()
@@ -72,10 +73,10 @@ def _kept(earlier, report):
     Raises:
         ValueError: If it was another: ratios of two machines do not stand in one table.
     """
-    for name in ("processor", "versions"):
-        if earlier["environment"][name] != report["environment"][name]:
-            raise ValueError(f"The results there were measured with another {name}: take a new file. "
-                             f"Received: {earlier['environment'][name]}")  # fmt: skip
+    for name, other in {"processor": "another processor", "versions": "other versions"}.items():
+        if (found := earlier["environment"].get(name)) != report["environment"][name]:
+            raise ValueError(f"The results there were measured with {other}: take a new file. "
+                             f"Received: {found}")  # fmt: skip
     return [record for record in earlier["overhead"] if not record.get("missing")]
 
 
