@@ -8,6 +8,7 @@ import contextlib
 import random
 import re
 import secrets
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -18,6 +19,7 @@ from pathlib import Path
 from se_keras.errors import first_line
 from se_keras.export import protos
 from se_keras.export.benchmark import Blocks, Comparison, check_plan
+from se_keras.export.litert import check_threads
 from se_keras.export.manifest import versions
 from se_keras.export.overhead import Footprint, Overhead, described, require_pair
 
@@ -42,6 +44,8 @@ _BenchmarkResult = protos.message(
         "BenchmarkResult": {"latency_metrics": (2, "LatencyMetrics"), "memory_metrics": (3, "MemoryMetrics")},
     },
 )  # fmt: skip
+_NOT_WHOLLY = re.compile(r"(partially executed|not be executed) by the delegate")
+_LONGEST_CALL = 1800  # seconds that a call of adb may take: a phone that has gone may never answer
 _GONE = re.compile(
     r"device '?[^\n]*'? not found|no devices/emulators found|device offline|error: closed|protocol fault"
 )
@@ -56,8 +60,8 @@ class Run:
         fastest_us: The fastest; None where it does not tell.
         init_us: Until the model can be run.
         first_us: The first run.
-        memory_mb: Memory that the model added; None where it does not tell.
-        partial: Whether XNNPACK took a part of the model alone.
+        memory_mb: Memory that the model had added at the end, in 10^6 bytes; None where it does not tell.
+        partial: Whether XNNPACK took a part of the model alone, or nothing.
     """
 
     average_us: float
@@ -101,7 +105,7 @@ def parse(text, result=None):
     Raises:
         ValueError: If there are no timings in it.
     """
-    partial = "partially executed by the delegate" in text
+    partial = bool(_NOT_WHOLLY.search(text))
     if result:
         told = _BenchmarkResult.FromString(result)
         latency, memory = told.latency_metrics, told.memory_metrics
@@ -110,21 +114,22 @@ def parse(text, result=None):
             fastest_us=latency.min_ms * 1e3,
             init_us=latency.init_ms * 1e3,
             first_us=latency.first_inference_ms * 1e3,
-            memory_mb=memory.overall_footprint_kb / 1024 if memory.HasField("overall_footprint_kb") else None,
+            memory_mb=memory.overall_footprint_kb * 1024 / 1e6 if memory.HasField("overall_footprint_kb") else None,
             partial=partial,
         )
     found = next((match for pattern in _TIMINGS if (match := re.search(pattern, text))), None)
     if found is None:
         last = first_line((text.strip().splitlines() or ["nothing"])[-1])
         raise ValueError(f"benchmark_model prints its timings at the end. Received: {last}")
-    counts = re.findall(r"count=\d+ .*?min=([\d.e+]+)", text)
+    counts = re.findall(r"count=\d+[^\n]*", text)  # of warming up, and of the runs: one run alone has no fastest
+    fastest = re.search(r"min=([\d.e+]+)", counts[-1]) if counts else None
     memory = re.search(r"emory footprint[^:]*\(MB\): init=[\d.e+-]+ overall=([\d.e+-]+)", text)
     return Run(
         average_us=float(found["average"]),
-        fastest_us=float(counts[-1]) if counts else None,
+        fastest_us=float(fastest[1]) if fastest else None,
         init_us=float(found["init"]),
         first_us=float(found["first"]),
-        memory_mb=float(memory[1]) if memory else None,
+        memory_mb=float(memory[1]) * 2**20 / 1e6 if memory else None,
         partial=partial,
     )
 
@@ -192,8 +197,19 @@ class Phone:
         degrees = [int(x) / 1000 for x in text.split() if re.fullmatch(r"\d{4,6}", x)]
         return max((x for x in degrees if 10 < x < 120), default=None)
 
+    def answers(self):
+        """Whether it is still there."""
+        try:
+            return self("get-state").strip() == "device"
+        except OSError:
+            return False
+
     def _call(self, *arguments):
-        result = subprocess.run(["adb", *arguments], capture_output=True, text=True, errors="replace")
+        how = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True, "errors": "replace"}
+        try:
+            result = subprocess.run(["adb", *arguments], **how, timeout=_LONGEST_CALL)
+        except subprocess.TimeoutExpired:
+            raise PhoneLost(f"The phone no longer answers: no word in {_LONGEST_CALL} seconds") from None
         told = f"{result.stdout}\n{result.stderr}"
         if result.returncode and _GONE.search(result.stderr):
             raise PhoneLost(f"The phone no longer answers: {first_line(result.stderr)}")
@@ -204,7 +220,8 @@ class Phone:
                 raise OSError(
                     "The phone cannot run this benchmark_model: take the one for its processor, such as arm64"
                 )
-            raise OSError(f"adb {' '.join(arguments[-2:])}: {first_line(told)}")
+            lines = [line.strip() for line in told.splitlines() if line.strip()] or ["nothing is told"]
+            raise OSError(f"adb {arguments[-2]} fails with status {result.returncode}: {lines[-1]}")
         return result.stdout
 
 
@@ -293,6 +310,9 @@ def measure_on_phone(
         ValueError: If an argument is out of range, or if operators fell off XNNPACK.
     """
     check_plan(blocks, runs)
+    check_threads(threads)
+    if not rest >= 0:
+        raise ValueError(f"rest must be 0 seconds or more. Received: rest={rest!r}")
     local = require_binary(benchmark_model)
     phone = Phone(serial)
     tell = progress or (lambda line: None)
@@ -300,20 +320,21 @@ def measure_on_phone(
     flags = (f"--num_threads={threads}", "--use_xnnpack=true", f"--num_runs={runs}", "--warmup_runs=3", "--min_secs=0")
     found, last, celsius, missing = Blocks(within=within, seconds=seconds, seed=seed), {}, [], None
     try:
+        phone.shell(f"rm -rf {FOLDER}/se_keras_*")  # of a run whose phone was lost
         phone.shell(f"mkdir -p {folder}")
         binary = str(benchmark_model).removeprefix(_ON_PHONE)
         if local:
             tell(f"copying {binary} to {phone.serial}")
             _push(phone, Path(binary).read_bytes(), f"{folder}/benchmark_model")
             binary = f"{folder}/benchmark_model"
+            phone.shell(f"chmod 755 {binary}")
         for name, content in (("a", a), ("b", b)):
             tell(f"copying file {name.upper()}, {len(content) / 1e6:.1f} MB")
             _push(phone, content, f"{folder}/{name}.tflite")
-        phone.shell(f"chmod 755 {binary}")
         order = random.Random(seed)
         for block in range(blocks):
             tell(f"timing on {phone.serial}: block {block + 1} of {blocks}")
-            _rest(phone, celsius, rest if block else 0)
+            _rest(phone, celsius, rest if block else 0, tell)
             runs_of = {}
             for side in order.sample(("a", "b", "double"), 3):
                 runs_of[side] = _run(phone, binary, folder, "a" if side == "double" else side, flags)
@@ -356,8 +377,14 @@ def require_binary(benchmark_model):
 def _run(phone, binary, folder, name, flags):
     """Runs a file on the phone once: a `Run`. A version that does not write its result passes over where to."""
     result = f"{folder}/result.pb"
-    text = phone.shell(f"{binary} --graph={folder}/{name}.tflite {' '.join(flags)} --result_file_path={result} 2>&1")
-    return parse(text, _pull(phone, result) if _RESULT in text else None)
+    command = f"{shlex.quote(binary)} --graph={folder}/{name}.tflite {' '.join(flags)} --result_file_path={result} 2>&1"
+    try:
+        text = phone.shell(command)
+        return parse(text, _pull(phone, result) if _RESULT in text else None)
+    except (OSError, ValueError) as error:  # a cable that is pulled ends a run with any status, and half of its words
+        if isinstance(error, PhoneLost) or phone.answers():
+            raise
+        raise PhoneLost(f"The phone no longer answers: {first_line(error)}") from None
 
 
 def _pull(phone, source):
@@ -373,11 +400,12 @@ def _push(phone, content, target):
         phone("push", file.name, target)
 
 
-def _rest(phone, celsius, seconds):
+def _rest(phone, celsius, seconds, tell):
     """Waits, and goes on waiting while the phone is warmer than it was at first."""
     time.sleep(seconds)
     now, until = phone.celsius(), time.monotonic() + _LONGEST_REST
     while seconds and celsius and now is not None and now > celsius[0] + _WARMER and time.monotonic() < until:
+        tell(f"waiting for {phone.serial} to cool down: {now:.1f} degrees Celsius, {celsius[0]:.1f} at first")
         time.sleep(seconds)
         now = phone.celsius()
     if now is not None:

@@ -3,7 +3,6 @@
 Source: https://docs.kernel.org/power/powercap/powercap.html. Since 2020 most systems let root alone read them.
 """
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,8 +30,9 @@ class Meter:
 
 def find_meter(folder=FOLDER):
     """The machine's `Meter`; None where there is none, or where it may not be read."""
-    packages = [path for path in sorted(Path(folder).glob("*-rapl:*")) if re.fullmatch(r"[a-z]+-rapl:\d+", path.name)]
     try:
+        # A zone may be a part of a package, or the whole platform ("psys"), which counts the packages once more.
+        packages = [name.parent for name in sorted(Path(folder).glob("*-rapl:*/name")) if "package" in name.read_text()]
         meter = Meter(tuple((path / "energy_uj", int((path / "max_energy_range_uj").read_text())) for path in packages))
         meter.read()
     except (OSError, ValueError):

@@ -61,6 +61,8 @@ def golden(runner, *, low, high, precision, shape=None, seed=0):
 def error(runner, record):
     """How far the outputs of `runner` are from the golden ones: the largest difference as a share of the largest value.
 
+    Infinitely far where one of them is not a number.
+
     Raises:
         ValueError: If the input cannot be made again, or if the outputs are others.
     """
@@ -75,6 +77,8 @@ def error(runner, record):
         expected = np.asarray(kept["values"], dtype=actual.dtype)
         if actual.shape != expected.shape:
             raise ValueError(f"{name} has {expected.size} golden values. Received: {actual.size}")
+        if not np.isfinite(actual).all():
+            return math.inf
         difference = np.abs(actual.astype("float64") - expected).max()
         worst = max(worst, float(difference / (np.abs(expected).max() or 1)))
     return worst

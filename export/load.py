@@ -175,5 +175,6 @@ def _measured(plan, told):
                 raise
         if process.returncode:
             errors.seek(0)
-            raise RuntimeError(f"The process that was loaded has failed: {errors.read()}")
+            *_, last = errors.read().strip().splitlines() or ["it has said nothing"]
+            raise ValueError(f"The process that was loaded ended with status {process.returncode}: {last}")
     return rows

@@ -34,7 +34,8 @@ class Footprint:
         bytes: Of the file.
         init_ms: Until it can be run: reading, and XNNPACK's packing of the weights.
         first_ms: The first run.
-        peak_mb: Most memory that it added to the process, in 10^6 bytes; None where the system does not tell.
+        peak_mb: Most memory that it added to the process, in 10^6 bytes; on a phone, what it had added at the end. None
+            where the system does not tell.
     """
 
     bytes: int
@@ -50,7 +51,7 @@ class Overhead:
     Args:
         baseline: Name of what stands for 1.
         network: Name of what is compared with it.
-        precision: Of both.
+        precision: Of both; `"float32/int8"` where that of the baseline is another.
         form: `"published"` or `"lowered"`, both sides alike, or `"as given"`.
         threads: Number of threads.
         input_shape: `(1, height, width, channels)`.
@@ -156,10 +157,11 @@ def require_pair(baseline, network):
 
 def described(baseline, network):
     """What two files say of themselves, as fields of their `Overhead`."""
+    precisions = dict.fromkeys(side.manifest["precision"] for side in (baseline, network))
     return {
         "baseline": baseline.manifest["network"],
         "network": network.manifest["network"],
-        "precision": network.manifest["precision"],
+        "precision": "/".join(precisions),
         "sha256": (sha256(baseline.content), sha256(network.content)),
     }
 
@@ -201,11 +203,12 @@ def overheads(
     for number in threads:
         check_threads(number)
     shape = (1, *(input_shape or spec_of(network).input_shape))
-    done = {_cell(record) for record in kept}
+    done = {cell(record) for record in kept if not record.get("missing")}
 
     def missing(form):
         cells = {(precision, number) for precision in precisions for number in threads}
-        return {(p, n) for p, n in cells if (network, p, form, n, shape, _text(asdict(config))) not in done}
+        pair = (network, baseline_name(network))
+        return {(p, n) for p, n in cells if (*pair, p, form, n, shape, _text(asdict(config))) not in done}
 
     for form in forms:
         wanted = missing(form)
@@ -235,7 +238,7 @@ def overheads_of_files(baseline, network, *, names, threads=(1,), kept=(), measu
         names: What to call them in the record: files of one network differ in their names alone.
         threads, kept, measure, progress: As in `overheads`.
     """
-    done = {(tuple(record["sha256"]), record["threads"]) for record in kept}
+    done = {(tuple(record["sha256"]), record["threads"]) for record in kept if not record.get("missing")}
     for number in threads:
         if (described(baseline, network)["sha256"], number) not in done:
             if progress:
@@ -251,9 +254,9 @@ def _by_stage(file, threads):
     return sums
 
 
-def _cell(record):
+def cell(record):
     """What a record is of: no two measurements differ in this alone."""
-    fields = ("network", "precision", "form", "threads")
+    fields = ("network", "baseline", "precision", "form", "threads")
     return *(record[name] for name in fields), tuple(record["input_shape"]), _text(record["se"])
 
 

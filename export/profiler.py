@@ -22,6 +22,7 @@ _COMPUTED_BY = {
     "DEPTHWISE_CONV_2D": ("Convolution",),
     "FULLY_CONNECTED": ("Fully Connected", "Convolution"),
     "MEAN": ("Mean", "Global Average Pooling", "Sum"),
+    "REDUCE_MAX": ("Reduce Max",),
     "MUL": ("Multiply",),
     "ADD": ("Add",),
     "LOGISTIC": ("Sigmoid",),

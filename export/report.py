@@ -57,13 +57,13 @@ def headline(results):
             ratio = record["comparison"]["ratio"]
             differs, low, high = (_percent(ratio[name]) for name in ("median", "low", "high"))
             where = f"On {found['environment']['processor']} with {_threads(record)}"
-            pair = f"{where}, {record['network']} in {record['precision']} takes"
+            pair = f"{where}, {record['network']}{_placed(record)}{_sized(record)} in {record['precision']} takes"
             if not record["is_real"]:
                 noise = f"what differs, {differs} [{low} to {high}], is no more than the machine's own noise"
                 return f"{pair} as long as {record['baseline']}: {noise}."
             more = f"{differs} more" if ratio["median"] > 1 else f"{_percent(2 - ratio['median'])[1:]} less"
             told = f"{pair} {more} time than {record['baseline']} [{low} to {high}]"
-            if (record["network"], record["baseline"]) != ("se_resnet50", "resnet50"):
+            if not _is_the_papers(record):
                 return f"{told}."
             paper = _percent(PAPER["ratio"])
             below = "less than" if ratio["high"] < PAPER["ratio"] else "as much as"
@@ -110,6 +110,12 @@ def as_html(results):
     )
 
 
+def _is_the_papers(record):
+    """Whether the paper's figure is of such a pair: SE-ResNet-50 as published, at 224x224, in float32."""
+    pair = (record["network"], record["baseline"], record["precision"]) == ("se_resnet50", "resnet50", "float32")
+    return pair and not _placed(record) and list(record["input_shape"][1:3]) == [224, 224]
+
+
 def _percent(ratio):
     return f"{100 * (ratio - 1):+.1f} %"
 
@@ -124,11 +130,16 @@ def _placed(record):
     return site if se["stages"] == "all" else f"{site}, stages {' '.join(map(str, se['stages']))}"
 
 
+def _sized(record):
+    height, width = record["input_shape"][1:3]
+    return f" at {height}x{width}"
+
+
 def _cells(record):
     measured = record["comparison"]
     ratio = measured["ratio"]
     return (
-        record["network"] + _placed(record),
+        record["network"] + _placed(record) + _sized(record),
         record["baseline"],
         record["precision"],
         record["form"],
@@ -152,7 +163,8 @@ def _row(record):
 
 def _name(record):
     """What was measured, in a few words."""
-    return f"{record['network']}{_placed(record)}, {record['precision']} {record['form']}, {_threads(record)}"
+    what = f"{record['network']}{_placed(record)}{_sized(record)}"
+    return f"{what}, {record['precision']} {record['form']}, {_threads(record)}"
 
 
 def _table(titles, rows):
@@ -169,6 +181,13 @@ def _table(titles, rows):
 def _caveats(records):
     """What a reader has to know of single pairs."""
     told = [f"{_name(record)}: measured {record['missing']}" for record in records if record.get("missing")]
+    told += [
+        f"{_name(record)}: the warmest sensor had {min(record['celsius']):.0f} to {max(record['celsius']):.0f} degrees "
+        "Celsius in front of the blocks"
+        for record in records
+        if record.get("celsius")
+    ]
+    told += sorted({f"flags of benchmark_model: {' '.join(x['flags'])}" for x in records if x.get("flags")})
     told += [
         f"{_name(record)}: {', '.join(record['undelegated'])} ran outside XNNPACK, on slow kernels"
         for record in records
@@ -207,15 +226,16 @@ def _told(value, how):
 
 def _machine(environment):
     affinity = environment.get("affinity")
+    cores = environment.get("cores")
     told = {
         "runtime": environment.get("runtime"),
         "system": environment.get("system"),
-        "cores": f"{environment.get('cores')}" + (f", of which {len(affinity)} may be used" if affinity else ""),
+        "cores": f"{cores}, of which {len(affinity)} may be used" if affinity else cores,
         "governor": environment.get("governor") or "not told by the system",
         "matrix units": ", ".join(environment.get("matrix_units") or ()) or "none",
         "versions": ", ".join(f"{name} {number}" for name, number in (environment.get("versions") or {}).items()),
     }
-    rows = "".join(f"<dt>{name}</dt><dd>{html.escape(str(value))}</dd>" for name, value in told.items())
+    rows = "".join(f"<dt>{name}</dt><dd>{html.escape(str(value))}</dd>" for name, value in told.items() if value)
     return f"<h3>Measured on</h3><dl>{rows}</dl>"
 
 
@@ -329,16 +349,18 @@ th, td {{ padding: 0.1rem 0.4rem; }}
 <body>
 <h1>{headline}</h1>
 <p>The paper (arXiv:1709.01507, section 4) reports 164 ms for ResNet-50 and 167 ms for SE-ResNet-50 on a CPU: {paper}.
-Times depend on shapes, not on weights: these were measured with random weights, and say nothing of accuracy.</p>
+Times depend on shapes, not on weights: networks by name were measured with random weights, and
+say nothing of accuracy.</p>
 {sections}
 <h2>How it was measured</h2>
-<p>A network and its baseline are exported alike and run in one process, in random order. In each block each side runs
-several times and the fastest counts, because only disturbances make a run slower; a block gives one ratio. The cost is
-the median of the ratios, with the 95 % interval of a bootstrap over blocks. A second copy of the baseline against the
-baseline is the null: what this machine calls a difference where there is none. A difference is called real if its
-interval leaves out zero and it exceeds the null. <i>published</i> is the network as it was published, <i>lowered</i>
-the same function with BatchNorm folded and the squeeze hoisted; the baseline is lowered alike. Files, first runs and
-memory are those of a process of its own for each file.</p>
+<p>A network and its baseline are exported alike, files are taken as given, and both sides run in random order: on a
+computer in one process, on a phone by benchmark_model. In each block each side runs several times and the fastest
+counts, because only disturbances make a run slower; a block gives one ratio. The cost is the median of the ratios,
+with the 95 % interval of a bootstrap over blocks. A second copy of the baseline against the baseline is the null:
+what this machine calls a difference where there is none. A difference is called real if its interval leaves out zero
+and it exceeds the null. <i>published</i> is the network as it was published, <i>lowered</i> the same function with
+BatchNorm folded and the squeeze hoisted; the baseline is lowered alike. First runs and memory are those of a process
+of its own for each file: on a computer the most that was added, on a phone what was at the end.</p>
 <script type="application/json" id="results">{data}</script>
 </body>
 </html>

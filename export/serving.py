@@ -129,8 +129,8 @@ class Rest:
         if not any(state.get("state") == "AVAILABLE" for state in states):
             told = states[0].get("status", {}).get("error_message") or "no error is told"
             raise ValueError(f"{self._url} is {states[0].get('state')}, not AVAILABLE: {told}")
-        self._version, self._signatures = _metadata(self._read("/metadata"))
-        return self._version, self._signatures
+        version, self._signatures = _metadata(self._read("/metadata"))
+        return version, self._signatures
 
     def predict(self, signature, inputs):
         """Outputs of a signature, `{name: array}`; strings as bytes."""

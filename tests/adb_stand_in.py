@@ -5,6 +5,7 @@ The folder in STAND_IN has what the phone is like, `phone.json`, its files under
 
 import json
 import os
+import shutil
 import struct
 import sys
 from pathlib import Path
@@ -81,12 +82,21 @@ def shell(command):
     if command.startswith("mkdir"):
         (HOME / "phone" / command.split()[-1].strip("/")).mkdir(parents=True)
         return ""
+    if command.startswith("rm -rf") and command.endswith("*"):
+        pattern = Path(command.split()[-1].strip("/"))
+        for folder in (HOME / "phone" / pattern.parent).glob(pattern.name):
+            shutil.rmtree(folder)
+        return ""
     if command.startswith("rm -rf"):
         for path in sorted((HOME / "phone" / command.split()[-1].strip("/")).iterdir()):
             path.unlink()
         (HOME / "phone" / command.split()[-1].strip("/")).rmdir()
         return ""
     if "--graph" in command:
+        if calls > PHONE.get("torn_after", 10**6):
+            (HOME / "torn").touch()
+            print("INFO: STARTING!\nINFO: Log para", end="")  # and no more: with the status of a torn stream, or 0
+            sys.exit(PHONE["torn_status"])
         if calls > PHONE.get("lost_after", 10**6):
             fail(f"error: device '{PHONE['serials'][0]}' not found")
         if PHONE.get("abi") == "wrong":
@@ -96,6 +106,10 @@ def shell(command):
         size = (HOME / "phone" / graph.strip("/")).stat().st_size
         delegated = "completely" if not PHONE.get("partial") else "partially"
         told = f"Explicitly applied XNNPACK delegate, and the model graph will be {delegated} executed by the delegate."
+        if PHONE.get("partial") == "nothing":
+            told = (
+                "Though XNNPACK delegate is explicitly applied, the model graph will not be executed by the delegate."
+            )
         version, time, average = PHONE.get("version", "newest"), 10 * size + calls % 2, 10 * size + 50.5
         result = command.split("--result_file_path=")[1].split()[0]
         if version == "newest":
@@ -123,6 +137,10 @@ def main(arguments):
             fail(f"adb: error: failed to copy '{source}' to '{target}': remote write failed: No space left on device")
         (HOME / "phone" / target.strip("/")).write_bytes(Path(source).read_bytes())
         print(f"{source}: 1 file pushed, 0 skipped. 30.1 MB/s (1000 bytes in 0.001s)")
+    elif verb == "get-state":
+        if (HOME / "torn").exists():
+            fail("error: device 'PIXEL' not found")
+        print("device")
     elif verb == "pull":
         source, target = rest
         Path(target).write_bytes((HOME / "phone" / source.strip("/")).read_bytes())

@@ -556,13 +556,15 @@ def test_percentiles_count_the_disturbed_runs_too():
 @pytest.fixture
 def powercap(tmp_path):
     """Counters as Linux has them, of two packages; `spend(microjoules)` is what the first one takes."""
-    for name in ("intel-rapl:0", "intel-rapl:0:0", "intel-rapl:1"):
+    names = {"intel-rapl:0": "package-0", "intel-rapl:0:0": "core", "intel-rapl:1": "psys", "intel-rapl:2": "package-1"}
+    for name, told in names.items():
         (tmp_path / name).mkdir()
+        (tmp_path / name / "name").write_text(f"{told}\n")
         (tmp_path / name / "energy_uj").write_text("998000\n")
         (tmp_path / name / "max_energy_range_uj").write_text("999999\n")
 
     def spend(microjoules):
-        for name in ("intel-rapl:0", "intel-rapl:0:0"):  # a part of the package counts beside it
+        for name in ("intel-rapl:0", "intel-rapl:0:0", "intel-rapl:1"):  # a part of the package, and the platform
             file = tmp_path / name / "energy_uj"
             file.write_text(f"{(int(file.read_text()) + microjoules) % 1_000_000}\n")
 
@@ -579,7 +581,7 @@ def test_energy_is_that_of_the_packages_over_the_end_of_their_counters(powercap)
 def test_energy_is_not_told_where_the_system_does_not(tmp_path, powercap):
     assert find_meter(tmp_path / "none") is None
     folder, _ = powercap
-    (folder / "intel-rapl:1" / "energy_uj").unlink()
+    (folder / "intel-rapl:2" / "energy_uj").unlink()
     assert find_meter(folder) is None
     found = compare(lambda: None, lambda: None, lambda: None, blocks=2)
     assert (found.a_mj, found.b_mj) == (None, None)

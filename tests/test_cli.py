@@ -44,6 +44,8 @@ COMMANDS = (
     "inspect",
     "verify",
     "benchmark",
+    "profile",
+    "report",
     "benchmark-input",
     "benchmark-training",
     "serve-config",
@@ -779,13 +781,15 @@ def test_benchmark_keeps_its_results_and_report_shows_them(cli, tmp_path):
     assert (tmp_path / "results.json").read_bytes() == kept
     assert cli("report", tmp_path / "results.json", "-o", tmp_path / "report.html").status == 0
     assert "se_resnet11_digits" in (tmp_path / "report.html").read_text()
-    assert "| se_resnet11_digits | resnet11_digits | float32 | lowered | 1 |" in cli(
+    assert "| se_resnet11_digits at 8x8 | resnet11_digits | float32 | lowered | 1 |" in cli(
         "report", tmp_path / "results.json", "--markdown"
     ).out  # fmt: skip
     another = json.loads(kept)
     another["environment"]["processor"] = "another"
     (tmp_path / "results.json").write_text(json.dumps(another))
     assert "measured with another processor: take a new file. Received: another" in cli(*command).err
+    (tmp_path / "results.json").write_text(json.dumps(json.loads(kept) | {"training": {}}))
+    assert "more than results of benchmark, training: take a new one" in cli(*command).err
     another["environment"] = json.loads(kept)["environment"] | {"versions": None}
     (tmp_path / "results.json").write_text(json.dumps(another))
     assert "measured with other versions: take a new file. Received: None" in cli(*command).err

@@ -181,6 +181,19 @@ def test_golden_input_of_integers_takes_all_of_them():
     assert images.dtype == np.uint8 and set(images.reshape(-1)) == set(range(256))
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_output_that_is_no_number_is_infinitely_far(value):
+    def ones(images):
+        return {"x": np.ones((1, 3), "float32")}
+
+    def broken(images):
+        return {"x": np.array([[1, value, 1]], "float32")}
+
+    ones.input_dtype = np.dtype("float32")
+    record = golden.golden(ones, low=0.0, high=1.0, precision="float32", shape=(1, 2, 2, 1))
+    assert (golden.error(ones, record), golden.error(broken, record)) == (0, np.inf)
+
+
 def test_golden_output_of_many_values_is_every_nth(files):
     class Wide:
         input_shape, input_dtype = (1, 2, 2, 1), np.dtype("float32")

@@ -7,6 +7,7 @@ from se_keras.catalogue import create
 from se_keras.export import events, profiler
 from se_keras.export.litert import LiteRTModel, to_litert
 from se_keras.export.profiler import profile
+from se_keras.recalibration import SEConfig
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +46,13 @@ def test_every_block_has_its_squeeze_excitation_and_scale(profiles):
         assert sorted(found) == sorted(blocks) * 1 if count == 1 else len(found) == count * len(blocks)
         assert set(found) == blocks
     assert {"squeeze", "excitation", "scale"}.isdisjoint(row.part for row in profiles["plain"].rows)
+
+
+def test_squeeze_by_the_maximum_has_its_kernel():
+    model = create("se_resnet11_digits", se=SEConfig(squeeze="max"))
+    rows = [row for row in profile(to_litert(model, lowering=False), runs=2).rows if row.part == "squeeze"]
+    assert [row.operator for row in rows] == ["REDUCE_MAX"] * 3
+    assert all(row.kernel for row in rows)
 
 
 def test_squeeze_and_excitation_is_what_differs(profiles):

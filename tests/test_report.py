@@ -56,6 +56,12 @@ BELOW = record(1.012, 1.010, 1.015)
         (record(1.002, 0.999, 1.004), "takes as long as resnet50: what differs, +0.2 % [-0.1 % to +0.4 %], is no more"),
         (record(1.03, 1.02, 1.04, null=Ratio(median=1, low=0.95, high=1.05)), "takes as long as resnet50"),
         (record(0.571, 0.55, 0.61, network="b", baseline="a"), "takes 42.9 % less time than a [-45.0 % to -39.0 %]."),
+        (
+            record(1.02, 1.01, 1.03, precision="int8"),
+            "in int8 takes +2.0 % more time than resnet50 [+1.0 % to +3.0 %].",
+        ),
+        (record(1.02, 1.01, 1.03, input_shape=(1, 64, 64, 3)), "se_resnet50 at 64x64 in float32 takes +2.0 % more"),
+        (record(1.02, 1.01, 1.03, se={"site": "3x3", "stages": "all"}), "resnet50 [+1.0 % to +3.0 %]."),
         (record(1.03, 1.02, 1.04, network="se_mobilenet", baseline="mobilenet"), "than mobilenet [+2.0 % to +4.0 %]."),
     ],
 )
@@ -91,9 +97,15 @@ def test_profiled_pair_shows_what_its_parts_take():
 
 def test_page_tells_what_is_missing_and_what_ran_on_slow_kernels():
     page = as_html([results(record(1.1, 1.09, 1.11, missing="2 of 5 blocks: gone", undelegated=["CUMSUM", "ABS"]))])
-    assert "se_resnet50, float32 lowered, 1 thread: measured 2 of 5 blocks: gone." in page
+    assert "se_resnet50 at 224x224, float32 lowered, 1 thread: measured 2 of 5 blocks: gone." in page
     assert "CUMSUM, ABS ran outside XNNPACK, on slow kernels." in page
     assert "<ul>" not in as_html([results(BELOW)])
+
+
+def test_page_of_a_phone_tells_its_flags_and_how_warm_it_was():
+    page = as_html([results(record(1.1, 1.09, 1.11, celsius=(33.5, 35.2), flags=("--num_threads=1", "--num_runs=20")))])
+    assert "the warmest sensor had 34 to 35 degrees Celsius" in page
+    assert "flags of benchmark_model: --num_threads=1 --num_runs=20." in page
 
 
 def test_column_in_which_nothing_is_told_is_left_out():

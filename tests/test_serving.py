@@ -25,7 +25,7 @@ from serving_stand_in import stand_in
 from tensorflow_serving.config import model_server_config_pb2
 
 import se_keras_cli
-from se_keras.export import serving, to_savedmodel
+from se_keras.export import serving, session, to_savedmodel
 from se_keras.export.load import serving_load
 from se_keras.export.savedmodel import Runner
 from se_keras.training.images import evaluation_image
@@ -559,3 +559,15 @@ def test_load_has_the_overhead_of_both_forms(loaded):
 def test_bad_load_is_an_error(arguments, message):
     with pytest.raises(ValueError, match=message):
         serving_load(**{"network": "se_resnet11_digits", **arguments})
+
+
+def test_error_of_one_caller_ends_the_measurement():
+    calls = []
+
+    def call():
+        calls.append(1)
+        if len(calls) == 3:
+            raise MemoryError("too many at once")
+
+    with pytest.raises(MemoryError, match="too many at once"):
+        session.load(call, callers=4, seconds=0.05)

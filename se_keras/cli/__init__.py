@@ -247,7 +247,7 @@ def _parser():
     sub.add_argument("--serial", metavar="S", help="of the phone, where there are several")
     sub.add_argument("--benchmark-model", metavar="PATH", help="LiteRT's binary for the phone, or device:/path on it")
     sub.add_argument(
-        "--rest", type=float, default=5.0, metavar="S", help="seconds for the phone to cool down in a block"
+        "--rest", type=float, default=5.0, metavar="S", help="seconds for the phone to cool down between blocks"
     )
 
     sub = add("profile", profiling.profile, "Show where a LiteRT file spends its time, and what SE added to another.",

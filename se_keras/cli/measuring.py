@@ -1,5 +1,6 @@
 """What the command measures: the cost of squeeze-and-excitation, and all of the line at once."""
 
+import json
 from dataclasses import replace
 from functools import partial
 
@@ -40,27 +41,33 @@ def benchmark(options, console):
             storage.check_writable(options.output)
             if options.output.exists():
                 report["overhead"] = _kept(read(options.output), report)
+                progress(f"{options.output} has {len(report['overhead'])} results: what is whole there is kept")
+        how = {"threads": options.threads, "kept": tuple(report["overhead"]), "measure": measure, "progress": progress}
 
-        def keep(found):
-            report["overhead"].append(found.to_json())
+        def measured():
+            if options.files:
+                stems = [path.stem for path in options.files]
+                names = stems if len(set(stems)) == 2 else list(map(str, options.files))
+                yield from overhead.overheads_of_files(*map(litert.load, options.files), names=names, **how)
+            for network in () if options.files else options.network:
+                spec = spec_of(network)
+                shape = options.size and (options.size, options.size, spec.input_shape[-1])
+                placed = {"site": options.site, "stages": options.stages and tuple(options.stages)}
+                se = spec.se and replace(spec.se, **{field: value for field, value in placed.items() if value})
+                chosen = {"precisions": options.precision, "forms": options.form, "se": se, "input_shape": shape}
+                yield from overhead.overheads(network, **chosen, **how, profiled=options.profile)
+
+        for found in measured():
+            record = json.loads(json.dumps(found.to_json()))  # as a file has it
+            others = [
+                x for x in report["overhead"] if overhead.cell(x) != overhead.cell(record) or not x.get("missing")
+            ]
+            report["overhead"] = [*others, record]  # in the place of one that was cut short
             if options.output:
                 storage.write_json(options.output, report)
             if found.missing:
-                say(console, f"se-keras: warning: measured {found.missing}")
-
-        how = {"threads": options.threads, "kept": tuple(report["overhead"]), "measure": measure, "progress": progress}
-        if options.files:
-            names = [path.stem for path in options.files]
-            for found in overhead.overheads_of_files(*map(litert.load, options.files), names=names, **how):
-                keep(found)
-        for network in () if options.files else options.network:
-            spec = spec_of(network)
-            shape = options.size and (options.size, options.size, spec.input_shape[-1])
-            placed = {"site": options.site, "stages": options.stages and tuple(options.stages)}
-            se = spec.se and replace(spec.se, **{field: value for field, value in placed.items() if value})
-            chosen = {"precisions": options.precision, "forms": options.form, "se": se, "input_shape": shape}
-            for found in overhead.overheads(network, **chosen, **how, profiled=options.profile):
-                keep(found)
+                say(console, f"se-keras: warning: measured {found.missing}. The same command measures the rest")
+                break
     if options.json:
         return print_json(report)
     for records in _tables(report["overhead"]):
@@ -68,23 +75,32 @@ def benchmark(options, console):
 
 
 def _kept(earlier, report):
-    """The whole records of an earlier run on the same machine and versions.
+    """The records of an earlier run on the same machine and versions.
 
     Raises:
-        ValueError: If it was another: ratios of two machines do not stand in one table.
+        ValueError: If it was another, for ratios of two machines do not stand in one table; or if the file is more than
+            what this command writes.
     """
+    if more := set(earlier) - set(report):
+        raise ValueError(f"The file has more than results of benchmark, {', '.join(sorted(more))}: take a new one")
     for name, other in {"processor": "another processor", "versions": "other versions"}.items():
         if (found := earlier["environment"].get(name)) != report["environment"][name]:
             raise ValueError(f"The results there were measured with {other}: take a new file. "
                              f"Received: {found}")  # fmt: skip
-    return [record for record in earlier["overhead"] if not record.get("missing")]
+    return earlier["overhead"]
 
 
 def _tables(records):
     """The records that belong in one table: of one network, placed alike, with the same threads and input."""
     tables = {}
     for record in records:
-        key = (record["network"], record["threads"], tuple(record["input_shape"]), str(record["se"]))
+        key = (
+            record["network"],
+            record["baseline"],
+            record["threads"],
+            tuple(record["input_shape"]),
+            str(record["se"]),
+        )
         tables.setdefault(key, []).append(record)
     return tables.values()
 

@@ -23,7 +23,7 @@ def serve_check(options, console):
 
     with progress_on(console) as progress:
         saved = savedmodel.load(options.manifest)
-        name = options.model or saved.path.parent.name
+        name = options.model or saved.path.resolve().parent.name
         servers = [server for server in (options.url, options.grpc) if server]
         progress(f"asking {' and '.join(servers)} for {name}")
         answers = serving.check(
@@ -46,10 +46,12 @@ def serve_check(options, console):
 def benchmark_serving(options, console):
     """`se-keras benchmark-serving`."""
     from se_keras.catalogue import spec_of
+    from se_keras.export.litert import check_threads
     from se_keras.export.load import serving_load
     from se_keras.export.overhead import PAPER, environment, measure, overheads
 
     shape = options.size and (options.size, options.size, spec_of(options.network).input_shape[-1])
+    check_threads(options.threads)
     with progress_on(console) as progress:
         loaded = serving_load(
             options.network, callers=options.callers, batches=options.batches, seconds=options.seconds,
