@@ -189,7 +189,7 @@ def overheads(
         input_shape: `(height, width, channels)`; default: the network's own.
         threads: Numbers of threads.
         kept: Records of earlier measurements, as `to_json` gives them: what is among them is not measured again.
-        profiled: Whether to profile both files too.
+        profiled: Whether to profile both files too; where the runtime cannot, `progress` is told, and nothing is lost.
         measure: What measures a pair: `functools.partial(measure, blocks=10)`, or `android.measure` for a phone.
         progress: Called with what is done next, as a string.
 
@@ -226,7 +226,11 @@ def overheads(
                     progress(f"timing {network} beside {baseline_name(network)}, {precision} {form}{more}")
                 found = replace(measure(**pair, form=form, threads=number), se=asdict(config))
                 if profiled:
-                    found = replace(found, profiles=tuple(_by_stage(file, number) for file in pair.values()))
+                    try:
+                        found = replace(found, profiles=tuple(_by_stage(file, number) for file in pair.values()))
+                    except ValueError as error:  # the times are there all the same
+                        if progress:
+                            progress(f"not profiled: {error}")
                 yield found
 
 

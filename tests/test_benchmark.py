@@ -599,6 +599,17 @@ def test_file_that_does_not_run_alone_is_refused():
         overhead.footprint(b"no file")
 
 
+def test_profile_that_fails_loses_no_comparison(exported, monkeypatch):
+    def broken(*_, **__):
+        raise ValueError("The installed ai-edge-litert cannot tell")
+
+    told = []
+    monkeypatch.setattr(overhead, "profile", broken)
+    how = {"precisions": ("float32",), "measure": QUICK, "profiled": True, "progress": told.append}
+    assert [found.profiles for found in overheads("se_resnet50", **how)] == [(), ()]
+    assert told.count("not profiled: The installed ai-edge-litert cannot tell") == 2
+
+
 def test_what_is_kept_is_not_measured_again():
     how = {"precisions": ("float32",), "forms": ("lowered",), "measure": QUICK}
     first = [found.to_json() for found in overheads("se_resnet11_digits", **how)]
