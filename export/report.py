@@ -6,7 +6,7 @@ import io
 import json
 from pathlib import Path
 
-from se_keras.export.overhead import PAPER
+from se_keras.export.overhead import AS_GIVEN, PAPER
 
 SCHEMA = 1
 _FIELDS = ("network", "baseline", "precision", "form", "threads", "input_shape", "comparison", "is_real")
@@ -21,7 +21,7 @@ _PART_COLORS = {
     "scale": "#D55E00",
 }
 _WIDTH = 4.8  # inches, of a picture: on a phone of 360 pixels its letters are three quarters of their size
-_COLORS = {"published": "#D55E00", "lowered": "#0072B2", "as given": "#009E73"}
+_COLORS = {"published": "#D55E00", "lowered": "#0072B2", AS_GIVEN: "#009E73"}
 
 
 def read(path):
@@ -61,7 +61,7 @@ def headline(results):
             if not record["is_real"]:
                 noise = f"what differs, {differs} [{low} to {high}], is no more than the machine's own noise"
                 return f"{pair} as long as {record['baseline']}: {noise}."
-            more = f"{differs} more" if ratio["median"] > 1 else f"{_percent(2 - ratio['median'])[1:]} less"
+            more = f"{differs} more" if ratio["median"] > 1 else f"{100 * (1 - ratio['median']):.1f} % less"
             told = f"{pair} {more} time than {record['baseline']} [{low} to {high}]"
             if not _is_the_papers(record):
                 return f"{told}."

@@ -82,15 +82,10 @@ def shell(command):
     if command.startswith("mkdir"):
         (HOME / "phone" / command.split()[-1].strip("/")).mkdir(parents=True)
         return ""
-    if command.startswith("rm -rf") and command.endswith("*"):
+    if command.startswith("rm -rf"):
         pattern = Path(command.split()[-1].strip("/"))
         for folder in (HOME / "phone" / pattern.parent).glob(pattern.name):
             shutil.rmtree(folder)
-        return ""
-    if command.startswith("rm -rf"):
-        for path in sorted((HOME / "phone" / command.split()[-1].strip("/")).iterdir()):
-            path.unlink()
-        (HOME / "phone" / command.split()[-1].strip("/")).rmdir()
         return ""
     if "--graph" in command:
         if calls > PHONE.get("torn_after", 10**6):

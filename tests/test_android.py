@@ -189,15 +189,15 @@ def test_command_measures_on_a_phone_what_is_missing(phone, capfd):
     home = phone(lost_after=6 + 2)
     assert command_on(home, "--blocks", "5") == 0
     assert "warning: measured 2 of 5 blocks" in capfd.readouterr().err
-    assert command_on(home, "--precision", "int8", "--rest", "-1") == 2  # whatever else is asked for, it stays
-    first = json.loads((home / "r.json").read_text())["overhead"]
-    phone()  # it is back, and what was cut short is measured again
-    for _ in range(2):  # and once
+    phone()  # it is back
+    assert command_on(home, "--site", "3x3") == 0  # and what was cut short stays while another cell is measured
+    first, other = json.loads((home / "r.json").read_text())["overhead"]
+    for _ in range(2):  # until it is measured again, once
         calls = (home / "log").read_text().count("--graph")
         assert command_on(home, "--blocks", "5") == 0
     assert (home / "log").read_text().count("--graph") == calls
-    (second,) = json.loads((home / "r.json").read_text())["overhead"]
-    assert (first[0]["comparison"]["blocks"], second["comparison"]["blocks"]) == (2, 5)
+    kept, second = json.loads((home / "r.json").read_text())["overhead"]
+    assert (first["comparison"]["blocks"], second["comparison"]["blocks"], kept) == (2, 5, other)
     assert second["missing"] is None
 
 

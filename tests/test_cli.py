@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 import logging
+import math
 import os
 import re
 import shlex
@@ -30,6 +31,7 @@ from se_keras.training import checkpoint, record, sources
 from se_keras.training import data as datasets
 from se_keras.training.fit import EXIT_SAVED, MODEL_FILE, RUN_FILE, fit
 from se_keras.training.recipe import DIGITS
+from se_keras_cli import screen
 
 ROOT = Path(__file__).parents[1]
 
@@ -793,6 +795,11 @@ def test_benchmark_keeps_its_results_and_report_shows_them(cli, tmp_path):
     another["environment"] = json.loads(kept)["environment"] | {"versions": None}
     (tmp_path / "results.json").write_text(json.dumps(another))
     assert "measured with other versions: take a new file. Received: None" in cli(*command).err
+
+
+def test_json_has_null_for_what_is_no_number(capsys):
+    screen.print_json({"error": math.inf, "rows": [math.nan, 1.5]})
+    assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {"error": None, "rows": [None, 1.5]}
 
 
 # Refusals: one line, exit status 2, nothing written

@@ -25,7 +25,7 @@ from serving_stand_in import stand_in
 from tensorflow_serving.config import model_server_config_pb2
 
 import se_keras_cli
-from se_keras.export import serving, session, to_savedmodel
+from se_keras.export import load, serving, session, to_savedmodel
 from se_keras.export.load import serving_load
 from se_keras.export.savedmodel import Runner
 from se_keras.training.images import evaluation_image
@@ -571,3 +571,16 @@ def test_error_of_one_caller_ends_the_measurement():
 
     with pytest.raises(MemoryError, match="too many at once"):
         session.load(call, callers=4, seconds=0.05)
+
+
+def test_loaded_process_that_ends_is_told_by_its_status_and_last_line(monkeypatch, tmp_path):
+    (tmp_path / "session.py").write_text("import sys; print('first\\nkilled', file=sys.stderr); sys.exit(3)")
+    monkeypatch.setattr(session, "__file__", str(tmp_path / "session.py"))
+    with pytest.raises(ValueError, match="^The process that was loaded ended with status 3: killed$"):
+        load._measured({}, lambda line: None)
+
+
+def test_client_in_the_shell_names_a_file_that_is_not_there(tmp_path):
+    command = [EXAMPLES / "client.sh", "http://127.0.0.1:1", "photos", str(tmp_path / "none.jpg")]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (2, f"client.sh: there is no file {tmp_path}/none.jpg\n")

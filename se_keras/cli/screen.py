@@ -34,8 +34,8 @@ def answer(line):
 
 
 def print_json(value):
-    """Prints the answer for programs."""
-    print(json.dumps(value, indent=2))
+    """Prints the answer for programs; JSON has no NaN and no infinity: null stands for them."""
+    print(json.dumps(json.loads(json.dumps(value), parse_constant=lambda _: None), indent=2))
 
 
 @contextlib.contextmanager
