@@ -22,7 +22,7 @@ from ai_edge_litert.interpreter import Interpreter  # noqa: E402  TensorFlow tak
 
 import se_keras  # noqa: E402
 from se_keras.export import to_litert  # noqa: E402
-from se_keras.export.benchmark import compare  # noqa: E402
+from se_keras.timing import compare  # noqa: E402
 
 SE, PLAIN = "se_resnet50b", "resnet50b"
 IMAGE = np.random.default_rng(0).normal(size=(1, 224, 224, 3)).astype("float32")

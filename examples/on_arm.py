@@ -27,7 +27,7 @@ from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 import se_keras
 from se_keras.export import agreement, to_litert
-from se_keras.export.verify import noise
+from se_keras.export.verification import noise
 from se_keras.training.data import digits
 
 NETWORKS = (

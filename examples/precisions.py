@@ -11,10 +11,10 @@ import keras
 
 import se_keras
 from se_keras.export import to_litert
-from se_keras.export.litert import PRECISIONS
+from se_keras.export.litert.conversion import PRECISIONS
 from se_keras.training.data import digits
-from se_keras.training.fit import fit
-from se_keras.training.recipe import DIGITS
+from se_keras.training.loop import fit
+from se_keras.training.recipes import DIGITS
 
 data = digits()
 if sys.argv[1:]:

@@ -17,9 +17,9 @@ import keras
 import numpy as np
 
 import se_keras
-from se_keras.export.channels import RANKINGS, prune_channels
+from se_keras.export.pruning import RANKINGS, prune_channels
 from se_keras.training.data import digits
-from se_keras.training.recipe import DIGITS
+from se_keras.training.recipes import DIGITS
 
 WHOLE = "none"  # nothing removed, fine-tuned all the same: what more epochs do by themselves
 REFERENCE = "magnitude"

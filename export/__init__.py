@@ -3,16 +3,16 @@
 if __name__ != "se_keras.export":
     raise ImportError(f"This package is se_keras.export: install se_keras and import that. Received: {__name__}")
 
-from se_keras.export.agreement import Agreement, agreement
-from se_keras.export.benchmark import compare
-from se_keras.export.channels import ChannelPruning, excitations, prune_channels
-from se_keras.export.images import load_images
-from se_keras.export.inspection import Inspection, inspect
-from se_keras.export.litert import LiteRTModel, to_litert
-from se_keras.export.lower import Lowering, lower
-from se_keras.export.metadata import Metadata
-from se_keras.export.savedmodel import SavedModel, to_savedmodel
-from se_keras.export.verify import Verification, verify
+from .agreement import Agreement, agreement
+from .litert.conversion import LiteRTModel, to_litert
+from .litert.inspection import Inspection, inspect
+from .litert.metadata import Metadata
+from .lowering import Lowering, lower
+from .pruning import ChannelPruning, excitations, prune_channels
+from .serving.savedmodel import SavedModel, to_savedmodel
+from .verification import Verification, verify
+from se_keras.images import load_images
+from se_keras.timing import compare
 
 __all__ = [
     "Agreement",

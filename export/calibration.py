@@ -6,8 +6,8 @@ import warnings
 import keras
 import numpy as np
 
-from se_keras.export.images import load_images
 from se_keras.graph import calls, structures
+from se_keras.images import load_images
 
 
 def calibration_images(calibration, shape, *, what="Calibration"):

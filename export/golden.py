@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-from se_keras.export.manifest import sha256
+from .manifest import sha256
 
 _RULE = (
     "x becomes (1664525 x + 1013904223) mod 2^32, beginning with the seed; each value is low + (high - low) x / 2^32 "

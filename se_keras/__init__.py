@@ -9,10 +9,10 @@ from se_keras.applications import (
     SEResNeXt101,
 )
 from se_keras.catalogue import create, names
-from se_keras.complexity import complexity
+from se_keras.counting import complexity
 from se_keras.layers import SqueezeExcite
 from se_keras.preprocessing import decode_predictions, preprocess_input
-from se_keras.pyramid import pyramid
+from se_keras.pyramids import pyramid
 from se_keras.recalibration import SEConfig
 from se_keras.version import __version__
 

@@ -7,9 +7,9 @@ import keras
 
 from se_keras.architectures import cifar, inception, mobilenet, resnet, shufflenet, vgg
 from se_keras.blocks import HEAD
-from se_keras.pretrained import IMAGENET, imagenet
 from se_keras.recalibration import check_fits
-from se_keras.weights import load
+from se_keras.weights.porting import load
+from se_keras.weights.released import IMAGENET, imagenet
 
 FAMILIES = (resnet, vgg, inception, mobilenet, shufflenet, cifar)
 AS_PUBLISHED = "as published"

@@ -10,12 +10,12 @@ import numpy as np
 
 from se_keras import storage
 from se_keras.catalogue import create
-from se_keras.export.litert import to_litert
-from se_keras.export.overhead import PAPER, baseline_name, environment, measure, overheads
-from se_keras.export.savedmodel import to_savedmodel
+from se_keras.export.benchmark.overhead import PAPER, baseline_name, environment, measure, overheads
+from se_keras.export.litert.conversion import to_litert
+from se_keras.export.serving.savedmodel import to_savedmodel
 from se_keras.training import data as datasets
-from se_keras.training.fit import MODEL_FILE, fit, training_of
-from se_keras.training.recipe import DIGITS
+from se_keras.training.loop import MODEL_FILE, fit, training_of
+from se_keras.training.recipes import DIGITS
 
 TRAINED = "se_resnet11_digits"
 MEASURED = "se_resnet50"

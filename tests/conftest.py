@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from se_keras.catalogue import AS_PUBLISHED, create
-from se_keras.complexity import Complexity, complexity
+from se_keras.counting import Complexity, complexity
 
 # A test of distribution needs two devices, and TensorFlow takes their number only before its first operation.
 tf.config.set_logical_device_configuration(

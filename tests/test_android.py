@@ -9,8 +9,8 @@ import pytest
 
 import se_keras_cli
 from se_keras.catalogue import create
-from se_keras.export.android import PhoneLost, environment, measure_on_phone, parse
-from se_keras.export.litert import to_litert
+from se_keras.export.benchmark.targets.adb import PhoneLost, environment, measure_on_phone, parse
+from se_keras.export.litert.conversion import to_litert
 
 A, B = b"a" * 1000, b"b" * 1100  # the stand-in takes 10 us a byte
 

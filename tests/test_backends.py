@@ -12,7 +12,7 @@ import pytest
 from export_fixtures import difference, outputs_of
 
 from se_keras.catalogue import create
-from se_keras.complexity import complexity
+from se_keras.counting import complexity
 
 pytestmark = pytest.mark.slow
 

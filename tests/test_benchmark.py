@@ -13,14 +13,14 @@ import keras
 import pytest
 from keras import layers
 
-from se_keras.export import overhead
-from se_keras.export.benchmark import FEWEST_BLOCKS, Comparison, Ratio, compare
-from se_keras.export.energy import find_meter
-from se_keras.export.litert import to_litert
+from se_keras.export.benchmark import overhead
+from se_keras.export.benchmark.energy import find_meter
+from se_keras.export.benchmark.overhead import Overhead, baseline_name, environment, export_pairs, measure, overheads
+from se_keras.export.litert.conversion import to_litert
 from se_keras.export.manifest import sha256
-from se_keras.export.overhead import Overhead, baseline_name, environment, export_pairs, measure, overheads
 from se_keras.layers import SqueezeExcite
 from se_keras.recalibration import SEConfig
+from se_keras.timing import FEWEST_BLOCKS, Comparison, Ratio, compare
 
 QUICK = partial(measure, blocks=2, runs=1)
 

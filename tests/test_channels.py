@@ -7,9 +7,9 @@ from export_fixtures import Subclassed, difference, grouped_network, images_for,
 from keras import layers
 
 import se_keras
-from se_keras.complexity import complexity
+from se_keras.counting import complexity
 from se_keras.export import lower, to_litert
-from se_keras.export.channels import RANKINGS, excitations, prune_channels, responses
+from se_keras.export.pruning import RANKINGS, excitations, prune_channels, responses
 from se_keras.layers import SqueezeExcite
 
 # Of each network with SE at the 3x3 site: its image, and in each block who makes the channels, their BatchNorm, who

@@ -24,13 +24,14 @@ import tensorflow as tf
 
 import se_keras
 import se_keras_cli
-from se_keras.export import metadata, to_litert
-from se_keras.export.litert import load
-from se_keras.export.metadata import detach
+from se_keras.export import to_litert
+from se_keras.export.litert import metadata
+from se_keras.export.litert.conversion import load
+from se_keras.export.litert.metadata import detach
 from se_keras.training import checkpoint, record, sources
 from se_keras.training import data as datasets
-from se_keras.training.fit import EXIT_SAVED, MODEL_FILE, RUN_FILE, fit
-from se_keras.training.recipe import DIGITS
+from se_keras.training.loop import EXIT_SAVED, MODEL_FILE, RUN_FILE, fit
+from se_keras.training.recipes import DIGITS
 from se_keras_cli import screen
 
 ROOT = Path(__file__).parents[1]

@@ -7,7 +7,7 @@ import pytest
 from keras import layers
 
 from se_keras.catalogue import create, names
-from se_keras.complexity import complexity
+from se_keras.counting import complexity
 from se_keras.layers import SqueezeExcite
 
 

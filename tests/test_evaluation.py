@@ -9,9 +9,9 @@ import pytest
 import tensorflow as tf
 from sklearn.metrics import confusion_matrix, top_k_accuracy_score
 
+from se_keras.evaluation import PROTOCOLS, Share, evaluate, write_confusion
 from se_keras.export import to_litert, to_savedmodel
 from se_keras.training.data import Arrays, digits, folder
-from se_keras.training.evaluation import PROTOCOLS, Share, evaluate, write_confusion
 
 
 @pytest.fixture(scope="module")

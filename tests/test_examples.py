@@ -14,11 +14,11 @@ import pytest
 
 from se_keras.catalogue import create
 from se_keras.export import to_litert
-from se_keras.export.litert import PRECISIONS
+from se_keras.export.litert.conversion import PRECISIONS
 from se_keras.training.data import digits
 from se_keras.training.distribution import Cluster, cluster_from_environment
-from se_keras.training.fit import EXIT_SAVED, fit
-from se_keras.training.recipe import DIGITS
+from se_keras.training.loop import EXIT_SAVED, fit
+from se_keras.training.recipes import DIGITS
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 TRAINED, NEW = range(5), range(5, 10)  # digits: what the trunk learned from, and what it is tuned to

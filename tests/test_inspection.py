@@ -10,10 +10,11 @@ import pytest
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from keras import layers
 
-from se_keras.export import golden, inspect, litert, to_litert
-from se_keras.export.inspection import GoldenCheck
-from se_keras.export.litert import Runner
-from se_keras.export.metadata import detach
+from se_keras.export import golden, inspect, to_litert
+from se_keras.export.litert import conversion as litert
+from se_keras.export.litert.conversion import Runner
+from se_keras.export.litert.inspection import GoldenCheck
+from se_keras.export.litert.metadata import detach
 from se_keras.layers import SqueezeExcite
 
 PRECISIONS = ("float32", "int8")
@@ -120,7 +121,7 @@ def test_it_is_json(files):
 def test_quantized_input_and_output_have_scale_and_zero_point(files, monkeypatch):
     from ai_edge_litert import schema_py_generated as schema
 
-    from se_keras.export import inspection
+    from se_keras.export.litert import inspection
 
     model = schema.Model.GetRootAs(files["int8"].read_bytes())
     graph = model.Subgraphs(0)

@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from se_keras.export import litert, savedmodel
+from se_keras.export.litert import conversion as litert
+from se_keras.export.serving import savedmodel
 
 KILLS = 20
 # One process forks another for each kill, so that TensorFlow is imported once. The child exports for real, and then

@@ -19,14 +19,15 @@ from export_fixtures import Subclassed, grouped_network, images_for, scattered
 from keras import layers
 
 from se_keras.catalogue import create
-from se_keras.export import litert, quantize
 from se_keras.export.calibration import calibration_images
-from se_keras.export.litert import LiteRTModel, Runner, load, to_litert
-from se_keras.export.metadata import detach
+from se_keras.export.litert import conversion as litert
+from se_keras.export.litert import quantization as quantize
+from se_keras.export.litert.conversion import LiteRTModel, Runner, load, to_litert
+from se_keras.export.litert.metadata import detach
 from se_keras.layers import SqueezeExcite
 from se_keras.training.data import digits
-from se_keras.training.fit import fit
-from se_keras.training.recipe import DIGITS
+from se_keras.training.loop import fit
+from se_keras.training.recipes import DIGITS
 
 BUILTIN = {code: name for name, code in vars(schema.BuiltinOperator).items() if not name.startswith("_")}
 TYPES = {code: name for name, code in vars(schema.TensorType).items() if not name.startswith("_")}

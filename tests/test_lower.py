@@ -18,7 +18,7 @@ from keras import layers, ops
 from keras.layers import BatchNormalization, Conv2D, Dense, DepthwiseConv2D, Dropout, ReLU
 
 from se_keras.catalogue import create
-from se_keras.export.lower import lower
+from se_keras.export.lowering import lower
 from se_keras.graph import calls, producer, structures
 from se_keras.layers import EXCITATIONS, SQUEEZES, ChannelShuffle, ShakeShake, SqueezeExcite
 from se_keras.recalibration import SITES, SEConfig

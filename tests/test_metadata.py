@@ -15,8 +15,9 @@ from ai_edge_litert.interpreter import Interpreter
 from ai_edge_litert.tools import flatbuffer_utils
 from keras import layers
 
-from se_keras.export import metadata, to_litert
-from se_keras.export.metadata import Metadata, attach, check, describe, detach, read
+from se_keras.export import to_litert
+from se_keras.export.litert import metadata
+from se_keras.export.litert.metadata import Metadata, attach, check, describe, detach, read
 from se_keras.layers import SqueezeExcite
 
 LABELS = ("tench", "goldfish", "great white shark", "Köter [1]")
@@ -226,13 +227,13 @@ def test_what_cannot_be_said_is_an_error(told, error, said):
 
 
 def test_labels_that_do_not_fit_are_an_error_before_anything_is_converted(model, monkeypatch):
-    monkeypatch.setattr("se_keras.export.litert._convert", None)
+    monkeypatch.setattr("se_keras.export.litert.conversion._convert", None)
     with pytest.raises(ValueError, match="the network has 4 classes. Received: 1 labels"):
         to_litert(model, labels=["cat"])
 
 
 def test_network_without_classes_takes_no_labels(monkeypatch):
-    monkeypatch.setattr("se_keras.export.litert._convert", None)
+    monkeypatch.setattr("se_keras.export.litert.conversion._convert", None)
     images = keras.Input((8, 8, 3), name="images")
     with pytest.raises(ValueError, match="the network has no classes. Received: 4 labels"):
         to_litert(keras.Model(images, layers.Conv2D(4, 3)(images)), labels=LABELS)

@@ -14,8 +14,8 @@ from export_fixtures import difference, outputs_of, scattered
 from se_keras.architectures import inception, vgg
 from se_keras.blocks import max_pool_caffe
 from se_keras.catalogue import create, names, spec_of
-from se_keras.export.litert import to_litert
-from se_keras.export.lower import lower
+from se_keras.export.litert.conversion import to_litert
+from se_keras.export.lowering import lower
 from se_keras.figures import PAPER, listing
 from se_keras.graph import producer
 from se_keras.layers import SqueezeExcite

@@ -30,7 +30,7 @@ from torch_oracles import torchvision_for_import
 from se_keras.architectures import cifar, resnet
 from se_keras.catalogue import create, spec_of
 from se_keras.recalibration import SEConfig
-from se_keras.weights import port
+from se_keras.weights.porting import port
 
 REASON = 'needs torch, timm and pytorchcv: pip install -e ".[parity]"'
 torch = pytest.importorskip("torch", reason=REASON)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from se_keras.training.augmentation import RESIZE, decode, evaluation_image, training_image
 from se_keras.training.data import IMAGENET, Arrays, Corrupt, Data, Pass, digits, folder
-from se_keras.training.images import RESIZE, decode, evaluation_image, training_image
 from se_keras.training.pipeline import batches, held_out
-from se_keras.training.recipe import Augmentation
+from se_keras.training.recipes import Augmentation
 
 CROPS = Augmentation(crop="scale_and_aspect", flip=True)
 

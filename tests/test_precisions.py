@@ -13,9 +13,9 @@ from export_fixtures import difference, images_for, outputs_of, scattered
 from keras import layers
 
 from se_keras.catalogue import create
-from se_keras.export import litert
-from se_keras.export.flatbuffer import packed, without_idle_clamps
-from se_keras.export.litert import PRECISIONS, Runner, to_litert
+from se_keras.export.litert import conversion as litert
+from se_keras.export.litert.conversion import PRECISIONS, Runner, to_litert
+from se_keras.export.litert.flatbuffer import packed, without_idle_clamps
 from se_keras.training.data import digits
 
 IMAGES = digits().train.images[:60]

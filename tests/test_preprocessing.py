@@ -14,10 +14,10 @@ from test_catalogue import one_line
 from torch_oracles import torchvision_for_import
 
 from se_keras.catalogue import create, names, spec_of
-from se_keras.export.litert import Runner, to_litert
-from se_keras.export.lower import lower
+from se_keras.export.litert.conversion import Runner, to_litert
+from se_keras.export.lowering import lower
 from se_keras.preprocessing import decode_predictions, preprocess_input
-from se_keras.pretrained import IMAGENET
+from se_keras.weights.released import IMAGENET
 
 CIFAR = "se_resnet20"
 DIGITS = "se_resnet11_digits"

@@ -32,11 +32,11 @@ from safetensors.numpy import save
 from test_catalogue import one_line
 from torch_oracles import torchvision_for_import
 
-from se_keras import pretrained
 from se_keras.catalogue import create, names, spec_of
-from se_keras.pretrained import IMAGENET, Pretrained
 from se_keras.recalibration import SEConfig
-from se_keras.weights import load
+from se_keras.weights import released as pretrained
+from se_keras.weights.porting import load
+from se_keras.weights.released import IMAGENET, Pretrained
 
 DIGITS = "se_resnet11_digits"
 REPO = "timm/digits.in1k"

@@ -11,7 +11,7 @@ from export_fixtures import difference, images_for, outputs_of, scattered
 from se_keras.catalogue import create, spec_of
 from se_keras.export import lower
 from se_keras.graph import calls
-from se_keras.pyramid import pyramid
+from se_keras.pyramids import pyramid
 from se_keras.recalibration import SEConfig
 
 # (pixels, channels) of each level at the default size.

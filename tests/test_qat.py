@@ -14,13 +14,15 @@ from export_fixtures import Subclassed, difference, grouped_network, images_for,
 from keras import layers
 
 from se_keras.catalogue import create
-from se_keras.export import lower, metadata, qat, to_litert
-from se_keras.export.litert import load
-from se_keras.export.twin import transcribe
+from se_keras.export import lower, to_litert
+from se_keras.export.litert import metadata
+from se_keras.export.litert.conversion import load
+from se_keras.export.qat import finetuning as qat
+from se_keras.export.qat.tf_keras_model import transcribe
 from se_keras.layers import SqueezeExcite
 from se_keras.training.data import digits
-from se_keras.training.fit import fit
-from se_keras.training.recipe import DIGITS
+from se_keras.training.loop import fit
+from se_keras.training.recipes import DIGITS
 
 LOSS = "sparse_categorical_crossentropy"
 

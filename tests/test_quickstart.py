@@ -9,10 +9,10 @@ import tensorflow as tf
 
 import se_keras.quickstart as module
 import se_keras_cli
-from se_keras.export.litert import load
+from se_keras.export.litert.conversion import load
 from se_keras.training import checkpoint, record
-from se_keras.training.fit import MODEL_FILE, RUN_FILE
-from se_keras.training.recipe import DIGITS
+from se_keras.training.loop import MODEL_FILE, RUN_FILE
+from se_keras.training.recipes import DIGITS
 
 pytestmark = pytest.mark.slow
 

@@ -6,7 +6,7 @@ from dataclasses import FrozenInstanceError, asdict, replace
 
 import pytest
 
-from se_keras.training.recipe import DIGITS, RECIPES, Augmentation, Recipe, after_plateaus, learning_rates
+from se_keras.training.recipes import DIGITS, RECIPES, Augmentation, Recipe, after_plateaus, learning_rates
 
 # arXiv:1709.01507: section 5.1 (ImageNet and mobile), appendix (SENet-154), section 6 (ablations).
 PAPER = {

@@ -20,9 +20,11 @@ from export_fixtures import Subclassed, grouped_network, images_for, scattered
 from keras import layers
 
 from se_keras.catalogue import create
-from se_keras.export import golden, savedmodel, session, warmup
+from se_keras.export import golden
 from se_keras.export.agreement import agreement
-from se_keras.export.savedmodel import next_version, to_savedmodel
+from se_keras.export.benchmark.programs import serving_session as session
+from se_keras.export.serving import savedmodel, warmup
+from se_keras.export.serving.savedmodel import next_version, to_savedmodel
 from se_keras.layers import SqueezeExcite
 
 BATCHES = (1, 3, 7)

@@ -25,10 +25,13 @@ from serving_stand_in import stand_in
 from tensorflow_serving.config import model_server_config_pb2
 
 import se_keras_cli
-from se_keras.export import load, serving, session, to_savedmodel
-from se_keras.export.load import serving_load
-from se_keras.export.savedmodel import Runner
-from se_keras.training.images import evaluation_image
+from se_keras.export import to_savedmodel
+from se_keras.export.benchmark import load
+from se_keras.export.benchmark.load import serving_load
+from se_keras.export.benchmark.programs import serving_session as session
+from se_keras.export.serving import client as serving
+from se_keras.export.serving.savedmodel import Runner
+from se_keras.training.augmentation import evaluation_image
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "serving"
 MEAN, STD = (123.7, 116.3, 103.5), (58.4, 57.1, 57.4)

@@ -15,8 +15,8 @@ import pytest
 import se_keras
 from se_keras.training import Execution, Preempted, checkpoint, fit, record
 from se_keras.training.data import Arrays, Corrupt, Files, digits, folder
-from se_keras.training.fit import EXIT_SAVED, MODEL_FILE, RUN_FILE
-from se_keras.training.recipe import DIGITS, Augmentation
+from se_keras.training.loop import EXIT_SAVED, MODEL_FILE, RUN_FILE
+from se_keras.training.recipes import DIGITS, Augmentation
 
 FIGURES = ("loss", "accuracy", "val_loss", "val_accuracy", "val_top5", "learning_rate")
 FILES = {MODEL_FILE, RUN_FILE, checkpoint.FILE, record.CSV, record.EVENTS, *record.CURVES}

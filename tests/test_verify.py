@@ -11,8 +11,10 @@ from export_fixtures import Subclassed, images_for, scattered
 from keras import layers
 
 from se_keras.catalogue import create
-from se_keras.export import litert, lower, savedmodel, to_litert, to_savedmodel, verify
+from se_keras.export import lower, to_litert, to_savedmodel, verify
 from se_keras.export.agreement import agreement
+from se_keras.export.litert import conversion as litert
+from se_keras.export.serving import savedmodel
 from se_keras.layers import SqueezeExcite
 
 # Kinds sum in other orders, which is about 1e-6 of the range in float32 (3e-7 seen here). A lost bias is beyond 1e-3.

@@ -11,9 +11,9 @@ from safetensors.numpy import save_file
 from test_catalogue import one_line
 
 from se_keras.catalogue import create, names
-from se_keras.naming import NAMINGS, pytorchcv_bn_inception, timm_legacy, timm_resnet, timm_vgg
 from se_keras.recalibration import SEConfig
-from se_keras.weights import _rows, load, port, read
+from se_keras.weights.naming import NAMINGS, pytorchcv_bn_inception, timm_legacy, timm_resnet, timm_vgg
+from se_keras.weights.porting import _rows, load, port, read
 
 DIGITS = "se_resnet11_digits"
 

@@ -18,7 +18,7 @@ def run(folder, given):
     import se_keras
     from se_keras.training import fit
     from se_keras.training.data import Arrays, digits
-    from se_keras.training.recipe import DIGITS
+    from se_keras.training.recipes import DIGITS
 
     data = digits()
     data = replace(

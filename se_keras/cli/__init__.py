@@ -17,8 +17,8 @@ from rich.console import Console
 if __name__ != "se_keras_cli":
     raise ImportError(f"This package is se_keras_cli: the command se-keras. Received: {__name__}")
 
-from se_keras_cli import evaluating, files, measuring, networks, profiling, serving, training
-from se_keras_cli.screen import USER_ERRORS, native_logs_hidden, say
+from . import evaluating, files, measuring, networks, profiling, serving, training
+from .screen import USER_ERRORS, native_logs_hidden, say
 
 IMAGES = "'digits', a .npy file (N, height, width, channels), or a folder of PNG, JPEG, BMP and GIF images"
 NORMALIZE = (

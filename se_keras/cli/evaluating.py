@@ -3,15 +3,15 @@
 import tempfile
 from pathlib import Path
 
-from se_keras_cli.files import normalization_of
-from se_keras_cli.screen import Output, answer, new_table, print_json, progress_on
+from .files import normalization_of
+from .screen import Output, answer, new_table, print_json, progress_on
 
 
 def evaluate(options, console):
     """`se-keras evaluate`."""
     from se_keras import storage
+    from se_keras.evaluation import evaluate, write_confusion
     from se_keras.training import sources
-    from se_keras.training.evaluation import evaluate, write_confusion
 
     if options.confusion:
         storage.check_writable(options.confusion)
@@ -46,12 +46,12 @@ def evaluate(options, console):
 
 def _said_of(path):
     """What a model's files say: `network`, `classes` and `normalization`, as far as they do."""
-    from se_keras.training.fit import training_of
+    from se_keras.training.loop import training_of
 
     if path.suffix == ".keras":
         return training_of(path) or {}
     if path.suffix == ".tflite" and path.is_file():
-        from se_keras.export.metadata import read
+        from se_keras.export.litert.metadata import read
 
         about = read(path.read_bytes())
         if about is None:
@@ -115,7 +115,7 @@ def benchmark_training(options, console):
     """`se-keras benchmark-training`."""
     from dataclasses import asdict
 
-    from se_keras.export.overhead import baseline_name, environment
+    from se_keras.export.benchmark.overhead import baseline_name, environment
     from se_keras.training.throughput import PAPER_STEP, step_time
 
     with progress_on(console) as progress:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.markup import escape
 
-from se_keras_cli.screen import Output, answer, new_table, print_json, progress_on, say
+from .screen import Output, answer, new_table, print_json, progress_on, say
 
 LIMIT = 500
 LAYER_TOLERANCE = 1e-3
@@ -14,10 +14,10 @@ EXIT_DISAGREEMENT = 1
 
 def export(options, console):
     """`se-keras export`."""
-    from se_keras import storage
-    from se_keras.export import images, to_litert, to_savedmodel
-    from se_keras.export.verify import load_keras
-    from se_keras.training.fit import training_of
+    from se_keras import images, storage
+    from se_keras.export import to_litert, to_savedmodel
+    from se_keras.export.verification import load_keras
+    from se_keras.training.loop import training_of
 
     to_file = options.output.suffix == ".tflite"
     if not to_file and options.precision != "float32":
@@ -74,7 +74,7 @@ def export(options, console):
 def verify(options, console):
     """`se-keras verify`; status 1 where two models disagree by more than they may."""
     from se_keras.export import verify
-    from se_keras.export.verify import images_shape, runnable
+    from se_keras.export.verification import images_shape, runnable
 
     if options.normalize and not Path(options.images or "").is_dir():
         raise ValueError(f"--normalize is for a folder of images. Received: {options.images or 'noise'}")
@@ -121,7 +121,7 @@ def _print_verification(found, options):
 
 def inspect(options, console):
     """`se-keras inspect`."""
-    from se_keras.export.inspection import inspect
+    from se_keras.export.litert.inspection import inspect
 
     with progress_on(console) as progress:
         progress(f"loading {options.file}")

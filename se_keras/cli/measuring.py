@@ -6,16 +6,18 @@ from functools import partial
 
 from rich.markup import escape
 
-from se_keras_cli.screen import Output, answer, new_table, print_json, progress_on, say
+from .screen import Output, answer, new_table, print_json, progress_on, say
 
 
 def benchmark(options, console):
     """`se-keras benchmark`."""
     from se_keras import storage
     from se_keras.catalogue import spec_of
-    from se_keras.export import android, litert, overhead
-    from se_keras.export.benchmark import check_plan
-    from se_keras.export.report import read
+    from se_keras.export.benchmark import overhead
+    from se_keras.export.benchmark.report import read
+    from se_keras.export.benchmark.targets import adb as android
+    from se_keras.export.litert import conversion as litert
+    from se_keras.timing import check_plan
 
     if options.profile and (options.files or options.adb):
         raise ValueError("--profile is for --network on this machine: se-keras profile A --against B profiles files")
@@ -108,7 +110,7 @@ def _tables(records):
 def report(options, console):
     """`se-keras report`."""
     from se_keras import storage
-    from se_keras.export.report import as_html, as_markdown, read
+    from se_keras.export.benchmark.report import as_html, as_markdown, read
 
     results = [read(path) for path in options.results]
     if options.markdown:

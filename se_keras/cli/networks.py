@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 
-from se_keras_cli.screen import Output, answer, new_table, print_json, progress_on
+from .screen import Output, answer, new_table, print_json, progress_on
 
 PAPER_COLUMNS = "G MACs, million parameters, and top-1 error on ImageNet, or on CIFAR-10/CIFAR-100"
 

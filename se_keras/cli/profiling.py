@@ -2,15 +2,15 @@
 
 from rich.markup import escape
 
-from se_keras_cli.screen import Output, answer, new_table, print_json, progress_on
+from .screen import Output, answer, new_table, print_json, progress_on
 
 SLOWEST = 10
 
 
 def profile(options, console):
     """`se-keras profile`."""
-    from se_keras.export import litert
-    from se_keras.export.profiler import PARTS, profile
+    from se_keras.export.benchmark.profiler import PARTS, profile
+    from se_keras.export.litert import conversion as litert
 
     with progress_on(console) as progress:
         found = {}

@@ -4,14 +4,14 @@ from functools import partial
 
 from rich.markup import escape
 
-from se_keras_cli.screen import Output, answer, new_table, print_json, progress_on, say
+from .screen import Output, answer, new_table, print_json, progress_on, say
 
 EXIT_DISAGREEMENT = 1
 
 
 def serve_config(options, console):
     """`se-keras serve-config`."""
-    from se_keras.export import serving
+    from se_keras.export.serving import client as serving
 
     names = serving.write_server_files(options.folder, root=options.root, replace=options.replace)
     answer(f"wrote {options.folder / serving.MODELS} for {', '.join(names)}, and {options.folder / serving.MONITORING}")
@@ -19,7 +19,8 @@ def serve_config(options, console):
 
 def serve_check(options, console):
     """`se-keras serve-check`; status 1 where the server computes something else."""
-    from se_keras.export import savedmodel, serving
+    from se_keras.export.serving import client as serving
+    from se_keras.export.serving import savedmodel
 
     with progress_on(console) as progress:
         saved = savedmodel.load(options.manifest)
@@ -46,9 +47,9 @@ def serve_check(options, console):
 def benchmark_serving(options, console):
     """`se-keras benchmark-serving`."""
     from se_keras.catalogue import spec_of
-    from se_keras.export.litert import check_threads
-    from se_keras.export.load import serving_load
-    from se_keras.export.overhead import PAPER, environment, measure, overheads
+    from se_keras.export.benchmark.load import serving_load
+    from se_keras.export.benchmark.overhead import PAPER, environment, measure, overheads
+    from se_keras.export.litert.conversion import check_threads
 
     shape = options.size and (options.size, options.size, spec_of(options.network).input_shape[-1])
     check_threads(options.threads)

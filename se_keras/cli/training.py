@@ -4,14 +4,15 @@ import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from se_keras_cli.screen import Output, answer, new_table, print_json, progress_on, say
+from .screen import Output, answer, new_table, print_json, progress_on, say
 
 EXIT_SAVED = 75
 
 
 def train(options, console):
     """`se-keras train`; status 75 where SIGTERM came and all was saved."""
-    from se_keras.training import distribution, recipe, sources
+    from se_keras.training import distribution, sources
+    from se_keras.training import recipes as recipe
 
     if options.recipe is not None and options.recipe not in recipe.RECIPES:
         raise ValueError(f"recipe must be one of {', '.join(recipe.RECIPES)}. Received: {options.recipe!r}")
@@ -29,7 +30,7 @@ def train(options, console):
 
     from se_keras import create
     from se_keras.catalogue import spec_of
-    from se_keras.training.fit import MODEL_FILE, Execution, Preempted, fit
+    from se_keras.training.loop import MODEL_FILE, Execution, Preempted, fit
 
     execution = Execution(
         steps_per_execution=options.steps_per_execution,
@@ -106,7 +107,7 @@ def _print_plan(options, chosen):
     """`--dry-run`: the recipe in full, and what it comes to."""
     from se_keras.catalogue import spec_of
     from se_keras.training import sources
-    from se_keras.training.recipe import learning_rates
+    from se_keras.training.recipes import learning_rates
 
     spec = spec_of(options.network)
     data = sources.load(options.data, mean=spec.mean, std=spec.std)
@@ -160,7 +161,7 @@ def _text(value):
 
 def curves(options, console):
     """`se-keras curves`."""
-    from se_keras.training.fit import RUN_FILE
+    from se_keras.training.loop import RUN_FILE
     from se_keras.training.record import draw_curves
 
     runs = {}

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from se_keras.training.recipe import SAMPLINGS
+from se_keras.training.recipes import SAMPLINGS
 
 IMAGENET = {"mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375)}  # of each channel, 0 to 255, RGB
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")  # of what is tried; the content says what it is

@@ -2,8 +2,8 @@
 
 import tensorflow as tf
 
+from se_keras.training.augmentation import evaluation_image, mix_up, rand_augment, training_image
 from se_keras.training.data import Pass
-from se_keras.training.images import evaluation_image, mix_up, rand_augment, training_image
 
 AUTO = tf.data.AUTOTUNE
 _AHEAD = 2  # batches that are ready before they are asked for

@@ -12,13 +12,13 @@ import tensorflow as tf
 
 from se_keras.catalogue import create, spec_of
 from se_keras.errors import first_line
-from se_keras.export.benchmark import Comparison, check_plan, compare
-from se_keras.export.overhead import baseline_name, environment
+from se_keras.export.benchmark.overhead import baseline_name, environment
+from se_keras.timing import Comparison, check_plan, compare
+from se_keras.training.augmentation import training_image
 from se_keras.training.data import Files, Pass, folder
 from se_keras.training.distribution import Trainer, replicas
-from se_keras.training.images import training_image
 from se_keras.training.pipeline import AUTO, batches
-from se_keras.training.recipe import PAPER_IMAGENET
+from se_keras.training.recipes import PAPER_IMAGENET
 
 PAPER_STEP = {"resnet50_ms": 190, "se_resnet50_ms": 209, "ratio": 209 / 190, "source": "arXiv:1709.01507, section 4"}
 EPOCH = 20_000

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import keras
 
-from se_keras import storage, weights
+from se_keras import storage
 from se_keras.errors import first_line
+from se_keras.weights import porting as weights
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,9 +15,9 @@ from tensorflow.core.framework import types_pb2
 
 from se_keras import storage
 from se_keras.errors import first_line
-from se_keras.export import golden
-from se_keras.export.savedmodel import SIGNATURE
-from se_keras.export.signatures import IMAGE_BYTES
+from .. import golden
+from .savedmodel import SIGNATURE
+from .signatures import IMAGE_BYTES
 
 MODELS, MONITORING = "models.config", "monitoring.config"
 

@@ -15,16 +15,17 @@ from tensorflow.lite.python.convert_phase import ConverterError
 
 from se_keras import storage
 from se_keras.errors import first_line
-from se_keras.export import metadata, savedmodel
-from se_keras.export.agreement import agreement, in_batches
-from se_keras.export.calibration import calibration_images, warn_of_other_range
-from se_keras.export.flatbuffer import TYPES, with_types, without_idle_clamps
-from se_keras.export.golden import golden
-from se_keras.export.images import require_pixels
-from se_keras.export.lower import lower
-from se_keras.export.manifest import manifest, sha256
-from se_keras.export.quantize import CALIBRATED, PRECISIONS, quantize
+from ..agreement import agreement, in_batches
+from ..calibration import calibration_images, warn_of_other_range
+from ..golden import golden
+from . import metadata
+from .flatbuffer import TYPES, with_types, without_idle_clamps
+from .quantization import CALIBRATED, PRECISIONS, quantize
+from ..lowering import lower
+from ..manifest import manifest, sha256
+from ..serving import savedmodel
 from se_keras.graph import functional, producer
+from se_keras.images import require_pixels
 
 _LOW_COSINE = 0.9  # trained networks are above 0.99; below it, calibration did not show what the network sees
 

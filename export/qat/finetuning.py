@@ -25,16 +25,17 @@ import tf_keras
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from tf_keras import layers
 
-from se_keras.export import metadata, savedmodel
-from se_keras.export.agreement import agreement
-from se_keras.export.calibration import calibration_images
-from se_keras.export.flatbuffer import with_float_softmax, with_types
-from se_keras.export.golden import golden
-from se_keras.export.litert import LiteRTModel, Runner, without_clamps
-from se_keras.export.lower import lower
-from se_keras.export.manifest import manifest, sha256
-from se_keras.export.quantize import too_narrow, widened
-from se_keras.export.twin import KERNELS, predict, transcribe
+from ..agreement import agreement
+from ..calibration import calibration_images
+from ..golden import golden
+from ..litert import metadata
+from ..litert.conversion import LiteRTModel, Runner, without_clamps
+from ..litert.flatbuffer import with_float_softmax, with_types
+from ..litert.quantization import too_narrow, widened
+from ..lowering import lower
+from ..manifest import manifest, sha256
+from .tf_keras_model import KERNELS, predict, transcribe
+from ..serving import savedmodel
 from se_keras.graph import calls, functional, input_shape_of, parts
 
 # The library asks for tf_keras by an environment variable, which the user's other processes would inherit, and where

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.core.framework import tensor_pb2
 
-from se_keras.export import protos
+from se_keras import protos
 
 FILE = "assets.extra/tf_serving_warmup_requests"
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from se_keras.errors import first_line
 from se_keras.graph import producer
-from se_keras.naming import NAMINGS
+from se_keras.weights.naming import NAMINGS
 
 SUFFIXES = (".weights.h5", ".keras", ".safetensors", ".pth")
 

@@ -12,10 +12,10 @@ import keras
 import numpy as np
 
 from se_keras.catalogue import create, spec_of
-from se_keras.export import session
-from se_keras.export.benchmark import Ratio, ratio_of
-from se_keras.export.overhead import FORMS, baseline_name
-from se_keras.export.savedmodel import to_savedmodel
+from .overhead import FORMS, baseline_name
+from .programs import serving_session as session
+from ..serving.savedmodel import to_savedmodel
+from se_keras.timing import Ratio, ratio_of
 
 
 @dataclass(frozen=True, kw_only=True)

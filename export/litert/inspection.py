@@ -5,9 +5,10 @@ from dataclasses import asdict, dataclass
 
 from ai_edge_litert import schema_py_generated as schema
 
-from se_keras.export import golden, metadata
-from se_keras.export.litert import load
-from se_keras.export.manifest import sha256
+from .. import golden
+from . import metadata
+from .conversion import load
+from ..manifest import sha256
 
 _OPERATORS = {code: name for name, code in vars(schema.BuiltinOperator).items() if not name.startswith("_")}
 _TYPES = {code: name.lower() for name, code in vars(schema.TensorType).items() if not name.startswith("_")}

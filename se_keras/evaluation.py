@@ -10,10 +10,10 @@ import numpy as np
 import tensorflow as tf
 
 from se_keras import storage
-from se_keras.export.verify import runnable
+from se_keras.export.verification import runnable
+from se_keras.training.augmentation import decode, evaluation_image
 from se_keras.training.data import Corrupt, Pass
 from se_keras.training.distribution import TOP
-from se_keras.training.images import decode, evaluation_image
 from se_keras.training.pipeline import AUTO, normalized, weighted
 
 _VIEWS_AT_ONCE = 64  # through a model

@@ -13,13 +13,13 @@ from pathlib import Path
 import keras
 
 from se_keras.catalogue import AS_PUBLISHED, create, spec_of
-from se_keras.export.agreement import noise
-from se_keras.export.benchmark import Comparison, compare
-from se_keras.export.energy import find_meter
-from se_keras.export.litert import PRECISIONS, check_threads, to_litert
-from se_keras.export.manifest import sha256, versions
-from se_keras.export.profiler import profile
-from se_keras.export.savedmodel import check_images
+from ..agreement import noise
+from .energy import find_meter
+from .profiler import profile
+from ..litert.conversion import PRECISIONS, check_threads, to_litert
+from ..manifest import sha256, versions
+from ..serving.savedmodel import check_images
+from se_keras.timing import Comparison, compare
 
 FORMS = {"published": False, "lowered": True}  # the exporter's `lowering`
 AS_GIVEN = "as given"  # the form of files that were exported before

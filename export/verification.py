@@ -11,10 +11,11 @@ import keras
 import numpy as np
 
 from se_keras.errors import first_line
-from se_keras.export import litert, savedmodel
-from se_keras.export.agreement import LEAST_PROBABILITY, Agreement, agreement, in_batches, noise
-from se_keras.export.calibration import calibration_images
-from se_keras.export.lower import lower
+from .agreement import LEAST_PROBABILITY, Agreement, agreement, in_batches, noise
+from .calibration import calibration_images
+from .litert import conversion as litert
+from .lowering import lower
+from .serving import savedmodel
 from se_keras.graph import calls, functional, gives_probabilities, producer
 
 _FREE_SIZE = 64  # of noise, where neither side has a size of its own

@@ -9,8 +9,8 @@ import tf_keras
 from keras import activations, layers
 from tf_keras import layers as legacy
 
-from se_keras.export import savedmodel
-from se_keras.export.agreement import agreement
+from ..agreement import agreement
+from ..serving import savedmodel
 from se_keras.graph import calls, endpoints
 
 KERNELS = (legacy.Conv2D, legacy.DepthwiseConv2D, legacy.Dense)

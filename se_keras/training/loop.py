@@ -19,7 +19,7 @@ from se_keras.training import checkpoint, record
 from se_keras.training.data import Corrupt, Pass
 from se_keras.training.distribution import Replicas, Trainer, averaged, replicas
 from se_keras.training.pipeline import batches, held_out
-from se_keras.training.recipe import after_plateaus, learning_rates
+from se_keras.training.recipes import after_plateaus, learning_rates
 
 MODEL_FILE = "model.keras"
 RUN_FILE = "run.json"

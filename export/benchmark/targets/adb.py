@@ -16,12 +16,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from se_keras import protos
 from se_keras.errors import first_line
-from se_keras.export import protos
-from se_keras.export.benchmark import Blocks, Comparison, check_plan
-from se_keras.export.litert import check_threads
-from se_keras.export.manifest import versions
-from se_keras.export.overhead import Footprint, Overhead, described, require_pair
+from ..overhead import Footprint, Overhead, described, require_pair
+from ...litert.conversion import check_threads
+from ...manifest import versions
+from se_keras.timing import Blocks, Comparison, check_plan
 
 FOLDER = "/data/local/tmp"
 _ON_PHONE = "device:"

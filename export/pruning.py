@@ -15,7 +15,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from se_keras.export.calibration import calibration_images
+from .calibration import calibration_images
 from se_keras.graph import calls, endpoints, input_shape_of, parts, structures
 from se_keras.layers import SqueezeExcite
 

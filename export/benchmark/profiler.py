@@ -12,8 +12,8 @@ from pathlib import Path
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from se_keras.errors import first_line
-from se_keras.export import events
-from se_keras.export.litert import check_threads
+from .programs import profiler_events as events
+from ..litert.conversion import check_threads
 
 # Which of XNNPACK's operators, by the beginning of its name, computes which of LiteRT's. A convolution of 1x1 at stride
 # 1 is a matrix product there.

@@ -14,14 +14,15 @@ from tensorflow.core.protobuf import saved_model_pb2
 
 from se_keras import storage
 from se_keras.errors import first_line
-from se_keras.export import metadata, warmup
-from se_keras.export.agreement import agreement, in_batches, logit_range, noise
-from se_keras.export.golden import golden
-from se_keras.export.lower import lower
-from se_keras.export.manifest import manifest, sha256
-from se_keras.export.signatures import IMAGE_BYTES, LOGITS, classify, logits
+from ..agreement import agreement, in_batches, logit_range, noise
+from ..golden import golden
+from ..litert import metadata
+from ..lowering import lower
+from ..manifest import manifest, sha256
+from . import warmup
+from .signatures import IMAGE_BYTES, LOGITS, classify, logits
 from se_keras.graph import functional, gives_probabilities, producer, structures
-from se_keras.training.images import evaluation_image
+from se_keras.training.augmentation import evaluation_image
 
 SIGNATURE = "serving_default"
 # What TF Serving gathers requests into, where it is asked to. A batch of another size is filled up to the next.

@@ -1,0 +1,1 @@
+"""What squeeze-and-excitation costs: networks measured in pairs, here and on other devices."""

@@ -1,0 +1,1 @@
+"""LiteRT (TFLite) files: conversion, quantization, metadata, and what is in one."""

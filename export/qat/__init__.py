@@ -1,0 +1,14 @@
+"""Fine-tuning for export, by tensorflow-model-optimization: quantization-aware training, pruning, clustering."""
+
+from .finetuning import KeepBest, clustered, compression, prunable, quantize_aware, scope, stripped, to_litert
+
+__all__ = [
+    "KeepBest",
+    "clustered",
+    "compression",
+    "prunable",
+    "quantize_aware",
+    "scope",
+    "stripped",
+    "to_litert",
+]
