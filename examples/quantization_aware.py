@@ -11,8 +11,7 @@ import tensorflow as tf
 import tf_keras
 
 import se_keras
-from se_keras.export import to_litert
-from se_keras.export.qat import finetuning as qat
+from se_keras.export import qat, to_litert
 from se_keras.training.data import digits
 from se_keras.training.loop import fit
 from se_keras.training.recipes import DIGITS

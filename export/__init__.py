@@ -3,16 +3,18 @@
 if __name__ != "se_keras.export":
     raise ImportError(f"This package is se_keras.export: install se_keras and import that. Received: {__name__}")
 
+from se_keras.images import load_images
+from se_keras.timing import compare
+
 from .agreement import Agreement, agreement
-from .litert.conversion import LiteRTModel, to_litert
+from .description import Metadata
+from .litert.conversion import to_litert
+from .litert.file import LiteRTModel
 from .litert.inspection import Inspection, inspect
-from .litert.metadata import Metadata
 from .lowering import Lowering, lower
 from .pruning import ChannelPruning, excitations, prune_channels
 from .serving.savedmodel import SavedModel, to_savedmodel
 from .verification import Verification, verify
-from se_keras.images import load_images
-from se_keras.timing import compare
 
 __all__ = [
     "Agreement",

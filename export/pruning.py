@@ -15,8 +15,8 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from .calibration import calibration_images
 from se_keras.graph import calls, endpoints, input_shape_of, parts, structures
+from se_keras.images import calibration_images
 from se_keras.layers import SqueezeExcite
 
 

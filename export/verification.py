@@ -11,12 +11,14 @@ import keras
 import numpy as np
 
 from se_keras.errors import first_line
-from .agreement import LEAST_PROBABILITY, Agreement, agreement, in_batches, noise
-from .calibration import calibration_images
-from .litert import conversion as litert
-from .lowering import lower
-from .serving import savedmodel
 from se_keras.graph import calls, functional, gives_probabilities, producer
+from se_keras.images import calibration_images
+
+from .agreement import LEAST_PROBABILITY, Agreement, agreement, in_batches, noise
+from .litert.file import LiteRTModel, load_litert
+from .lowering import lower
+from .model import check_images, predict, require_one_input
+from .serving.savedmodel import SavedModel, load_savedmodel
 
 _FREE_SIZE = 64  # of noise, where neither side has a size of its own
 _LAYER_SAMPLES = 4  # all layers of a large network at once take some 100 MB an image
@@ -148,14 +150,14 @@ def load_keras(path):
         raise ValueError(f"{str(path)!r} is not a Keras model that can be loaded: {first_line(error)}") from error
 
 
-_FILES = {".keras": load_keras, ".tflite": litert.load}
+_FILES = {".keras": load_keras, ".tflite": load_litert}
 
 
 def _load(path):
     if path.suffix in _FILES:
         return _FILES[path.suffix](path)
     if path.is_dir():
-        return savedmodel.load(path)
+        return load_savedmodel(path)
     if not path.exists():
         raise FileNotFoundError(f"There is no file or folder {str(path)!r}")
     raise ValueError(f"A .keras file, a .tflite file or a SavedModel's folder. Received: {str(path)!r}")
@@ -163,10 +165,10 @@ def _load(path):
 
 def _keras(model, name):
     model = functional(model)
-    savedmodel.require_one_input(model)
+    require_one_input(model)
     return Runnable(
         name=name or model.name,
-        run=lambda images: savedmodel.predict(model, images),
+        run=lambda images: predict(model, images),
         input_shape=tuple(model.inputs[0].shape),
         model=model,
     )
@@ -187,14 +189,14 @@ def _savedmodel(saved, name):
     return Runnable(name=name or str(saved.path), run=runner, input_shape=runner.input_shape)
 
 
-_KINDS = {keras.Model: _keras, litert.LiteRTModel: _litert, savedmodel.SavedModel: _savedmodel}
+_KINDS = {keras.Model: _keras, LiteRTModel: _litert, SavedModel: _savedmodel}
 
 
 def _noise_for(a, b, shape):
     """Noise that a Keras model among the two bears; plain noise where there is none."""
     shape = tuple(size or _FREE_SIZE for size in shape)
     model = a.model or b.model
-    return savedmodel.check_images(model, shape=shape) if model else noise(shape)
+    return check_images(model, shape=shape) if model else noise(shape)
 
 
 def _named_alike(expected, actual, *, in_steps):

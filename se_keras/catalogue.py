@@ -8,7 +8,7 @@ import keras
 from se_keras.architectures import cifar, inception, mobilenet, resnet, shufflenet, vgg
 from se_keras.blocks import HEAD
 from se_keras.recalibration import check_fits
-from se_keras.weights.porting import load
+from se_keras.weights.porting import load_weights
 from se_keras.weights.released import IMAGENET, imagenet
 
 FAMILIES = (resnet, vgg, inception, mobilenet, shufflenet, cifar)
@@ -123,7 +123,9 @@ def create(
     model = keras.Model(inputs[0] if len(inputs) == 1 else inputs, x, name=name or network)
     if weights is not None:
         before = set(keras.Model(inputs, images).layers)
-        load([layer for layer in model.layers if layer not in before], weights, ignore=() if include_top else HEAD)
+        load_weights(
+            [layer for layer in model.layers if layer not in before], weights, ignore=() if include_top else HEAD
+        )
     return model
 
 
@@ -169,3 +171,8 @@ def _input_shape(shape, include_top, spec):
     if not sizes_fit or not isinstance(channels, int) or channels < 1:
         raise ValueError(f"{rule}. Received: input_shape={tuple(shape)}")
     return tuple(shape)
+
+
+def baseline_name(network):
+    """What the baseline of a network is called: se_resnet50's is resnet50."""
+    return network.removeprefix("se_") if network.startswith("se_") else f"{network}_without_se"

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from se_keras import storage
 from se_keras.export.verification import runnable
-from se_keras.training.augmentation import decode, evaluation_image
+from se_keras.images import decode, evaluation_image
 from se_keras.training.data import Corrupt, Pass
 from se_keras.training.distribution import TOP
 from se_keras.training.pipeline import AUTO, normalized, weighted

@@ -1,5 +1,6 @@
 """Folders of images: to calibrate on, and to compare networks on."""
 
+import os
 from pathlib import Path
 
 import keras
@@ -114,3 +115,87 @@ def _per_channel(name, value, channels):
     if not fits:
         raise ValueError(f"{name} must be one number, or {channels}: one for each channel. Received: {name}={value!r}")
     return values
+
+
+RESIZE = 256 / 224  # of the shorter side over the crop's: section 5.1 of arXiv:1709.01507
+
+
+def decode(content, channels=3):
+    """Pixels `(height, width, channels)`, uint8, of a JPEG, PNG, GIF (its first frame), BMP or WebP file.
+
+    What the file is, its content says. Gray becomes RGB and the other way round; transparency is dropped.
+    """
+    image = tf.io.decode_image(content, channels=channels, expand_animations=False)
+    return tf.ensure_shape(image, (None, None, channels))
+
+
+def evaluation_image(content, *, size, channels, resize=None):
+    """The middle of an image: its shorter side is scaled to `resize`, and `size` cut out of it.
+
+    An image that has the network's size already stays as it is, unless `resize` is given; its default is 256/224 of
+    the crop. Scaled bilinearly and antialiased, as Pillow and torchvision do.
+    """
+    image = tf.cast(_pixels(content, channels), "float32")
+    height, width = size
+    ratio = RESIZE if resize is None else resize / min(size)
+
+    def middle():
+        shape = tf.cast(tf.shape(image)[:2], "float32")
+        scale = tf.reduce_max([height, width] * tf.constant(ratio, "float32") / shape)
+        scaled = tf.maximum(tf.cast(tf.round(shape * scale), "int32"), [height, width])
+        top, left = tf.unstack((scaled - [height, width]) // 2)
+        return tf.image.resize(image, scaled, antialias=True)[top : top + height, left : left + width]
+
+    if resize is None:
+        fits = tf.reduce_all(tf.shape(image)[:2] == [height, width])
+        return tf.ensure_shape(tf.cond(fits, lambda: image, middle), (*size, channels))
+    return tf.ensure_shape(middle(), (*size, channels))
+
+
+def _pixels(content, channels):
+    return decode(content, channels) if content.dtype == tf.string else content
+
+
+def calibration_images(calibration, shape, *, what="Calibration"):
+    """Gathers calibration data into one float32 array `(samples, *shape)`.
+
+    Args:
+        calibration: An array of images, or an iterable of images or batches (a `tf.data.Dataset` too); of tuples such
+            as `(images, labels)` the first is taken. Or a folder of images, whose pixels stay 0 to 255.
+        shape: `(height, width, channels)` of the model's input; None is what the first image has.
+        what: What they are for, at the start of messages.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+        ValueError: If there are none, if they have another shape, or if a value is not finite.
+        TypeError: If they are no numbers.
+    """
+    shape = tuple(shape)
+    if isinstance(calibration, (str, os.PathLike)):
+        calibration = load_images(calibration, size=shape[:2], channels=shape[2])
+    if hasattr(calibration, "shape"):
+        calibration = [calibration]
+    batches = []
+    for item in calibration:
+        try:
+            batch = np.asarray(item[0] if isinstance(item, tuple) else item, dtype="float32")
+        except (TypeError, ValueError):
+            raise TypeError(f"{what} data must be arrays of numbers. Received: {type(item).__name__}") from None
+        if _fits(batch.shape, shape):
+            batch = batch[None]
+        if not _fits(batch.shape[1:], shape):
+            raise ValueError(f"{what} images must be {shape}. Received: {batch.shape}")
+        shape = batch.shape[1:]
+        batches.append(batch)
+    images = np.concatenate(batches) if batches else np.zeros(0, "float32")
+    if not len(images):
+        raise ValueError(f"{what} needs at least one image of {shape}. Received: none")
+    bad = np.flatnonzero(~np.isfinite(images).reshape(len(images), -1).all(axis=1))
+    if len(bad):
+        found = f"NaN or infinity in {len(bad)} of {len(images)} images, the first in image {bad[0]}"
+        raise ValueError(f"{what} images must be finite. Received: {found}")
+    return images
+
+
+def _fits(found, shape):
+    return len(found) == len(shape) and all(side in (None, size) for size, side in zip(found, shape, strict=True))

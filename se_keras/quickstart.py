@@ -9,8 +9,11 @@ import keras
 import numpy as np
 
 from se_keras import storage
-from se_keras.catalogue import create
-from se_keras.export.benchmark.overhead import PAPER, baseline_name, environment, measure, overheads
+from se_keras.catalogue import baseline_name, create
+from se_keras.environment import environment
+from se_keras.export.benchmark.overhead import overheads
+from se_keras.export.benchmark.results import PAPER
+from se_keras.export.benchmark.targets.host import measure
 from se_keras.export.litert.conversion import to_litert
 from se_keras.export.serving.savedmodel import to_savedmodel
 from se_keras.training import data as datasets

@@ -1,6 +1,7 @@
 """Files that are whole or absent: written beside their target, flushed to the disk, then renamed."""
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -123,3 +124,8 @@ def _flush(path):
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sha256(content):
+    """Hexadecimal SHA-256 of bytes."""
+    return hashlib.sha256(content).hexdigest()

@@ -13,13 +13,19 @@ import keras
 import pytest
 from keras import layers
 
+import se_keras.environment
+from se_keras.catalogue import baseline_name
+from se_keras.environment import environment
 from se_keras.export.benchmark import overhead
 from se_keras.export.benchmark.energy import find_meter
-from se_keras.export.benchmark.overhead import Overhead, baseline_name, environment, export_pairs, measure, overheads
+from se_keras.export.benchmark.overhead import export_pairs, overheads
+from se_keras.export.benchmark.results import PAPER, Overhead
+from se_keras.export.benchmark.targets import host
+from se_keras.export.benchmark.targets.host import measure
 from se_keras.export.litert.conversion import to_litert
-from se_keras.export.manifest import sha256
 from se_keras.layers import SqueezeExcite
 from se_keras.recalibration import SEConfig
+from se_keras.storage import sha256
 from se_keras.timing import FEWEST_BLOCKS, Comparison, Ratio, compare
 
 QUICK = partial(measure, blocks=2, runs=1)
@@ -331,7 +337,7 @@ def test_baseline_is_a_and_its_double_and_the_network_is_b(narrow, wide, monkeyp
             prepared[side] = max(detail["shape"][-1] for detail in call.__self__.get_tensor_details())
         return comparison((1.0, 1.0, 1.0), (1.0, 1.0, 1.0))
 
-    monkeypatch.setattr(overhead, "compare", record)
+    monkeypatch.setattr(host, "compare", record)
     measure(narrow, wide, form="lowered", blocks=7, runs=5, within=0.1, seconds=9)
     options = {"blocks": 7, "runs": 5, "within": 0.1, "seconds": 9, "meter": find_meter(), "progress": None}
     assert prepared == {"a": 4, "b": 8, "double": 4, **options}
@@ -504,7 +510,7 @@ def cpuinfo(monkeypatch, text):
             raise FileNotFoundError(path)
         return io.StringIO(text)
 
-    monkeypatch.setattr(overhead, "open", opened, raising=False)
+    monkeypatch.setattr(se_keras.environment, "open", opened, raising=False)
 
 
 @pytest.mark.parametrize(
@@ -527,7 +533,7 @@ def test_processor_is_what_the_system_tells(monkeypatch, text, processor, matrix
 
 def test_papers_figures_are_the_papers():
     # Section 4: "164 ms ... compared to 167 ms" for a pass of SE-ResNet-50 on a CPU.
-    assert overhead.PAPER["ratio"] == pytest.approx(1.018, abs=5e-4)
+    assert PAPER["ratio"] == pytest.approx(1.018, abs=5e-4)
 
 
 # Ends before all blocks, percentiles, footprints, and what is kept
@@ -588,7 +594,7 @@ def test_energy_is_not_told_where_the_system_does_not(tmp_path, powercap):
 
 
 def test_footprint_is_that_of_a_process_of_its_own(narrow):
-    found = overhead.footprint(narrow.content)
+    found = host.footprint(narrow.content)
     assert found.bytes == len(narrow.content)
     assert found.init_ms > 0 and found.first_ms > 0
     assert 0 <= found.peak_mb < 100  # the interpreter's own pages, and a network of a few kilobytes
@@ -596,7 +602,7 @@ def test_footprint_is_that_of_a_process_of_its_own(narrow):
 
 def test_file_that_does_not_run_alone_is_refused():
     with pytest.raises(ValueError, match="The file does not run in a process of its own: .+"):
-        overhead.footprint(b"no file")
+        host.footprint(b"no file")
 
 
 def test_profile_that_fails_loses_no_comparison(exported, monkeypatch):

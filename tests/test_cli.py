@@ -26,7 +26,7 @@ import se_keras
 import se_keras_cli
 from se_keras.export import to_litert
 from se_keras.export.litert import metadata
-from se_keras.export.litert.conversion import load
+from se_keras.export.litert.file import load_litert
 from se_keras.export.litert.metadata import detach
 from se_keras.training import checkpoint, record, sources
 from se_keras.training import data as datasets
@@ -196,7 +196,7 @@ def converted(files, monkeypatch):
 
     def to_litert(model, **arguments):
         asked.append(arguments)
-        return load(files / "se.tflite")
+        return load_litert(files / "se.tflite")
 
     monkeypatch.setattr("se_keras.export.to_litert", to_litert)
     return asked
@@ -497,7 +497,7 @@ def test_export_writes_a_litert_file_and_its_manifest(cli, files, tmp_path):
     assert (result.status, result.err) == (0, "")
     assert f"wrote {tmp_path}/digits.tflite: top-1 agreement 100.0%" in result.out
     assert sorted(written(tmp_path)) == ["digits.tflite", "digits.tflite.json"]
-    assert load(tmp_path / "digits.tflite").manifest["precision"] == "float32"
+    assert load_litert(tmp_path / "digits.tflite").manifest["precision"] == "float32"
 
 
 def test_export_prints_its_manifest_as_json_alone(cli, files, tmp_path, converted):
@@ -1024,12 +1024,12 @@ def test_full_disk_at_the_manifest_leaves_no_litert_file_without_one(cli, files,
 
 
 def test_full_disk_at_the_manifest_leaves_the_export_that_was_there(cli, files, tmp_path, converted):
-    load(files / "plain.tflite").save(tmp_path / "digits.tflite")
+    load_litert(files / "plain.tflite").save(tmp_path / "digits.tflite")
     with full_at_fsync(2):
         result = cli("export", files / "model.keras", "-o", tmp_path / "digits.tflite")
     assert (result.status, result.err) == (2, f"{FULL}\n")
     # `load` refuses a file that is not its manifest's.
-    assert load(tmp_path / "digits.tflite").manifest["network"] == "plain"
+    assert load_litert(tmp_path / "digits.tflite").manifest["network"] == "plain"
 
 
 def test_quickstart_refuses_a_folder_that_cannot_be_written_before_it_trains(cli, tmp_path):

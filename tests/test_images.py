@@ -9,8 +9,7 @@ import pytest
 import tensorflow as tf
 
 from se_keras.export import load_images
-from se_keras.export.calibration import calibration_images
-from se_keras.images import require_pixels
+from se_keras.images import calibration_images, require_pixels
 
 # Three rows of four pixels; no two pixels and no two channels are alike.
 RGB = np.arange(36, dtype="uint8").reshape(3, 4, 3) * 7

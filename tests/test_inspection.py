@@ -10,9 +10,9 @@ import pytest
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from keras import layers
 
-from se_keras.export import golden, inspect, to_litert
-from se_keras.export.litert import conversion as litert
-from se_keras.export.litert.conversion import Runner
+from se_keras.export import inspect, manifest, to_litert
+from se_keras.export.litert import file
+from se_keras.export.litert.file import LiteRTRunner
 from se_keras.export.litert.inspection import GoldenCheck
 from se_keras.export.litert.metadata import detach
 from se_keras.layers import SqueezeExcite
@@ -172,13 +172,13 @@ def test_golden_input_is_made_by_its_rule(files):
         x = (1664525 * x + 1013904223) % 2**32
         values.append(record["low"] + (record["high"] - record["low"]) * x / 2**32)
     images = np.array(values, "<f4").reshape(record["shape"])
-    np.testing.assert_array_equal(golden._images(record), images)
-    assert litert.sha256(images.tobytes()) == record["sha256"]
+    np.testing.assert_array_equal(manifest._images(record), images)
+    assert manifest.sha256(images.tobytes()) == record["sha256"]
 
 
 def test_golden_input_of_integers_takes_all_of_them():
     recipe = {"shape": [1, 64, 64, 3], "dtype": "uint8", "seed": 0, "low": 0, "high": 256}
-    images = golden._images(recipe)
+    images = manifest._images(recipe)
     assert images.dtype == np.uint8 and set(images.reshape(-1)) == set(range(256))
 
 
@@ -191,8 +191,8 @@ def test_output_that_is_no_number_is_infinitely_far(value):
         return {"x": np.array([[1, value, 1]], "float32")}
 
     ones.input_dtype = np.dtype("float32")
-    record = golden.golden(ones, low=0.0, high=1.0, precision="float32", shape=(1, 2, 2, 1))
-    assert (golden.error(ones, record), golden.error(broken, record)) == (0, np.inf)
+    record = manifest.reference_outputs(ones, low=0.0, high=1.0, precision="float32", shape=(1, 2, 2, 1))
+    assert (manifest.reference_error(ones, record), manifest.reference_error(broken, record)) == (0, np.inf)
 
 
 def test_golden_output_of_many_values_is_every_nth(files):
@@ -202,19 +202,19 @@ def test_golden_output_of_many_values_is_every_nth(files):
         def __call__(self, images):
             return {"features": np.arange(200, dtype="float32").reshape(1, 200)}
 
-    record = golden.golden(Wide(), low=0, high=1, precision="float32")
+    record = manifest.reference_outputs(Wide(), low=0, high=1, precision="float32")
     assert record["outputs"]["features"] == {"every": 4, "values": [float(i) for i in range(0, 200, 4)]}
-    assert golden.error(Wide(), record) == 0
+    assert manifest.reference_error(Wide(), record) == 0
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_other_kernels_are_within_the_tolerance(files, precision):
     """LiteRT's reference kernels stand for another machine's."""
-    runner = Runner(files[precision].read_bytes())
+    runner = LiteRTRunner(files[precision].read_bytes())
     options = {"experimental_op_resolver_type": OpResolverType.BUILTIN_REF}
     runner._interpreter = interpreter(files[precision], **options)
     record = json.loads(manifest_of(files[precision]).read_text())["golden"]
-    assert golden.error(runner, record) <= record["tolerance"]
+    assert manifest.reference_error(runner, record) <= record["tolerance"]
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -283,7 +283,7 @@ def test_foreign_file_is_an_error(tmp_path):
 
 @pytest.mark.parametrize("seed", range(20))
 def test_flipped_bit_is_found_before_anything_runs(copy, seed, monkeypatch):
-    monkeypatch.setattr(litert, "Runner", None)
+    monkeypatch.setattr(file, "LiteRTRunner", None)
     path = copy()
     content = bytearray(path.read_bytes())
     place = random.Random(seed).randrange(8, len(content))

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from se_keras.export.litert import conversion as litert
+from se_keras.export.litert.file import load_litert
 from se_keras.export.serving import savedmodel
 
 KILLS = 20
@@ -61,14 +61,14 @@ def folders(tmp_path_factory):
 def test_what_a_killed_export_left_is_whole_or_absent(number, folders):
     target = folders[number] / "model.tflite"
     if target.exists():
-        assert litert.load(target).manifest["network"] in ("version0", "version1")  # checks its SHA-256
-        assert litert.load(target).runner().input_shape == (1, 8, 8, 3)
+        assert load_litert(target).manifest["network"] in ("version0", "version1")  # checks its SHA-256
+        assert load_litert(target).runner().input_shape == (1, 8, 8, 3)
     else:
         assert not target.with_name("model.tflite.json").exists()
     served = folders[number] / "served"
     versions = [path for path in served.iterdir() if path.name.isdecimal()] if served.exists() else []
     for version in versions:  # what TF Serving would load
-        savedmodel.load(version)
+        savedmodel.load_savedmodel(version)
 
 
 def test_most_kills_met_an_export_that_had_begun_to_write(folders):

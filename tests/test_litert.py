@@ -19,11 +19,13 @@ from export_fixtures import Subclassed, grouped_network, images_for, scattered
 from keras import layers
 
 from se_keras.catalogue import create
-from se_keras.export.calibration import calibration_images
 from se_keras.export.litert import conversion as litert
+from se_keras.export.litert import file
 from se_keras.export.litert import quantization as quantize
-from se_keras.export.litert.conversion import LiteRTModel, Runner, load, to_litert
+from se_keras.export.litert.conversion import to_litert
+from se_keras.export.litert.file import LiteRTModel, LiteRTRunner, load_litert
 from se_keras.export.litert.metadata import detach
+from se_keras.images import calibration_images
 from se_keras.layers import SqueezeExcite
 from se_keras.training.data import digits
 from se_keras.training.loop import fit
@@ -689,7 +691,7 @@ def saved(tiny, tmp_path):
 def test_loaded_is_what_was_saved(precision, tmp_path, request):
     model = request.getfixturevalue(precision)
     model.save(tmp_path / "digits.tflite")
-    assert load(tmp_path / "digits.tflite") == model
+    assert load_litert(tmp_path / "digits.tflite") == model
 
 
 def test_save_leaves_the_file_and_its_manifest_alone(saved):
@@ -705,7 +707,7 @@ def test_saved_file_runs_in_the_runtime(saved, tiny):
 
 def test_path_may_be_a_string_in_a_new_folder(tiny, tmp_path):
     tiny[1].save(str(tmp_path / "new" / "small.tflite"))
-    assert load(str(tmp_path / "new" / "small.tflite")) == tiny[1]
+    assert load_litert(str(tmp_path / "new" / "small.tflite")) == tiny[1]
 
 
 @pytest.mark.parametrize("name", ["model", "model.keras", "model.tflite.json", "tflite"])
@@ -744,7 +746,7 @@ def test_save_that_fails_leaves_the_old_file(saved, tiny, failure, monkeypatch):
         failure(patch)
         with pytest.raises(OSError):
             LiteRTModel(content=b"new", manifest={}).save(saved)
-    assert load(saved) == tiny[1]
+    assert load_litert(saved) == tiny[1]
     assert names_in(saved.parent) == ["small.tflite", "small.tflite.json"]
 
 
@@ -767,38 +769,38 @@ def test_save_that_fails_between_file_and_manifest_leaves_no_manifest_of_another
     monkeypatch.setattr(os, "replace", fail_behind_the_file)
     with pytest.raises(OSError):
         int8.save(saved)
-    assert load(saved) == LiteRTModel(
+    assert load_litert(saved) == LiteRTModel(
         content=int8.content, manifest={"network": int8.manifest["network"], "precision": "int8"}
     )
 
 
 def test_missing_file_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="There is no LiteRT file '.*missing.tflite'"):
-        load(tmp_path / "missing.tflite")
+        load_litert(tmp_path / "missing.tflite")
 
 
 def test_folder_is_no_file(tmp_path):
     with pytest.raises(FileNotFoundError, match="There is no LiteRT file"):
-        load(tmp_path)
+        load_litert(tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"", b"TFL3", b"not a model at all", b"PK\3\4" + bytes(100)])
 def test_foreign_format_is_an_error(content, tmp_path):
     (tmp_path / "foreign.tflite").write_bytes(content)
     with pytest.raises(ValueError, match="foreign.tflite' is not a LiteRT file"):
-        load(tmp_path / "foreign.tflite")
+        load_litert(tmp_path / "foreign.tflite")
 
 
 def test_file_without_manifest_is_what_its_metadata_say(tiny, tmp_path):
     (tmp_path / "other.tflite").write_bytes(tiny[1].content)
-    loaded = load(tmp_path / "other.tflite")
+    loaded = load_litert(tmp_path / "other.tflite")
     assert loaded.content == tiny[1].content
     assert loaded.manifest == {"network": "small", "precision": "float32"}
 
 
 def test_file_without_manifest_and_metadata_is_named_after_itself(tiny, tmp_path):
     (tmp_path / "other.tflite").write_bytes(detach(tiny[1].content))
-    assert load(tmp_path / "other.tflite").manifest == {"network": "other", "precision": "unknown"}
+    assert load_litert(tmp_path / "other.tflite").manifest == {"network": "other", "precision": "unknown"}
 
 
 @pytest.mark.parametrize("place", [0.02, 0.5, 0.9])
@@ -808,7 +810,7 @@ def test_one_flipped_bit_without_manifest_is_noticed(saved, place):
     content[int(place * len(content))] ^= 1
     saved.write_bytes(content)
     with pytest.raises(ValueError, match="small.tflite': The (file is not the one|metadata of the file are damaged)"):
-        load(saved)
+        load_litert(saved)
 
 
 @pytest.mark.parametrize("place", [0, 20, 0.5, 0.9, -1])
@@ -817,7 +819,7 @@ def test_one_flipped_bit_is_noticed(saved, place):
     content[int(place * len(content)) if isinstance(place, float) else place] ^= 1
     saved.write_bytes(content)
     with pytest.raises(ValueError, match="its SHA-256 is not its manifest's"):
-        load(saved)
+        load_litert(saved)
 
 
 @pytest.mark.parametrize("length", [100, 0.5, -1])
@@ -825,17 +827,17 @@ def test_truncated_file_is_noticed(saved, length):
     content = saved.read_bytes()
     saved.write_bytes(content[: int(length * len(content)) if isinstance(length, float) else length])
     with pytest.raises(ValueError, match="its SHA-256 is not its manifest's"):
-        load(saved)
+        load_litert(saved)
 
 
 def test_damaged_file_is_not_run(saved, monkeypatch):
     # The runtime aborts the whole process at some flipped bits: the checksum comes first.
-    monkeypatch.setattr(litert, "Runner", None)
+    monkeypatch.setattr(file, "LiteRTRunner", None)
     content = bytearray(saved.read_bytes())
     content[len(content) // 2] ^= 1
     saved.write_bytes(content)
     with pytest.raises(ValueError, match="its SHA-256 is not its manifest's"):
-        load(saved)
+        load_litert(saved)
 
 
 @pytest.mark.parametrize(
@@ -846,14 +848,14 @@ def test_truncated_file_without_manifest_is_an_error_that_names_it(saved, length
     content = saved.read_bytes()
     saved.write_bytes(content[: int(length * len(content)) if isinstance(length, float) else length])
     with pytest.raises(ValueError, match=f"small.tflite': {said}"):
-        load(saved)
+        load_litert(saved)
 
 
 @pytest.mark.parametrize("manifest", ["", "{", "[]", "3", "null", "{}", '{"network": "small"}', "\udcff"], ids=repr)
 def test_damaged_manifest_is_an_error(saved, manifest):
     saved.with_name("small.tflite.json").write_bytes(manifest.encode(errors="surrogateescape"))
     with pytest.raises(ValueError, match="small.tflite.json' is not the manifest of a LiteRT file"):
-        load(saved)
+        load_litert(saved)
 
 
 def test_manifest_is_json_for_people(saved, tiny):
@@ -876,20 +878,20 @@ def test_runner_knows_the_input_shape(float32):
 )
 def test_runner_refuses_what_is_no_file(content):
     with pytest.raises(ValueError, match="Not a LiteRT file that can be run here: .+"):
-        Runner(content)
+        LiteRTRunner(content)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
 def test_runner_refuses_a_truncated_file(float32, share):
     with pytest.raises(ValueError, match="Not a LiteRT file that can be run here"):
-        Runner(float32.content[: int(share * len(float32.content))])
+        LiteRTRunner(float32.content[: int(share * len(float32.content))])
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_runner_refuses_random_bytes_behind_the_magic(seed):
     rng = np.random.default_rng(seed)
     with pytest.raises(ValueError, match="Not a LiteRT file that can be run here"):
-        Runner(b"\x1c\0\0\0TFL3" + rng.bytes(rng.integers(5000)))
+        LiteRTRunner(b"\x1c\0\0\0TFL3" + rng.bytes(rng.integers(5000)))
 
 
 @pytest.mark.parametrize("threads", [0, -1, 1.0, True, None, "2"])

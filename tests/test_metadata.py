@@ -16,8 +16,9 @@ from ai_edge_litert.tools import flatbuffer_utils
 from keras import layers
 
 from se_keras.export import to_litert
+from se_keras.export.description import Metadata, describe
 from se_keras.export.litert import metadata
-from se_keras.export.litert.metadata import Metadata, attach, check, describe, detach, read
+from se_keras.export.litert.metadata import attach, check, detach, read
 from se_keras.layers import SqueezeExcite
 
 LABELS = ("tench", "goldfish", "great white shark", "Köter [1]")

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from se_keras.training.augmentation import RESIZE, decode, evaluation_image, training_image
+from se_keras.images import RESIZE, decode, evaluation_image
+from se_keras.training.augmentation import training_image
 from se_keras.training.data import IMAGENET, Arrays, Corrupt, Data, Pass, digits, folder
 from se_keras.training.pipeline import batches, held_out
 from se_keras.training.recipes import Augmentation

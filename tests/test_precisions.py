@@ -14,7 +14,8 @@ from keras import layers
 
 from se_keras.catalogue import create
 from se_keras.export.litert import conversion as litert
-from se_keras.export.litert.conversion import PRECISIONS, Runner, to_litert
+from se_keras.export.litert.conversion import PRECISIONS, to_litert
+from se_keras.export.litert.file import LiteRTRunner
 from se_keras.export.litert.flatbuffer import packed, without_idle_clamps
 from se_keras.training.data import digits
 
@@ -251,7 +252,7 @@ def test_without_idle_clamps_outputs_are_equal_to_the_bit(exported, model, monke
     assert additions(clamped.content) == [schema.ActivationFunctionType.RELU] * 3
     for images in (IMAGES, 3 * np.random.default_rng(0).normal(size=(20, 8, 8, 1)).astype("float32")):
         (expected,) = clamped.runner()(images).values()
-        (actual,) = Runner(without_idle_clamps(clamped.content))(images).values()
+        (actual,) = LiteRTRunner(without_idle_clamps(clamped.content))(images).values()
         np.testing.assert_array_equal(actual, expected)
 
 
@@ -268,7 +269,7 @@ def test_packed_file_has_its_weights_at_multiples_of_sixteen(exported):
     offsets = [root.Buffers(index).Offset() for index in range(root.BuffersLength())]
     assert any(offsets) and all(offset % 16 == 0 for offset in offsets)
     np.testing.assert_array_equal(
-        *(list(Runner(x)(IMAGES[:4]).values())[0] for x in (content, exported("int8").content))
+        *(list(LiteRTRunner(x)(IMAGES[:4]).values())[0] for x in (content, exported("int8").content))
     )
 
 

@@ -14,7 +14,8 @@ from test_catalogue import one_line
 from torch_oracles import torchvision_for_import
 
 from se_keras.catalogue import create, names, spec_of
-from se_keras.export.litert.conversion import Runner, to_litert
+from se_keras.export.litert.conversion import to_litert
+from se_keras.export.litert.file import LiteRTRunner
 from se_keras.export.lowering import lower
 from se_keras.preprocessing import decode_predictions, preprocess_input
 from se_keras.weights.released import IMAGENET
@@ -252,7 +253,7 @@ def test_litert_file_takes_pixels(networks):
     images = pixels(CIFAR, 4, 32, 32, dtype="float32")
     exported = to_litert(model, held_out=images)
     # The same float32 sums in XNNPACK's order.
-    assert difference(outputs_of(model, images), list(Runner(exported.content)(images).values())) <= 1e-4
+    assert difference(outputs_of(model, images), list(LiteRTRunner(exported.content)(images).values())) <= 1e-4
 
 
 # decode_predictions.

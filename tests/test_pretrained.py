@@ -35,7 +35,7 @@ from torch_oracles import torchvision_for_import
 from se_keras.catalogue import create, names, spec_of
 from se_keras.recalibration import SEConfig
 from se_keras.weights import released as pretrained
-from se_keras.weights.porting import load
+from se_keras.weights.porting import load_weights
 from se_keras.weights.released import IMAGENET, Pretrained
 
 DIGITS = "se_resnet11_digits"
@@ -244,7 +244,7 @@ def assert_released(digits):
     path = pretrained.imagenet(DIGITS, build=lambda: model)
     for weight in model.weights:
         weight.assign(keras.ops.zeros_like(weight))
-    load(model.layers, path)
+    load_weights(model.layers, path)
     assert_same_weights(model, expected)
 
 
@@ -474,7 +474,7 @@ def test_home_is_that_of_keras(tmp_path, monkeypatch):
 
 CREATES = """
 import sys, keras, numpy as np
-from se_keras import pretrained
+from se_keras.weights import released as pretrained
 from se_keras.catalogue import create
 pretrained.IMAGENET[sys.argv[1]] = pretrained.Pretrained(repo=sys.argv[2])
 print("ready", flush=True)

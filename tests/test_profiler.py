@@ -7,7 +7,8 @@ from se_keras.catalogue import create
 from se_keras.export.benchmark import profiler
 from se_keras.export.benchmark.profiler import profile
 from se_keras.export.benchmark.programs import profiler_events as events
-from se_keras.export.litert.conversion import LiteRTModel, to_litert
+from se_keras.export.litert.conversion import to_litert
+from se_keras.export.litert.file import LiteRTModel
 from se_keras.recalibration import SEConfig
 
 

@@ -14,10 +14,9 @@ from export_fixtures import Subclassed, difference, grouped_network, images_for,
 from keras import layers
 
 from se_keras.catalogue import create
-from se_keras.export import lower, to_litert
+from se_keras.export import lower, qat, to_litert
 from se_keras.export.litert import metadata
-from se_keras.export.litert.conversion import load
-from se_keras.export.qat import finetuning as qat
+from se_keras.export.litert.file import load_litert
 from se_keras.export.qat.tf_keras_model import transcribe
 from se_keras.layers import SqueezeExcite
 from se_keras.training.data import digits
@@ -268,7 +267,7 @@ def test_probabilities_sum_to_one(int8, data):
 
 def test_file_and_manifest_are_saved_and_loaded(int8, tmp_path):
     int8.save(tmp_path / "digits.tflite")
-    assert load(tmp_path / "digits.tflite") == int8
+    assert load_litert(tmp_path / "digits.tflite") == int8
     assert int8.manifest["precision"] == "int8" and int8.manifest["quantization_aware"]
     assert int8.manifest["agreement"]["samples"] == 360 and int8.manifest["agreement"]["held_out"]
 

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 import se_keras.quickstart as module
 import se_keras_cli
-from se_keras.export.litert.conversion import load
+from se_keras.export.litert.file import load_litert
 from se_keras.training import checkpoint, record
 from se_keras.training.loop import MODEL_FILE, RUN_FILE
 from se_keras.training.recipes import DIGITS
@@ -112,7 +112,7 @@ def test_int8_export_is_less_than_half_the_size(report):
 
 @pytest.mark.parametrize("export, precision", [("digits.tflite", "float32"), ("digits_int8.tflite", "int8")])
 def test_litert_files_are_those_of_their_manifests(folder, export, precision):
-    assert load(folder / export).manifest["precision"] == precision
+    assert load_litert(folder / export).manifest["precision"] == precision
 
 
 def test_savedmodel_serves_images(folder):
@@ -158,7 +158,7 @@ def test_folder_holds_the_files_of_the_report_and_no_partial_ones(folder):
 @pytest.fixture(scope="module")
 def again(made):
     """The report of a second run in the first one's folder; it may not train, and need not convert nor measure."""
-    converted = {"float32": load(made[1] / "digits.tflite"), "int8": load(made[1] / "digits_int8.tflite")}
+    converted = {"float32": load_litert(made[1] / "digits.tflite"), "int8": load_litert(made[1] / "digits_int8.tflite")}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "to_litert", lambda _, precision="float32", **__: converted[precision])
         patch.setattr(keras.Model, "fit", lambda *_, **__: pytest.fail("A finished run was trained"))

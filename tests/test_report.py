@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from se_keras.export.benchmark.overhead import Footprint, Overhead
 from se_keras.export.benchmark.report import as_html, as_markdown, headline, read
+from se_keras.export.benchmark.results import Footprint, Overhead
 from se_keras.timing import Comparison, Percentiles, Ratio
 
 NULL = Ratio(median=1.0, low=0.998, high=1.003)

@@ -20,9 +20,10 @@ from export_fixtures import Subclassed, grouped_network, images_for, scattered
 from keras import layers
 
 from se_keras.catalogue import create
-from se_keras.export import golden
+from se_keras.export import manifest
 from se_keras.export.agreement import agreement
 from se_keras.export.benchmark.programs import serving_session as session
+from se_keras.export.model import check_images, predict, trace
 from se_keras.export.serving import savedmodel, warmup
 from se_keras.export.serving.savedmodel import next_version, to_savedmodel
 from se_keras.layers import SqueezeExcite
@@ -109,7 +110,7 @@ def exports(network, tmp_path_factory):
     about = {"labels": LABELS, "normalization": (MEAN, STD), "top": 3}
     to_savedmodel(network, folder / "lowered", **about)
     to_savedmodel(network, folder / "published", lowering=False, **about)
-    savedmodel.trace(network, folder / "keras")
+    trace(network, folder / "keras")
     return folder
 
 
@@ -190,8 +191,8 @@ def test_networks_of_the_catalogue_with_grouped_convolutions_are_served(tmp_path
         model = create(name, input_shape=(64, 64, 3))
         saved = to_savedmodel(model, tmp_path / name)
         assert saved.manifest["agreement"]["max_error"] < 1e-3
-        images = savedmodel.check_images(model, samples=2)
-        questions[saved.path], expected[saved.path] = ([images], None), savedmodel.predict(model, images)
+        images = check_images(model, samples=2)
+        questions[saved.path], expected[saved.path] = ([images], None), predict(model, images)
         keras.utils.clear_session()
     answers = ask(tmp_path, questions)
     for path, outputs in expected.items():
@@ -472,8 +473,8 @@ def test_manifest_has_every_signature(exports):
 
 def test_manifest_has_a_golden_output_that_the_server_gives(exports, saved):
     for path in (exports / "lowered" / "1", exports / "published" / "1", saved.path):
-        found = savedmodel.load(path)
-        assert golden.error(found.runner(), found.manifest["golden"]) <= 1e-6
+        found = savedmodel.load_savedmodel(path)
+        assert manifest.reference_error(found.runner(), found.manifest["golden"]) <= 1e-6
     assert saved.manifest["golden_file"] is None
 
 

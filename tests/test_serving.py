@@ -30,8 +30,8 @@ from se_keras.export.benchmark import load
 from se_keras.export.benchmark.load import serving_load
 from se_keras.export.benchmark.programs import serving_session as session
 from se_keras.export.serving import client as serving
-from se_keras.export.serving.savedmodel import Runner
-from se_keras.training.augmentation import evaluation_image
+from se_keras.export.serving.savedmodel import SavedModelRunner
+from se_keras.images import evaluation_image
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "serving"
 MEAN, STD = (123.7, 116.3, 103.5), (58.4, 57.1, 57.4)
@@ -112,7 +112,7 @@ def classified(url, contents):
 @pytest.fixture(scope="module")
 def expected(saved):
     """`expected(contents)`: scores and classes of files, as decoding, evaluation and `serving_default` give them."""
-    runner = Runner(saved.path)
+    runner = SavedModelRunner(saved.path)
 
     def compute(contents):
         images = [evaluation_image(tf.constant(content), size=(8, 8), channels=3) for content in contents]

@@ -13,8 +13,9 @@ from keras import layers
 from se_keras.catalogue import create
 from se_keras.export import lower, to_litert, to_savedmodel, verify
 from se_keras.export.agreement import agreement
-from se_keras.export.litert import conversion as litert
-from se_keras.export.serving import savedmodel
+from se_keras.export.litert.file import LiteRTRunner
+from se_keras.export.model import trace
+from se_keras.export.serving.savedmodel import SavedModelRunner
 from se_keras.layers import SqueezeExcite
 
 # Kinds sum in other orders, which is about 1e-6 of the range in float32 (3e-7 seen here). A lost bias is beyond 1e-3.
@@ -126,7 +127,7 @@ def test_files_of_others_agree_whatever_their_output_is_called(foreign, made, im
 
 def test_probabilities_are_compared_as_logits_whatever_one_side_calls_them(foreign, images):
     other = network(seed=1)
-    expected = {"probabilities": savedmodel.Runner(foreign / "net")(images)["output_0"]}
+    expected = {"probabilities": SavedModelRunner(foreign / "net")(images)["output_0"]}
     known = agreement(expected, {"probabilities": other.predict(images, verbose=0)})
     assert verify(foreign / "net", other, images).agreement.max_error == pytest.approx(known.max_error, abs=BOUND)
 
@@ -140,7 +141,7 @@ def test_integer_files_take_and_give_real_values(foreign, model, images, dtype):
 
 @pytest.mark.parametrize("dtype", ["uint8", "int8"])
 def test_integer_files_take_their_own_integers_as_they_are(foreign, images, dtype):
-    runner = litert.Runner((foreign / f"{dtype}.tflite").read_bytes())
+    runner = LiteRTRunner((foreign / f"{dtype}.tflite").read_bytes())
     scale, zero_point = runner._input["quantization"]
     limits = np.iinfo(dtype)
     stored = np.clip(np.rint(images / scale) + zero_point, limits.min, limits.max).astype(dtype)
@@ -150,7 +151,7 @@ def test_integer_files_take_their_own_integers_as_they_are(foreign, images, dtyp
 
 
 def test_file_of_a_fixed_batch_takes_any_number_of_images(model, images, tmp_path):
-    savedmodel.trace(model, tmp_path / "three", batch_shape=(3, 8, 8, 3))
+    trace(model, tmp_path / "three", batch_shape=(3, 8, 8, 3))
     converted = tf.lite.TFLiteConverter.from_saved_model(str(tmp_path / "three")).convert()
     (tmp_path / "three.tflite").write_bytes(converted)
     for file in ("three", "three.tflite"):

@@ -13,7 +13,7 @@ from test_catalogue import one_line
 from se_keras.catalogue import create, names
 from se_keras.recalibration import SEConfig
 from se_keras.weights.naming import NAMINGS, pytorchcv_bn_inception, timm_legacy, timm_resnet, timm_vgg
-from se_keras.weights.porting import _rows, load, port, read
+from se_keras.weights.porting import _rows, load_weights, port, read_state_dict
 
 DIGITS = "se_resnet11_digits"
 
@@ -376,7 +376,7 @@ def file(request, trained, tmp_path):
 
 
 def test_read_gives_the_arrays_by_name(file, trained):
-    state = read(file)
+    state = read_state_dict(file)
     assert state.keys() == trained[1].keys()
     for name, array in trained[1].items():
         np.testing.assert_array_equal(state[name], array)
@@ -443,14 +443,14 @@ def test_file_that_does_not_fit_changes_no_layer(target, file, trained):
     model = filled(create(DIGITS, classes=11), seed=1)
     before = values(model)
     with pytest.raises(ValueError, match=one_line(str(file), "does not fit")):
-        load(model.layers, file)
+        load_weights(model.layers, file)
     assert_equal(model, before)
 
 
 def test_file_with_a_value_that_is_not_finite_is_refused(trained, target, tmp_path):
     path = write(tmp_path / "nan.safetensors", trained[1] | {"last_linear.bias": np.full(10, np.nan, "float32")})
     with pytest.raises(ValueError, match=one_line(str(path), "not finite: in last_linear.bias")):
-        load(target[0].layers, path)
+        load_weights(target[0].layers, path)
     assert_equal(*target)
 
 
@@ -462,7 +462,7 @@ def test_truncated_file_is_refused_and_changes_nothing(part, file, target):
     whole = file.read_bytes()
     file.write_bytes(whole[: int(part * len(whole))])
     with pytest.raises(ValueError, match=one_line(str(file), CANNOT_BE_READ)):
-        load(target[0].layers, file)
+        load_weights(target[0].layers, file)
     assert_equal(*target)
 
 
@@ -476,14 +476,14 @@ def test_foreign_file_is_refused(suffix, content, tmp_path):
     path = tmp_path / f"foreign{suffix}"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=one_line(str(path), CANNOT_BE_READ)):
-        read(path)
+        read_state_dict(path)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_folder_is_refused(suffix, tmp_path):
     path = tmp_path / f"folder{suffix}"
     path.mkdir()
-    for what in (read, lambda path: create(DIGITS, weights=path)):
+    for what in (read_state_dict, lambda path: create(DIGITS, weights=path)):
         with pytest.raises(FileNotFoundError, match=one_line("There is no file of weights", str(path))):
             what(path)
 
@@ -494,7 +494,7 @@ def test_keras_file_is_no_state_dict(trained, tmp_path):
     with pytest.raises(
         ValueError, match=one_line("A state dict is a .safetensors or .pth file. Received: ", str(path))
     ):
-        read(path)
+        read_state_dict(path)
 
 
 class Code:
@@ -517,7 +517,7 @@ def test_code_in_a_file_is_refused_and_not_run(wrapped, tmp_path, target):
         path.write_bytes(pickle.dumps({"conv1.weight": Code(created)}))
     part = CANNOT_BE_READ + "it is cut or foreign, or holds pickled code, which is not run"
     with pytest.raises(ValueError, match=one_line(str(path), part)):
-        load(target[0].layers, path)
+        load_weights(target[0].layers, path)
     assert not created.exists()
     assert_equal(*target)
     # The code was fit to run: otherwise its absence would show nothing.
@@ -531,14 +531,14 @@ def test_pth_without_a_state_dict_is_refused(content, tmp_path):
     path = tmp_path / "model.pth"
     torch.save(content, path)
     with pytest.raises(ValueError, match=one_line(str(path), CANNOT_BE_READ + "it holds no state dict")):
-        read(path)
+        read_state_dict(path)
 
 
 def test_state_dict_of_a_checkpoint_is_read(trained, target, tmp_path):
     torch = pytest.importorskip("torch")
     state = {name: torch.from_numpy(np.array(array)) for name, array in trained[1].items()}
     torch.save({"epoch": 3, "state_dict": state}, tmp_path / "checkpoint.pth")
-    load(target[0].layers, tmp_path / "checkpoint.pth")
+    load_weights(target[0].layers, tmp_path / "checkpoint.pth")
     assert_equal(target[0], values(trained[0]))
 
 
@@ -563,4 +563,4 @@ def test_bfloat16_file_is_read(trained, tmp_path):
 
     path = tmp_path / "model.safetensors"
     save_file({"a": torch.tensor([1.0, 2.5], dtype=torch.bfloat16)}, path)
-    np.testing.assert_array_equal(np.asarray(read(path)["a"], "float32"), [1.0, 2.5])
+    np.testing.assert_array_equal(np.asarray(read_state_dict(path)["a"], "float32"), [1.0, 2.5])

@@ -11,11 +11,12 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from se_keras.catalogue import create, spec_of
-from .overhead import FORMS, baseline_name
-from .programs import serving_session as session
-from ..serving.savedmodel import to_savedmodel
+from se_keras.catalogue import baseline_name, create, spec_of
 from se_keras.timing import Ratio, ratio_of
+
+from ..serving.savedmodel import to_savedmodel
+from .overhead import FORMS
+from .programs import serving_session
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +161,7 @@ def _measured(plan, told):
     with tempfile.TemporaryFile("w+") as errors:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": errors}
         # -P: the modules beside the program would hide others of the same names.
-        command = [sys.executable, "-P", session.__file__]
+        command = [sys.executable, "-P", serving_session.__file__]
         with subprocess.Popen(command, **pipes, text=True, env=environment) as process:
             try:
                 process.stdin.write(json.dumps(plan))

@@ -12,8 +12,9 @@ from pathlib import Path
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from se_keras.errors import first_line
-from .programs import profiler_events as events
-from ..litert.conversion import check_threads
+
+from ..litert.file import check_threads
+from .programs import profiler_events
 
 # Which of XNNPACK's operators, by the beginning of its name, computes which of LiteRT's. A convolution of 1x1 at stride
 # 1 is a matrix product there.
@@ -123,7 +124,7 @@ def profile(file, *, threads=1, runs=50):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.tflite"
         path.write_bytes(file.content)
-        command = [sys.executable, events.__file__, str(path), str(threads), str(runs)]
+        command = [sys.executable, profiler_events.__file__, str(path), str(threads), str(runs)]
         result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
         why = first_line((result.stderr.strip().splitlines() or ["it ended the process"])[-1])

@@ -6,7 +6,7 @@ import io
 import json
 from pathlib import Path
 
-from .overhead import AS_GIVEN, PAPER
+from .results import AS_GIVEN, PAPER
 
 SCHEMA = 1
 _FIELDS = ("network", "baseline", "precision", "form", "threads", "input_shape", "comparison", "is_real")

@@ -1,171 +1,41 @@
 """LiteRT (TFLite) files: builtin operators only, run and compared with the Keras model before they are handed out."""
 
-import json
 import os
 import re
 import tempfile
 import warnings
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
-from ai_edge_litert.interpreter import Interpreter
 from tensorflow.lite.python.convert_phase import ConverterError
 
-from se_keras import storage
-from se_keras.errors import first_line
-from ..agreement import agreement, in_batches
-from ..calibration import calibration_images, warn_of_other_range
-from ..golden import golden
+from se_keras.graph import functional, producer
+from se_keras.images import calibration_images, require_pixels
+from se_keras.storage import sha256
+
+from ..agreement import agreement
+from ..description import describe
+from ..lowering import lower
+from ..manifest import manifest, reference_outputs
+from ..model import (
+    SIGNATURE,
+    check_images,
+    class_count,
+    input_names,
+    output_names,
+    predict,
+    require_equal,
+    require_one_input,
+    signature_of,
+    trace,
+    warn_of_other_range,
+)
 from . import metadata
+from .file import LiteRTModel, LiteRTRunner
 from .flatbuffer import TYPES, with_types, without_idle_clamps
 from .quantization import CALIBRATED, PRECISIONS, quantize
-from ..lowering import lower
-from ..manifest import manifest, sha256
-from ..serving import savedmodel
-from se_keras.graph import functional, producer
-from se_keras.images import require_pixels
 
 _LOW_COSINE = 0.9  # trained networks are above 0.99; below it, calibration did not show what the network sees
-
-
-@dataclass(frozen=True, kw_only=True)
-class LiteRTModel:
-    """A .tflite file and its manifest: what it is, what made it, how well it agrees with the Keras model."""
-
-    content: bytes
-    manifest: dict
-
-    def save(self, path):
-        """Writes the file and, beside it, `<path>.json` with the manifest: both whole, or neither.
-
-        Raises:
-            ValueError: If `path` does not end in .tflite.
-            OSError: If it cannot be written.
-        """
-        path = Path(path)
-        if path.suffix != ".tflite":
-            raise ValueError(f"A LiteRT file's name ends in .tflite. Received: {str(path)!r}")
-        storage.write_together({path: self.content, _manifest_path(path): storage.as_json(self.manifest)})
-
-    def runner(self, *, threads=1):
-        """The file, ready to run."""
-        return Runner(self.content, threads=threads)
-
-
-class Runner:
-    """A LiteRT file ready to run on the CPU with XNNPACK: `runner(images)` gives the outputs.
-
-    Args:
-        content: The file, as bytes.
-        threads: Number of threads.
-
-    Raises:
-        ValueError: If this is no LiteRT file with one input, or if it needs operators that are not built in.
-    """
-
-    def __init__(self, content, *, threads=1):
-        check_threads(threads)
-        try:
-            self._interpreter = Interpreter(model_content=content, num_threads=threads)
-            self._interpreter.allocate_tensors()
-        except (ValueError, RuntimeError) as error:
-            raise ValueError(f"Not a LiteRT file that can be run here: {first_line(error)}") from None
-        inputs = self._interpreter.get_input_details()
-        if len(inputs) != 1:
-            raise ValueError(f"A LiteRT file with one input can be run. Received: one with {len(inputs)}")
-        self._input = inputs[0]
-        signature = next(iter(self._interpreter.get_signature_list()), None)  # files of other makers may have none
-        if signature:
-            outputs = self._interpreter.get_signature_runner(signature).get_output_details()
-        else:
-            outputs = {detail["name"]: detail for detail in self._interpreter.get_output_details()}
-        self._outputs = dict(outputs)
-
-    @property
-    def input_shape(self):
-        """Shape of the input, batch first."""
-        return tuple(self._input["shape"].tolist())
-
-    @property
-    def has_quantized_outputs(self):
-        """Whether an output comes in steps, such as probabilities in 256 of them: those have no logits."""
-        return any(detail["quantization"][0] for detail in self._outputs.values())
-
-    @property
-    def input_dtype(self):
-        """Type of the input."""
-        return np.dtype(self._input["dtype"])
-
-    def typed(self, signature):
-        """A Keras model's signature with the types of the file, and the scale and zero point of its integers."""
-        inputs = {name: {**entry, **_type(self._input)} for name, entry in signature["inputs"].items()}
-        outputs = {name: {**entry, **_type(self._outputs[name])} for name, entry in signature["outputs"].items()}
-        return {"inputs": inputs, "outputs": outputs}
-
-    def __call__(self, images):
-        """Outputs for `images`, `(samples, height, width, channels)`: `{name: array}`.
-
-        A file with an integer input takes real images too, and its integer outputs are given as the real values that
-        they stand for.
-        """
-
-        def run(batch):
-            self.prepare(batch)()
-            return {
-                name: _dequantized(self._interpreter.get_tensor(detail["index"]), detail)
-                for name, detail in self._outputs.items()
-            }
-
-        return in_batches(run, images, size=self.input_shape[0])
-
-    def prepare(self, images):
-        """Sets the input and returns the call that runs the file: what a benchmark times."""
-        self._interpreter.set_tensor(self._input["index"], _quantized(np.asarray(images), self._input))
-        return self._interpreter.invoke
-
-    def undelegated(self):
-        """Names of the operators that XNNPACK did not take: they run on slow kernels. Empty is as it should be."""
-        details = self._interpreter._get_ops_details()
-        produced_by = {}
-        for operator in details:  # delegates come last, and stand in for the operators that they took
-            produced_by |= {int(tensor): operator for tensor in operator["outputs"]}
-        needed = [int(output["index"]) for output in self._interpreter.get_output_details()]
-        executed = {}
-        while needed:
-            operator = produced_by.get(needed.pop())
-            if operator is not None and operator["index"] not in executed:
-                executed[operator["index"]] = operator["op_name"]
-                needed += [int(tensor) for tensor in operator["inputs"] if tensor >= 0]
-        return sorted(name for name in executed.values() if name != "DELEGATE")
-
-
-def _type(tensor):
-    scale, zero_point = tensor["quantization"]
-    steps = {"scale": float(scale), "zero_point": int(zero_point)} if scale else {}
-    return {"dtype": np.dtype(tensor["dtype"]).name} | steps
-
-
-def _quantized(values, tensor):
-    """Real values in the type of a tensor; integers of that type are what they are."""
-    scale, zero_point = tensor["quantization"]
-    if not scale or values.dtype == tensor["dtype"]:
-        return values.astype(tensor["dtype"])
-    limits = np.iinfo(tensor["dtype"])
-    return np.clip(np.rint(values / scale) + zero_point, limits.min, limits.max).astype(tensor["dtype"])
-
-
-def _dequantized(values, tensor):
-    """The real values that those of a tensor stand for."""
-    scale, zero_point = tensor["quantization"]
-    return (values.astype("float32") - zero_point) * np.float32(scale) if scale else values
-
-
-def check_threads(threads):
-    """Raises ValueError unless this is a number of threads."""
-    if type(threads) is not int or threads < 1:
-        raise ValueError(f"threads must be an int of at least 1. Received: threads={threads!r}")
 
 
 def to_litert(
@@ -235,15 +105,15 @@ def to_litert(
     calibrated = precision in CALIBRATED
     _check_options(precision, calibration, input_type, output_type, keep_float)
     model = functional(model)
-    savedmodel.require_one_input(model)
+    require_one_input(model)
     shape = tuple(input_shape or model.inputs[0].shape[1:])
     if None in shape:
         raise ValueError(f"A LiteRT file has a fixed size: give input_shape. Received: a model of {shape}")
-    about = metadata.describe(
+    about = describe(
         network=model.name,
         precision=precision,
         channels=shape[-1],
-        classes=savedmodel.classes(model),
+        classes=class_count(model),
         labels=labels,
         normalization=normalization,
         training=training,
@@ -257,19 +127,19 @@ def to_litert(
     exported = lower(model, input_shape=shape) if lowering else model
     kept = _kept(exported, keep_float)
     told(f"converting {model.name}")
-    names = savedmodel.output_names(model)
+    names = output_names(model)
     content = metadata.detach(converted.content) if converted else _convert(exported, (1, *shape), names)
 
     def counted(done, images):
         if done == images or not done % max(images // 10, 1):
             told(f"calibrating {model.name}: {done} of {images} images")
 
-    (input_name,) = savedmodel.input_names(exported)
+    (input_name,) = input_names(exported)
     content = quantize(
         content,
         precision,
         images=seen,
-        signature=savedmodel.SIGNATURE,
+        signature=SIGNATURE,
         input_name=input_name,
         input_range=None if input_type == "float32" else _range_of_pixels(about.normalization),
         keep_float=kept,
@@ -285,13 +155,13 @@ def to_litert(
     elif seen is not None:
         check_on = seen if unseen is None else unseen
     else:
-        check_on = savedmodel.check_images(model, shape=shape)
+        check_on = check_images(model, shape=shape)
     told(f"comparing {model.name} with its file on {len(check_on)} images")
-    runner = Runner(content)
-    expected, actual = savedmodel.predict(model, check_on), runner(check_on)
+    runner = LiteRTRunner(content)
+    expected, actual = predict(model, check_on), runner(check_on)
     result = agreement(expected, actual, in_steps=runner.has_quantized_outputs)
     if precision == "float32":
-        savedmodel.require_equal(result, "LiteRT file")
+        require_equal(result, "LiteRT file")
     elif result.cosine < _LOW_COSINE:
         warnings.warn(
             f"The {precision} file is far from the Keras model: {result}."
@@ -303,7 +173,7 @@ def to_litert(
         manifest=manifest(
             network=model.name,
             precision=precision,
-            signature=runner.typed(savedmodel.signature(model, batch_shape=(1, *shape))),
+            signature=runner.typed(signature_of(model, batch_shape=(1, *shape))),
             lowering=getattr(exported, "lowering", None),
             agreement=result,
             held_out=check_on is not seen,
@@ -311,42 +181,9 @@ def to_litert(
             kept_float=list(kept),
             bytes=len(content),
             sha256=sha256(content),
-            golden=golden(runner, low=check_on.min(), high=check_on.max(), precision=precision),
+            golden=reference_outputs(runner, low=check_on.min(), high=check_on.max(), precision=precision),
         ),
     )
-
-
-def load(path):
-    """Reads a .tflite file; without a manifest beside it, it is what its metadata say, or named after its file.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is no LiteRT file, or not the one that its manifest speaks of.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no LiteRT file {str(path)!r}")
-    content = path.read_bytes()
-    if content[4:8] != b"TFL3":
-        raise ValueError(f"{str(path)!r} is not a LiteRT file")
-    if not _manifest_path(path).is_file():
-        try:
-            metadata.check(content)  # a damaged file is not run
-            Runner(content)
-            about = metadata.read(content)
-        except ValueError as error:
-            raise ValueError(f"{str(path)!r}: {error}") from None
-        network, precision = (about.network, about.precision) if about else (path.stem, "unknown")
-        return LiteRTModel(content=content, manifest={"network": network, "precision": precision})
-    try:
-        record = json.loads(_manifest_path(path).read_text())
-        checksum = record["sha256"]
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{str(_manifest_path(path))!r} is not the manifest of a LiteRT file") from None
-    # A flipped or missing byte can load and run: only a checksum tells.
-    if checksum != sha256(content):
-        raise ValueError(f"{str(path)!r} is not the file that was exported: its SHA-256 is not its manifest's")
-    return LiteRTModel(content=content, manifest=record)
 
 
 def _check_options(precision, calibration, input_type, output_type, keep_float):
@@ -392,7 +229,7 @@ def without_clamps(content, images):
     elided = without_idle_clamps(content)
     if elided == content:
         return content
-    before, after = Runner(content)(images), Runner(elided)(images)
+    before, after = LiteRTRunner(content)(images), LiteRTRunner(elided)(images)
     return elided if all(np.array_equal(before[name], after[name]) for name in before) else content
 
 
@@ -408,7 +245,7 @@ def _calibration(calibration, shape):
 def _convert(model, batch_shape, names):
     """By way of a SavedModel: the converter loses the weights of a traced Keras 3 model."""
     with tempfile.TemporaryDirectory() as folder:
-        savedmodel.trace(model, folder, names=names, batch_shape=batch_shape)
+        trace(model, folder, names=names, batch_shape=batch_shape)
         converter = tf.lite.TFLiteConverter.from_saved_model(folder)
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
         try:
@@ -416,7 +253,3 @@ def _convert(model, batch_shape, names):
         except ConverterError as error:
             reason = " ".join(str(error).split())
             raise ValueError(f"{model.name} needs operators that LiteRT has not built in: {reason}") from None
-
-
-def _manifest_path(path):
-    return path.with_name(path.name + ".json")

@@ -1,14 +1,18 @@
 """What a .tflite file is, from its bytes alone, and whether it is and computes what its manifest says."""
 
+import zlib
 from collections import Counter
 from dataclasses import asdict, dataclass
 
+import numpy as np
 from ai_edge_litert import schema_py_generated as schema
+from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
-from .. import golden
+from se_keras.storage import sha256
+
+from ..manifest import reference_error
 from . import metadata
-from .conversion import load
-from ..manifest import sha256
+from .file import load_litert
 
 _OPERATORS = {code: name for name, code in vars(schema.BuiltinOperator).items() if not name.startswith("_")}
 _TYPES = {code: name.lower() for name, code in vars(schema.TensorType).items() if not name.startswith("_")}
@@ -91,7 +95,7 @@ def inspect(path):
         FileNotFoundError: If there is no such file.
         ValueError: If it is no LiteRT file, is truncated, or is not the one that its manifest or metadata speak of.
     """
-    file = load(path)
+    file = load_litert(path)
     runner = file.runner()
     manifest = file.manifest if "sha256" in file.manifest else None
     model = schema.Model.GetRootAs(file.content)
@@ -116,7 +120,7 @@ def inspect(path):
 def _golden(runner, path, manifest):
     try:
         record = manifest["golden"]
-        return GoldenCheck(error=golden.error(runner, record), tolerance=float(record["tolerance"]))
+        return GoldenCheck(error=reference_error(runner, record), tolerance=float(record["tolerance"]))
     except (AttributeError, KeyError, TypeError, OverflowError) as error:
         raise ValueError(f"The golden output in the manifest of {str(path)!r} is damaged: {error!r}") from None
 
@@ -160,3 +164,47 @@ def _tensors(model, indices):
             )
         )
     return tuple(found)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compression:
+    """How far a LiteRT file can be compressed, and why.
+
+    Args:
+        bytes: Size of the file.
+        compressed_bytes: Size behind zlib at its highest level: what a download or an app's package takes.
+        sparsity: Share of zeros in its kernels.
+        values: The largest number of different values in a kernel.
+    """
+
+    bytes: int
+    compressed_bytes: int
+    sparsity: float
+    values: int
+
+    def __str__(self):
+        return (
+            f"{self.bytes:,} bytes, {self.compressed_bytes:,} compressed, "
+            f"{self.sparsity:.1%} of the weights zero, at most {self.values} values in a kernel"
+        )
+
+
+def compression(content):
+    """Reads off a .tflite file, as bytes, how far it can be compressed: a `Compression`."""
+    reader = Interpreter(model_content=content, experimental_op_resolver_type=_PLAIN)
+    kernels = {
+        int(operator["inputs"][1]) for operator in reader._get_ops_details() if operator["op_name"] in _KERNEL_OPERATORS
+    }
+    values = [reader.get_tensor(index) for index in sorted(kernels)]
+    return Compression(
+        bytes=len(content),
+        compressed_bytes=len(zlib.compress(content, 9)),
+        sparsity=sum(np.count_nonzero(x == 0) for x in values) / sum(x.size for x in values),
+        values=max(len(np.unique(x)) for x in values),
+    )
+
+
+_KERNEL_OPERATORS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
+
+
+_PLAIN = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES

@@ -1,6 +1,7 @@
 """Fine-tuning for export, by tensorflow-model-optimization: quantization-aware training, pruning, clustering."""
 
-from .finetuning import KeepBest, clustered, compression, prunable, quantize_aware, scope, stripped, to_litert
+from ..litert.inspection import compression
+from .finetuning import KeepBest, clustered, prunable, quantize_aware, scope, stripped, to_litert
 
 __all__ = [
     "KeepBest",

@@ -10,42 +10,32 @@ compiled and fitted as any model of tf_keras, and ends with Keras 3 or a file:
 A pruned network in int8 is the first way behind the second, with `keep_zeros=True`.
 """
 
-import os
 import re
 import tempfile
-import warnings
-import zlib
-from dataclasses import asdict, dataclass
-from unittest import mock
+from dataclasses import asdict
 
 import keras
-import numpy as np
 import tensorflow as tf
 import tf_keras
-from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from tf_keras import layers
 
+from se_keras.graph import calls, functional, input_shape_of, parts
+from se_keras.images import calibration_images
+from se_keras.storage import sha256
+
 from ..agreement import agreement
-from ..calibration import calibration_images
-from ..golden import golden
+from ..description import describe
 from ..litert import metadata
-from ..litert.conversion import LiteRTModel, Runner, without_clamps
+from ..litert.conversion import without_clamps
+from ..litert.file import LiteRTModel, LiteRTRunner
 from ..litert.flatbuffer import with_float_softmax, with_types
 from ..litert.quantization import too_narrow, widened
 from ..lowering import lower
-from ..manifest import manifest, sha256
-from .tf_keras_model import KERNELS, predict, transcribe
-from ..serving import savedmodel
-from se_keras.graph import calls, functional, input_shape_of, parts
-
-# The library asks for tf_keras by an environment variable, which the user's other processes would inherit, and where
-# nobody has used the name tf.keras yet, it would mean tf_keras from then on.
-with mock.patch.dict(os.environ), warnings.catch_warnings():
-    tf.keras.version()
-    warnings.filterwarnings("ignore", message="distutils Version classes are deprecated")
-    import tensorflow_model_optimization as tfmot
-
-_PACKAGE = "se_keras"
+from ..manifest import manifest, reference_outputs
+from ..model import SIGNATURE, class_count, input_names, output_names, predict, require_one_input, signature_of
+from .library import tfmot
+from .quantizers import _BOUNDED, _UNROUNDED, CalibratedQuantizer, KernelQuantizer, RoundingConfig, _is_fused
+from .tf_keras_model import KERNELS, predict_tf_keras, transcribe
 
 
 def quantize_aware(model, calibration, *, input_shape=None, keep_zeros=False):
@@ -168,41 +158,39 @@ def to_litert(
         ValueError: If the twin was not made of this model, or if the file disagrees with the twin.
     """
     model, shape = functional(model), tuple(twin.input_shape[1:])
-    lowered, names = lower(model, input_shape=shape), savedmodel.output_names(model)
+    lowered, names = lower(model, input_shape=shape), output_names(model)
     _require_twin(twin, lowered)
     images = calibration_images(held_out, shape)
-    about = metadata.describe(
+    about = describe(
         network=model.name,
         precision="int8",
         channels=shape[-1],
-        classes=savedmodel.classes(model),
+        classes=class_count(model),
         labels=labels,
         normalization=normalization,
         training=training,
     )
-    content = without_clamps(_converted(twin, savedmodel.input_names(model)[0], names), images)
-    result = agreement(predict(twin, images, names=names), Runner(content)(images))
+    content = without_clamps(_converted(twin, input_names(model)[0], names), images)
+    result = agreement(predict_tf_keras(twin, images, names=names), LiteRTRunner(content)(images))
     # Rounding differs by a step here and there.
     if result.cosine < _LOW_COSINE:
         raise ValueError(f"The int8 file disagrees with the twin that was trained: {result}")
     content = metadata.attach(with_types(content, input_type=input_type, output_type=output_type), about)
-    runner = Runner(content)
+    runner = LiteRTRunner(content)
     return LiteRTModel(
         content=content,
         manifest=manifest(
             network=model.name,
             precision="int8",
-            signature=runner.typed(savedmodel.signature(model, batch_shape=(1, *shape))),
+            signature=runner.typed(signature_of(model, batch_shape=(1, *shape))),
             lowering=lowered.lowering,
-            agreement=agreement(
-                savedmodel.predict(model, images), runner(images), in_steps=runner.has_quantized_outputs
-            ),
+            agreement=agreement(predict(model, images), runner(images), in_steps=runner.has_quantized_outputs),
             held_out=True,
             agreement_with_twin=asdict(result),
             quantization_aware=True,
             bytes=len(content),
             sha256=sha256(content),
-            golden=golden(runner, low=images.min(), high=images.max(), precision="int8"),
+            golden=reference_outputs(runner, low=images.min(), high=images.max(), precision="int8"),
         ),
     )
 
@@ -299,200 +287,11 @@ def scope():
     return tfmot.quantization.keras.quantize_scope()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Compression:
-    """How far a LiteRT file can be compressed, and why.
-
-    Args:
-        bytes: Size of the file.
-        compressed_bytes: Size behind zlib at its highest level: what a download or an app's package takes.
-        sparsity: Share of zeros in its kernels.
-        values: The largest number of different values in a kernel.
-    """
-
-    bytes: int
-    compressed_bytes: int
-    sparsity: float
-    values: int
-
-    def __str__(self):
-        return (
-            f"{self.bytes:,} bytes, {self.compressed_bytes:,} compressed, "
-            f"{self.sparsity:.1%} of the weights zero, at most {self.values} values in a kernel"
-        )
-
-
-def compression(content):
-    """Reads off a .tflite file, as bytes, how far it can be compressed: a `Compression`."""
-    reader = Interpreter(model_content=content, experimental_op_resolver_type=_PLAIN)
-    kernels = {
-        int(operator["inputs"][1]) for operator in reader._get_ops_details() if operator["op_name"] in _KERNEL_OPERATORS
-    }
-    values = [reader.get_tensor(index) for index in sorted(kernels)]
-    return Compression(
-        bytes=len(content),
-        compressed_bytes=len(zlib.compress(content, 9)),
-        sparsity=sum(np.count_nonzero(x == 0) for x in values) / sum(x.size for x in values),
-        values=max(len(np.unique(x)) for x in values),
-    )
-
-
-_KERNEL_OPERATORS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
-_PLAIN = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
 _LOW_COSINE = 0.9
 _ROUNDS = 5
 
 
 # Where integers are rounded.
-
-_BITS = {"num_bits": 8, "per_axis": False, "symmetric": False, "narrow_range": False}
-# These choose or move values, which are integers already; softmax computes in float32.
-_UNROUNDED = (
-    layers.Flatten,
-    layers.GlobalMaxPooling2D,
-    layers.MaxPooling2D,
-    layers.Permute,
-    layers.Reshape,
-    layers.Softmax,
-    layers.ZeroPadding2D,
-)
-# The ranges that LiteRT prescribes: 256 steps from 0 up to 1, or from -1 up to 1.
-_BOUNDED = {
-    tf_keras.activations.sigmoid: tfmot.quantization.keras.quantizers.FixedQuantizer(8, 0.0, 255 / 256, False),
-    tf_keras.activations.tanh: tfmot.quantization.keras.quantizers.FixedQuantizer(8, -1.0, 127 / 128, False),
-}
-
-
-def _is_fused(layer, readers):
-    """Whether an output never is a tensor of its own: a ReLU is part of the kernel, a concatenation has one range."""
-    (reader,) = readers if len(readers) == 1 else (None,)
-    fusing = isinstance(layer, (*KERNELS, layers.Add)) and isinstance(reader, layers.ReLU)
-    return fusing or isinstance(reader, layers.Concatenate)
-
-
-@tf_keras.utils.register_keras_serializable(_PACKAGE)
-class KernelQuantizer(tfmot.quantization.keras.quantizers.Quantizer):
-    """Rounds a kernel to int8 in the symmetric range that it has: one a channel, or one for a fully connected layer.
-
-    Unlike the library's, it has no state, so that the range is never that of the step before; and it has a range for
-    each channel of a depthwise kernel too.
-
-    Args:
-        is_depthwise: Whether its channels are its last two axes.
-        keep_zeros: Whether weights that are zero when the layer is built stay zero.
-    """
-
-    def __init__(self, is_depthwise=False, keep_zeros=False):
-        self.is_depthwise = is_depthwise
-        self.keep_zeros = keep_zeros
-
-    def build(self, tensor_shape, name, layer):
-        """The mask, if zeros are kept."""
-        if not self.keep_zeros:
-            return {}
-        mask = layer.add_weight(f"{name}_mask", shape=tensor_shape, trainable=False, initializer="ones")
-        mask.assign(tf.cast(getattr(layer.layer, _kernel_name(layer.layer)) != 0, mask.dtype))
-        return {"mask": mask}
-
-    def __call__(self, inputs, training, weights, **kwargs):
-        """The kernel as its integers have it."""
-        kernel = inputs * weights["mask"] if self.keep_zeros else inputs
-        size = tf.stop_gradient(tf.abs(kernel))
-        # A channel of zeros has a range too, one in which its bias is no more integers than there are.
-        least = tf.maximum(tf.reduce_max(size) * 1e-4, 1e-6)
-        if len(kernel.shape) == 2:  # the converter takes one range for a fully connected layer
-            extent = tf.maximum(tf.reduce_max(size), least)
-            return tf.quantization.fake_quant_with_min_max_vars(kernel, -extent, extent, narrow_range=True)
-        if self.is_depthwise:
-            kernel, size = (tf.reshape(x, (*x.shape[:2], 1, -1)) for x in (kernel, size))
-        extent = tf.maximum(tf.reduce_max(size, axis=(0, 1, 2)), least)
-        rounded = tf.quantization.fake_quant_with_min_max_vars_per_channel(kernel, -extent, extent, narrow_range=True)
-        return tf.reshape(rounded, inputs.shape)
-
-    def get_config(self):
-        """Arguments."""
-        return {"is_depthwise": self.is_depthwise, "keep_zeros": self.keep_zeros}
-
-
-@tf_keras.utils.register_keras_serializable(_PACKAGE)
-class CalibratedQuantizer(tfmot.quantization.keras.quantizers.AllValuesQuantizer):
-    """Rounds activations to int8 in a range that is first that of all calibration images, then follows training.
-
-    The library's own start at -6 and 6, whatever the network, and take thousands of steps to leave there.
-    """
-
-    def __init__(self):
-        super().__init__(**_BITS)
-        self.is_calibrating = False
-        self.ranges = {}
-        self._following = tfmot.quantization.keras.quantizers.MovingAverageQuantizer(**_BITS)
-
-    def build(self, tensor_shape, name, layer):
-        """The two ends of the range, from 0 on."""
-        self.ranges[layer.name] = super().build(tensor_shape, name, layer)
-        return self.ranges[layer.name]
-
-    def __call__(self, inputs, training, weights, **kwargs):
-        """The activations as their integers have them; as they are, while calibrating."""
-        if self.is_calibrating:
-            super().__call__(inputs, True, weights)
-            return inputs
-        return self._following(inputs, training, weights)
-
-    def get_config(self):
-        """No arguments."""
-        return {}
-
-
-@tf_keras.utils.register_keras_serializable(_PACKAGE)
-class RoundingConfig(tfmot.quantization.keras.QuantizeConfig):
-    """Which tensors of a layer are rounded, in the form that the library's wrapper asks for.
-
-    Args:
-        kernel: Quantizer of the kernel, or None.
-        output: Quantizer of the output, or None.
-    """
-
-    def __init__(self, kernel, output):
-        self.kernel = kernel
-        self.output = output
-
-    def get_weights_and_quantizers(self, layer):
-        """The kernel, if it is rounded."""
-        return [(getattr(layer, _kernel_name(layer)), self.kernel)] if self.kernel else []
-
-    def set_quantize_weights(self, layer, quantize_weights):
-        """Has the layer compute with the rounded kernel."""
-        for kernel in quantize_weights:
-            setattr(layer, _kernel_name(layer), kernel)
-
-    def get_activations_and_quantizers(self, layer):
-        """None: activations are layers of their own."""
-        return []
-
-    def set_quantize_activations(self, layer, quantize_activations):
-        """Nothing to set."""
-        return
-
-    def get_output_quantizers(self, layer):
-        """That of the output, if it is rounded."""
-        return [self.output] if self.output else []
-
-    def get_config(self):
-        """Arguments, serialized."""
-        serialize = tf_keras.utils.legacy.serialize_keras_object
-        return {"kernel": serialize(self.kernel), "output": serialize(self.output)}
-
-    @classmethod
-    def from_config(cls, config):
-        """From `get_config()`."""
-        with tfmot.quantization.keras.quantize_scope():
-            read = tf_keras.utils.legacy.deserialize_keras_object
-            return cls(**{name: value and read(value) for name, value in config.items()})
-
-
-def _kernel_name(layer):
-    return "depthwise_kernel" if isinstance(layer, layers.DepthwiseConv2D) else "kernel"
 
 
 # From the twin to the file.
@@ -530,7 +329,7 @@ def _once_converted(twin, input_name, output_names):
     module = tf.Module()
     module.variables_read = twin.variables  # the twin itself would have each of its layers traced
     with tempfile.TemporaryDirectory() as folder:
-        tf.saved_model.save(module, folder, signatures={savedmodel.SIGNATURE: serve})
+        tf.saved_model.save(module, folder, signatures={SIGNATURE: serve})
         converter = tf.lite.TFLiteConverter.from_saved_model(folder)
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
         converter.optimizations = [tf.lite.Optimize.DEFAULT]  # or the rounded weights would be written as floats
@@ -544,7 +343,7 @@ def _lowered(model, input_shape):
     shape = input_shape_of(functional(model), input_shape)
     if None in shape:
         raise ValueError(f"Training for export has a fixed size: give input_shape. Received: a model of {shape}")
-    savedmodel.require_one_input(model)
+    require_one_input(model)
     held = (part for call in calls(model) for part in parts(call.operation))
     functions = [part.name for part in held if isinstance(part, keras.layers.Lambda)]
     if functions:

@@ -9,9 +9,10 @@ import tf_keras
 from keras import activations, layers
 from tf_keras import layers as legacy
 
-from ..agreement import agreement
-from ..serving import savedmodel
 from se_keras.graph import calls, endpoints
+
+from ..agreement import agreement
+from ..model import check_images, output_names, predict
 
 KERNELS = (legacy.Conv2D, legacy.DepthwiseConv2D, legacy.Dense)
 
@@ -79,7 +80,7 @@ def transcribe(lowered, *, wrap=_untouched):
     return _assembled(lowered, wrap)
 
 
-def predict(twin, images, *, names):
+def predict_tf_keras(twin, images, *, names):
     """Outputs of a tf_keras model in inference: `{name: array}`, the names as given."""
 
     outputs = tf.nest.flatten(twin.predict(images, batch_size=8, verbose=0))
@@ -175,8 +176,8 @@ def _kind(operation):
 
 
 def _require_equal(lowered, twin):
-    images, names = savedmodel.check_images(lowered), savedmodel.output_names(lowered)
-    result = agreement(savedmodel.predict(lowered, images), predict(twin, images, names=names))
+    images, names = check_images(lowered), output_names(lowered)
+    result = agreement(predict(lowered, images), predict_tf_keras(twin, images, names=names))
     # The same operations of TensorFlow in the same order: what is apart is Keras' own fusing, about 1e-7.
     if result.max_error > 1e-5:
         raise ValueError(f"The twin in tf_keras disagrees with {lowered.name}: {result}")

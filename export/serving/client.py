@@ -15,8 +15,9 @@ from tensorflow.core.framework import types_pb2
 
 from se_keras import storage
 from se_keras.errors import first_line
-from .. import golden
-from .savedmodel import SIGNATURE
+
+from ..manifest import reference_error
+from ..model import SIGNATURE
 from .signatures import IMAGE_BYTES
 
 MODELS, MONITORING = "models.config", "monitoring.config"
@@ -83,7 +84,7 @@ def _answers(client, record):
                              f"Received: {found}")  # fmt: skip
     (image_name,) = record["signatures"][SIGNATURE]["inputs"]
     how = {"protocol": client.protocol, "version": version, "tolerance": record["golden"]["tolerance"]}
-    error = golden.error(lambda images: client.predict(SIGNATURE, {image_name: images}), record["golden"])
+    error = reference_error(lambda images: client.predict(SIGNATURE, {image_name: images}), record["golden"])
     yield Answer(signature=SIGNATURE, error=error, **how)
     if expected := record.get("golden_file"):
         file = np.array([base64.b64decode(expected["base64"])], dtype=object)

@@ -7,32 +7,39 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import keras
 import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
 from se_keras import storage
 from se_keras.errors import first_line
-from ..agreement import agreement, in_batches, logit_range, noise
-from ..golden import golden
-from ..litert import metadata
+from se_keras.graph import functional
+from se_keras.images import evaluation_image
+from se_keras.storage import sha256
+
+from ..agreement import agreement, in_batches
+from ..description import LABELS_FILE, describe
 from ..lowering import lower
-from ..manifest import manifest, sha256
+from ..manifest import manifest, reference_outputs
+from ..model import (
+    _FREE_SIZE,
+    SIGNATURE,
+    check_images,
+    class_count,
+    output_names,
+    predict,
+    require_equal,
+    require_one_input,
+    signature_of,
+    trace,
+)
 from . import warmup
 from .signatures import IMAGE_BYTES, LOGITS, classify, logits
-from se_keras.graph import functional, gives_probabilities, producer, structures
-from se_keras.training.augmentation import evaluation_image
 
-SIGNATURE = "serving_default"
 # What TF Serving gathers requests into, where it is asked to. A batch of another size is filled up to the next.
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)
 _GRAPH, _MANIFEST = "saved_model.pb", "assets.extra/manifest.json"
 _BATCHING = "batching_params.pbtxt"  # where TF Serving looks with --enable_per_model_batching_parameters
-_FREE_SIZE = 64  # of images to run, where the model leaves their size free
-# Ranges of logits that probabilities tell: float32 resolves those of about 1e-3 to 1e-5 of the first, and 1e-30 is the
-# least that is compared.
-_TELLING = (0.01, 60)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +51,10 @@ class SavedModel:
 
     def runner(self):
         """The SavedModel, ready to run."""
-        return Runner(self.path)
+        return SavedModelRunner(self.path)
 
 
-class Runner:
+class SavedModelRunner:
     """A SavedModel ready to run: `runner(images)` gives the outputs of its signature `serving_default`.
 
     Args:
@@ -161,7 +168,7 @@ def to_savedmodel(
     with storage.staged(target) as path:
         _write_graph(exported, path, names=output_names(model), about=about, top=top)
         _forget_xla(path / _GRAPH)
-        runner = Runner(path)
+        runner = SavedModelRunner(path)
         outputs = runner(images)
         result = agreement(predict(model, images), outputs)
         require_equal(result, "SavedModel")
@@ -174,7 +181,7 @@ def to_savedmodel(
         record = manifest(
             network=model.name,
             precision="float32",
-            signature=signature(model),
+            signature=signature_of(model),
             lowering=getattr(exported, "lowering", None),
             agreement=result,
             held_out=True,  # nothing was calibrated
@@ -198,8 +205,8 @@ def _about(model, labels, normalization, top):
     shape = model.inputs[0].shape[1:]
     if labels is not None and (len(shape) != 3 or None in shape or shape[-1] not in (1, 3)):
         raise ValueError(f"image_bytes needs images of a fixed size with 1 or 3 channels. Received: a model of {shape}")
-    about = {"network": model.name, "precision": "float32", "channels": shape[-1], "classes": classes(model)}
-    return metadata.describe(**about, labels=labels, normalization=normalization)
+    about = {"network": model.name, "precision": "float32", "channels": shape[-1], "classes": class_count(model)}
+    return describe(**about, labels=labels, normalization=normalization)
 
 
 def _write_graph(model, path, *, names, about, top):
@@ -212,7 +219,7 @@ def _write_graph(model, path, *, names, about, top):
     with tempfile.TemporaryDirectory() as scratch:
         tables = []
         if about.labels is not None:
-            file = Path(scratch, metadata.LABELS_FILE)
+            file = Path(scratch, LABELS_FILE)
             file.write_text("\n".join(about.labels), encoding="utf-8")
             size, how = images.shape[1:3], {"normalization": about.normalization, "channels": images.shape[-1]}
             top = min(top, len(about.labels))
@@ -251,7 +258,9 @@ def _batching():
 def _golden(runner, images):
     """The golden output on noise as loud as the images that were compared on."""
     middle, reach = float(images.mean()), math.sqrt(3) * float(images.std())
-    return golden(runner, low=middle - reach, high=middle + reach, precision="float32", shape=_one(runner.input_shape))
+    return reference_outputs(
+        runner, low=middle - reach, high=middle + reach, precision="float32", shape=_one(runner.input_shape)
+    )
 
 
 def _picture(image, normalization):
@@ -282,7 +291,7 @@ def _checksums(path):
     return {str(file.relative_to(path)): sha256(file.read_bytes()) for file in files}
 
 
-def load(folder):
+def load_savedmodel(folder):
     """Finds a SavedModel on the disk; a foreign one, without our manifest, is named after its folder.
 
     Args:
@@ -321,37 +330,6 @@ def next_version(folder):
     return max(versions, default=0) + 1
 
 
-def trace(model, folder, *, names=None, batch_shape=None, more=None, tracked=()):
-    """Writes a functional model as a plain SavedModel with the signature `serving_default`.
-
-    `names` are those of the outputs, which lowering may have changed; default: the model's. `batch_shape` fixes the
-    shape of a single input; default: the model's own at any batch size. `more` are further signatures,
-    `{name: (function, specification)}`, and `tracked` the tables that they need.
-    """
-
-    names = names or output_names(model)
-    broken = [layer.name for layer in model.layers if not all(np.isfinite(w).all() for w in layer.get_weights())]
-    if broken:
-        raise ValueError(f"The weights of {model.name} are not finite: {', '.join(broken)}")
-
-    def serve(*images):
-        outputs = model(keras.tree.pack_sequence_as(structures(model)[0], list(images)), training=False)
-        return dict(zip(names, keras.tree.flatten(outputs), strict=True))
-
-    archive = keras.export.ExportArchive()
-    archive.track(model)
-    specs = [
-        tf.TensorSpec(batch_shape or (None, *x.shape[1:]), x.dtype, name=name)
-        for x, name in zip(model.inputs, input_names(model), strict=True)
-    ]
-    archive.add_endpoint(SIGNATURE, serve, input_signature=specs)
-    for table in tracked:
-        archive.track(table)
-    for name, (function, spec) in (more or {}).items():
-        archive.add_endpoint(name, function, input_signature=[spec])
-    archive.write_out(str(folder), verbose=False)
-
-
 def _forget_xla(path):
     """Keras compiles grouped convolutions with XLA, which TF Serving has switched off; TensorFlow's own kernel does."""
     saved = saved_model_pb2.SavedModel.FromString(path.read_bytes())
@@ -360,84 +338,3 @@ def _forget_xla(path):
         for holder in (*graph.node, *graph.library.function, *bodies):
             holder.attr.pop("_XlaMustCompile", None)
     path.write_bytes(saved.SerializeToString(deterministic=True))
-
-
-def input_names(model):
-    """Names of the inputs, as Keras has them."""
-    return [x.name for x in model.inputs]
-
-
-def output_names(model):
-    """Names of the outputs: `probabilities` for a single one behind a softmax, else those that Keras has."""
-    if len(model.outputs) == 1 and gives_probabilities(producer(model.outputs[0])):
-        return ["probabilities"]
-    return list(model.output_names)
-
-
-def classes(model):
-    """Number of the classes; None for a model that does not end with one vector."""
-    shapes = [x.shape for x in model.outputs]
-    return shapes[0][-1] if len(shapes) == 1 and len(shapes[0]) == 2 else None
-
-
-def signature(model, *, batch_shape=None):
-    """Names, shapes and types of a model's input and outputs, for the manifest; None is free."""
-    images = keras.KerasTensor(batch_shape or (None, *model.inputs[0].shape[1:]), dtype=model.inputs[0].dtype)
-    outputs = keras.tree.flatten(model.compute_output_spec(images))
-
-    def describe(names, tensors):
-        return {name: {"shape": list(x.shape), "dtype": str(x.dtype)} for name, x in zip(names, tensors, strict=True)}
-
-    return {"inputs": describe(input_names(model), [images]), "outputs": describe(output_names(model), outputs)}
-
-
-def check_images(model, *, shape=None, samples=4, free_size=_FREE_SIZE):
-    """Noise to compare a model and its export on, so loud that the outputs tell, and no louder than the model bears.
-
-    In inference nothing has normalized the activations of an untrained network yet. Loud images saturate the gates of
-    a deep one, and a difference of 1e-6 becomes one of 1; quiet ones are lost in one without shortcuts, whose gates
-    halve them at each block, and all probabilities are equal. A trained network bears standard normal noise.
-
-    Args:
-        model: A Keras model with one input.
-        shape: `(height, width, channels)`; default: the model's own, free sizes being `free_size`.
-        samples: Number of images.
-        free_size: See `shape`.
-    """
-    shape = shape or [size or free_size for size in model.inputs[0].shape[1:]]
-    normal = noise(shape, samples=samples)
-    exponent, images = 0, normal
-    for _ in range(8):
-        one, nudged = predict(model, images[:1]), predict(model, images[:1] * np.float32(1 + 1e-6))
-        finite = all(np.isfinite(x).all() for x in one.values())
-        logits = logit_range(one) if finite else np.inf
-        quiet = finite and agreement(one, nudged).max_error < 1e-5
-        if quiet and (logits is None or _TELLING[0] < logits < _TELLING[1]):
-            return images
-        exponent += 1 if logits is not None and logits <= _TELLING[0] else -1
-        images = normal * np.float32(10.0**exponent)
-    return normal
-
-
-def predict(model, images):
-    """Outputs of a Keras model in inference: `{name: array}`."""
-    names = output_names(model)
-
-    def run(batch):
-        outputs = keras.tree.flatten(model(batch, training=False))
-        return dict(zip(names, map(keras.ops.convert_to_numpy, outputs), strict=True))
-
-    return in_batches(run, images)
-
-
-def require_one_input(model):
-    """Raises ValueError if a model has several inputs."""
-    if len(model.inputs) != 1:
-        raise ValueError(f"A model with one input can be exported. Received: {model.name} with {len(model.inputs)}")
-
-
-def require_equal(result, what):
-    """Raises ValueError if an export in float32 is not the model that it was made from."""
-    # Sums in another order differ by about 1e-6; a wrong graph or a lost weight by more than 1e-2.
-    if result.max_error > 1e-3:
-        raise ValueError(f"The {what} disagrees with the Keras model: {result}. Nothing was written")

@@ -4,7 +4,7 @@ import keras
 import tensorflow as tf
 
 from se_keras.graph import calls, gives_probabilities
-from se_keras.training.augmentation import evaluation_image
+from se_keras.images import evaluation_image
 
 LOGITS, IMAGE_BYTES = "logits", "image_bytes"
 # A file of some kilobytes can say that it holds an image of gigabytes. Cameras have up to 2^27 pixels.

@@ -115,7 +115,8 @@ def benchmark_training(options, console):
     """`se-keras benchmark-training`."""
     from dataclasses import asdict
 
-    from se_keras.export.benchmark.overhead import baseline_name, environment
+    from se_keras.catalogue import baseline_name
+    from se_keras.environment import environment
     from se_keras.training.throughput import PAPER_STEP, step_time
 
     with progress_on(console) as progress:

@@ -13,10 +13,11 @@ def benchmark(options, console):
     """`se-keras benchmark`."""
     from se_keras import storage
     from se_keras.catalogue import spec_of
-    from se_keras.export.benchmark import overhead
+    from se_keras.environment import environment as host_environment
+    from se_keras.export.benchmark import overhead, results
     from se_keras.export.benchmark.report import read
     from se_keras.export.benchmark.targets import adb as android
-    from se_keras.export.litert import conversion as litert
+    from se_keras.export.litert.file import load_litert
     from se_keras.timing import check_plan
 
     if options.profile and (options.files or options.adb):
@@ -37,8 +38,8 @@ def benchmark(options, console):
             android.require_binary(options.benchmark_model)  # before a minute of exporting
             environment = android.environment(options.serial)
         else:
-            measure, environment = partial(overhead.measure, **plan), overhead.environment()
-        report = {"schema": 1, "environment": environment, "overhead": [], "paper": overhead.PAPER}
+            measure, environment = partial(overhead.measure, **plan), host_environment()
+        report = {"schema": 1, "environment": environment, "overhead": [], "paper": results.PAPER}
         if options.output:
             storage.check_writable(options.output)
             if options.output.exists():
@@ -50,7 +51,7 @@ def benchmark(options, console):
             if options.files:
                 stems = [path.stem for path in options.files]
                 names = stems if len(set(stems)) == 2 else list(map(str, options.files))
-                yield from overhead.overheads_of_files(*map(litert.load, options.files), names=names, **how)
+                yield from overhead.overheads_of_files(*map(load_litert, options.files), names=names, **how)
             for network in () if options.files else options.network:
                 spec = spec_of(network)
                 shape = options.size and (options.size, options.size, spec.input_shape[-1])
@@ -61,9 +62,7 @@ def benchmark(options, console):
 
         for found in measured():
             record = json.loads(json.dumps(found.to_json()))  # as a file has it
-            others = [
-                x for x in report["overhead"] if overhead.cell(x) != overhead.cell(record) or not x.get("missing")
-            ]
+            others = [x for x in report["overhead"] if results.cell(x) != results.cell(record) or not x.get("missing")]
             report["overhead"] = [*others, record]  # in the place of one that was cut short
             if options.output:
                 storage.write_json(options.output, report)

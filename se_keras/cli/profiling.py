@@ -10,14 +10,14 @@ SLOWEST = 10
 def profile(options, console):
     """`se-keras profile`."""
     from se_keras.export.benchmark.profiler import PARTS, profile
-    from se_keras.export.litert import conversion as litert
+    from se_keras.export.litert.file import load_litert
 
     with progress_on(console) as progress:
         found = {}
         for side, path in (("file", options.file), ("against", options.against)):
             if path is not None:
                 progress(f"profiling {path}")
-                found[side] = profile(litert.load(path), threads=options.threads, runs=options.runs)
+                found[side] = profile(load_litert(path), threads=options.threads, runs=options.runs)
     if options.json:
         return print_json({side: one.to_json() for side, one in found.items()})
     one, other = found["file"], found.get("against")

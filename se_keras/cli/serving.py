@@ -23,7 +23,7 @@ def serve_check(options, console):
     from se_keras.export.serving import savedmodel
 
     with progress_on(console) as progress:
-        saved = savedmodel.load(options.manifest)
+        saved = savedmodel.load_savedmodel(options.manifest)
         name = options.model or saved.path.resolve().parent.name
         servers = [server for server in (options.url, options.grpc) if server]
         progress(f"asking {' and '.join(servers)} for {name}")
@@ -47,9 +47,12 @@ def serve_check(options, console):
 def benchmark_serving(options, console):
     """`se-keras benchmark-serving`."""
     from se_keras.catalogue import spec_of
+    from se_keras.environment import environment
     from se_keras.export.benchmark.load import serving_load
-    from se_keras.export.benchmark.overhead import PAPER, environment, measure, overheads
-    from se_keras.export.litert.conversion import check_threads
+    from se_keras.export.benchmark.overhead import overheads
+    from se_keras.export.benchmark.results import PAPER
+    from se_keras.export.benchmark.targets.host import measure
+    from se_keras.export.litert.file import check_threads
 
     shape = options.size and (options.size, options.size, spec_of(options.network).input_shape[-1])
     check_threads(options.threads)

@@ -7,16 +7,7 @@ so that a training that goes on, or another worker, sees the same.
 import keras
 import tensorflow as tf
 
-RESIZE = 256 / 224  # of the shorter side over the crop's: section 5.1 of arXiv:1709.01507
-
-
-def decode(content, channels=3):
-    """Pixels `(height, width, channels)`, uint8, of a JPEG, PNG, GIF (its first frame), BMP or WebP file.
-
-    What the file is, its content says. Gray becomes RGB and the other way round; transparency is dropped.
-    """
-    image = tf.io.decode_image(content, channels=channels, expand_animations=False)
-    return tf.ensure_shape(image, (None, None, channels))
+from se_keras.images import _pixels, evaluation_image
 
 
 def training_image(content, *, size, channels, augmentation, seed, operations=None, mean=0.0):
@@ -49,29 +40,6 @@ def training_image(content, *, size, channels, augmentation, seed, operations=No
     if augmentation.cutout:
         image = tf.where(_square(size, augmentation.cutout, _sub(seed, 4)), mean, image)
     return tf.ensure_shape(image, (*size, channels))
-
-
-def evaluation_image(content, *, size, channels, resize=None):
-    """The middle of an image: its shorter side is scaled to `resize`, and `size` cut out of it.
-
-    An image that has the network's size already stays as it is, unless `resize` is given; its default is 256/224 of
-    the crop. Scaled bilinearly and antialiased, as Pillow and torchvision do.
-    """
-    image = tf.cast(_pixels(content, channels), "float32")
-    height, width = size
-    ratio = RESIZE if resize is None else resize / min(size)
-
-    def middle():
-        shape = tf.cast(tf.shape(image)[:2], "float32")
-        scale = tf.reduce_max([height, width] * tf.constant(ratio, "float32") / shape)
-        scaled = tf.maximum(tf.cast(tf.round(shape * scale), "int32"), [height, width])
-        top, left = tf.unstack((scaled - [height, width]) // 2)
-        return tf.image.resize(image, scaled, antialias=True)[top : top + height, left : left + width]
-
-    if resize is None:
-        fits = tf.reduce_all(tf.shape(image)[:2] == [height, width])
-        return tf.ensure_shape(tf.cond(fits, lambda: image, middle), (*size, channels))
-    return tf.ensure_shape(middle(), (*size, channels))
 
 
 def mix_up(alpha):
@@ -154,10 +122,6 @@ def _random_part(content, channels, augmentation, seed):
     if content.dtype != tf.string:
         return of_pixels()
     return tf.cond(tf.io.is_jpeg(content), of_jpeg, of_pixels)
-
-
-def _pixels(content, channels):
-    return decode(content, channels) if content.dtype == tf.string else content
 
 
 def _sub(seed, number):

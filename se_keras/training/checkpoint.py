@@ -25,7 +25,7 @@ def state_of(model, optimizer):
 
 
 def restore(path, tensors, model, optimizer):
-    """Gives a model and its built optimizer the values that `load` has read from `path`.
+    """Gives a model and its built optimizer the values that `load_checkpoint` has read from `path`.
 
     Raises:
         ValueError: If they are of another network or optimizer; then nothing was changed.
@@ -43,14 +43,14 @@ def restore(path, tensors, model, optimizer):
         variable.assign(tensors[name])
 
 
-def save(path, tensors, about):
+def save_checkpoint(path, tensors, about):
     """Writes a checkpoint whole or not at all: the values of `state_of`, and `about`, a dict for JSON."""
     about = json.dumps(about)
     metadata = {"about": about, "sha256": _sha256(tensors, about)}
     storage.write_bytes(path, safetensors.numpy.save(tensors, metadata=metadata))
 
 
-def load(path):
+def load_checkpoint(path):
     """Reads a checkpoint: the values, and what it says of itself.
 
     Raises:

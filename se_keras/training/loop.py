@@ -371,11 +371,11 @@ class _Run:
         tensors = checkpoint.state_of(self.model, self.optimizer)  # by all workers: some values are gathered
         if self.replicas.is_chief:
             here = {"epoch": self.epoch, "step": self.step, "sums": self.sums.tolist(), "figures": self.figures}
-            checkpoint.save(self.folder / checkpoint.FILE, tensors, self.description | here)
+            checkpoint.save_checkpoint(self.folder / checkpoint.FILE, tensors, self.description | here)
 
     def _resume(self):
         path = self.folder / checkpoint.FILE
-        tensors, about = checkpoint.load(path)
+        tensors, about = checkpoint.load_checkpoint(path)
         differing = [key for key in self.description if about.get(key) != self.description[key]]
         if differing:
             raise ValueError(

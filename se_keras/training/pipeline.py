@@ -2,7 +2,8 @@
 
 import tensorflow as tf
 
-from se_keras.training.augmentation import evaluation_image, mix_up, rand_augment, training_image
+from se_keras.images import evaluation_image
+from se_keras.training.augmentation import mix_up, rand_augment, training_image
 from se_keras.training.data import Pass
 
 AUTO = tf.data.AUTOTUNE

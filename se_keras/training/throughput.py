@@ -10,9 +10,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from se_keras.catalogue import create, spec_of
+from se_keras.catalogue import baseline_name, create, spec_of
+from se_keras.environment import environment
 from se_keras.errors import first_line
-from se_keras.export.benchmark.overhead import baseline_name, environment
 from se_keras.timing import Comparison, check_plan, compare
 from se_keras.training.augmentation import training_image
 from se_keras.training.data import Files, Pass, folder

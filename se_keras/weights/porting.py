@@ -21,7 +21,7 @@ from se_keras.weights.naming import NAMINGS
 SUFFIXES = (".weights.h5", ".keras", ".safetensors", ".pth")
 
 
-def load(layers, path, *, ignore=()):
+def load_weights(layers, path, *, ignore=()):
     """Loads a file into layers: one that Keras saved, or a state dict of timm or pytorchcv.
 
     Args:
@@ -38,7 +38,7 @@ def load(layers, path, *, ignore=()):
     path = _checked(path)
     if path.suffix in _READERS:
         namings = [naming for source in NAMINGS.values() for naming in source]
-        return _port(layers, read(path), namings, where=repr(str(path)), ignore=ignore)
+        return _port(layers, read_state_dict(path), namings, where=repr(str(path)), ignore=ignore)
     try:
         found = _read_keras(path)
     except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
@@ -60,7 +60,7 @@ def port(model, state_dict, *, source):
 
     Args:
         model: A network of ours.
-        state_dict: `{their name: array or torch tensor}`, as `torch_module.state_dict()` or `read(path)` gives it.
+        state_dict: `{their name: array or torch tensor}`, as `torch_module.state_dict()` or `read_state_dict(path)` gives it.
         source: `"timm"` or `"pytorchcv"`: whose names these are.
 
     Raises:
@@ -73,7 +73,7 @@ def port(model, state_dict, *, source):
     _port(model.layers, state_dict, NAMINGS[source], where="the state dict")
 
 
-def read(path):
+def read_state_dict(path):
     """The state dict in a `.safetensors` or `.pth` file: `{name: array}`, or what a `.pth` has as its `state_dict`.
 
     Raises:

@@ -11,7 +11,7 @@ import keras
 
 from se_keras import storage
 from se_keras.errors import first_line
-from se_keras.weights import porting as weights
+from se_keras.weights.porting import load_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,7 @@ def imagenet(network, build):
         raise _not_kept(network, path, error) from error
     downloaded = _download(network, repo)
     model = _in_float32(build)
-    weights.load(model.layers, downloaded)
+    load_weights(model.layers, downloaded)
     try:
         with storage.staged(path) as written:
             _reserve(written, 4 * model.count_params())

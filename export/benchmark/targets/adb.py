@@ -17,11 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from se_keras import protos
+from se_keras.environment import versions
 from se_keras.errors import first_line
-from ..overhead import Footprint, Overhead, described, require_pair
-from ...litert.conversion import check_threads
-from ...manifest import versions
 from se_keras.timing import Blocks, Comparison, check_plan
+
+from ...litert.file import check_threads
+from ..results import Footprint, Overhead, described, require_pair
 
 FOLDER = "/data/local/tmp"
 _ON_PHONE = "device:"

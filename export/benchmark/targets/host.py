@@ -1,0 +1,120 @@
+"""The benchmark's measurement on this machine."""
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from se_keras.timing import compare
+
+from ...agreement import noise
+from ..energy import find_meter
+from ..results import Footprint, Overhead, described, require_pair
+
+
+def measure(
+    baseline,
+    network,
+    *,
+    form,
+    threads=1,
+    blocks=30,
+    runs=3,
+    within=None,
+    seconds=None,
+    allow_undelegated=False,
+    progress=None,
+):
+    """Times two LiteRT files in pairs, on this machine.
+
+    Args:
+        baseline: A `LiteRTModel`: what stands for 1.
+        network: Another, with the same input.
+        form: What to call both in the record.
+        threads: Number of threads of each.
+        blocks: Blocks of the comparison.
+        runs: Runs of each side in a block.
+        within, seconds: What ends the comparison before all blocks, as in `benchmark.compare`.
+        allow_undelegated: Whether to report a pair with operators that fell off XNNPACK.
+        progress: Called after each block with the number of blocks done.
+
+    Returns:
+        An `Overhead`.
+
+    Raises:
+        ValueError: If operators fell off XNNPACK, or if the inputs differ.
+    """
+    models = {"a": baseline, "b": network, "double": baseline}
+    runners = {side: model.runner(threads=threads) for side, model in models.items()}
+    shape = require_pair(runners["a"], runners["b"])
+    undelegated = sorted(set(runners["a"].undelegated() + runners["b"].undelegated()))
+    if undelegated and not allow_undelegated:
+        raise ValueError(
+            f"{', '.join(undelegated)} fell off XNNPACK and run on slow kernels: the ratio would not be the networks'. "
+            "allow_undelegated=True (--allow-undelegated) measures all the same"
+        )
+    images = noise(shape[1:], samples=shape[0])
+    comparison = compare(
+        **{side: runner.prepare(images) for side, runner in runners.items()},
+        blocks=blocks,
+        runs=runs,
+        within=within,
+        seconds=seconds,
+        meter=find_meter(),
+        progress=progress,
+    )
+    return Overhead(
+        **described(baseline, network),
+        form=form,
+        threads=threads,
+        input_shape=shape,
+        comparison=comparison,
+        undelegated=tuple(undelegated),
+        footprints=tuple(footprint(side.content, threads=threads) for side in (baseline, network)),
+    )
+
+
+def footprint(content, *, threads=1):
+    """Runs a LiteRT file in a process of its own, and tells what it takes: a `Footprint`.
+
+    Raises:
+        ValueError: If it does not run.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.tflite"
+        path.write_bytes(content)
+        command = [sys.executable, "-c", _ALONE, str(path), str(threads)]
+        result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode:
+        raise ValueError(f"The file does not run in a process of its own: {result.stderr.strip().splitlines()[-1:]}")
+    return Footprint(bytes=len(content), **json.loads(result.stdout.splitlines()[-1]))
+
+
+_ALONE = """
+import json, sys, time
+import numpy as np
+from ai_edge_litert.interpreter import Interpreter
+
+def peak():
+    try:
+        with open("/proc/self/status") as file:
+            return next(int(line.split()[1]) * 1024 / 1e6 for line in file if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        return None
+
+before, start = peak(), time.perf_counter()
+interpreter = Interpreter(sys.argv[1], num_threads=int(sys.argv[2]))
+interpreter.allocate_tensors()
+ready = time.perf_counter()
+for detail in interpreter.get_input_details():
+    interpreter.set_tensor(detail["index"], np.zeros(detail["shape"], detail["dtype"]))
+first = time.perf_counter()
+interpreter.invoke()
+end, after = time.perf_counter(), peak()
+print(json.dumps({
+    "init_ms": 1e3 * (ready - start),
+    "first_ms": 1e3 * (end - first),
+    "peak_mb": None if before is None else after - before,
+}))
+"""

@@ -1,0 +1,63 @@
+"""What a figure or a file was made with: processor, system, versions."""
+
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+
+def environment():
+    """Where a measurement was made: processor, system and versions."""
+    processor, flags = _processor()
+    return {
+        "processor": processor,
+        # Matrix units make int8 convolutions faster, not the multiplication of a gate: SE's share grows.
+        "matrix_units": sorted(flag for flag in flags if flag in _MATRIX_UNITS),
+        "cores": os.cpu_count(),
+        "affinity": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "runtime": f"LiteRT {versions()['ai-edge-litert']} with XNNPACK",
+        "versions": versions(),
+    }
+
+
+def _read(path):
+    """What a file of the system says; None where there is none."""
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return None
+
+
+_MATRIX_UNITS = ("amx_int8", "amx_bf16", "i8mm", "sme", "sme2")
+
+
+def _processor():
+    """Model name and feature flags, where the system tells them."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            entries = dict(line.rstrip("\n").split(":", 1) for line in file if ":" in line)
+    except OSError:
+        entries = {}
+    entries = {key.strip(): value.strip() for key, value in entries.items()}
+    flags = entries.get("flags") or entries.get("Features") or ""
+    return entries.get("model name") or platform.processor() or platform.machine(), flags.split()
+
+
+PACKAGES = (
+    "se-keras",
+    "keras",
+    "tensorflow",
+    "numpy",
+    "ai-edge-litert",
+    "ai-edge-quantizer",
+    "tensorflow-model-optimization",
+    "tf-keras",
+)
+
+
+def versions():
+    """Versions of the packages that make an export what it is."""
+    return {package: version(package) for package in PACKAGES}
