@@ -4,7 +4,6 @@ The records are `tf.train.Example`s with the keys of ImageNet's: `image/encoded`
 """
 
 import contextlib
-import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -109,7 +108,7 @@ def pack(data, folder, *, shards=8, progress=None):
     for name, split in splits.items():
         if type(shards) is not int or not 1 <= shards <= len(split):
             raise ValueError(f"The {len(split)} images of {name} fill 1 to {len(split)} shards. Received: {shards!r}")
-    source = hashlib.sha256("\n".join(f"{p}" for split in splits.values() for p in split.paths).encode()).hexdigest()
+    source = storage.sha256("\n".join(f"{p}" for split in splits.values() for p in split.paths).encode())
     index = {"schema": 1, "name": data.name, "classes": list(data.classes), "source": source, "shards": shards,
              "splits": {name: [] for name in splits}}  # fmt: skip
     if (folder / _UNFINISHED).exists():
@@ -195,8 +194,13 @@ def _write_shard(path, split, numbers):
         for number in numbers:
             source = Path(split.paths[number])
             writer.write(_example(source.read_bytes(), int(split.labels[number]), source.name))
-    entry = {"file": path.name, "count": len(numbers), "bytes": path.stat().st_size}
-    return entry | {"sha256": _sha256(path), "labels": sorted({int(split.labels[number]) for number in numbers})}
+    return {
+        "file": path.name,
+        "count": len(numbers),
+        "bytes": path.stat().st_size,
+        "sha256": storage.file_sha256(path),
+        "labels": sorted({int(split.labels[number]) for number in numbers}),
+    }
 
 
 def _example(content, label, name):
@@ -209,12 +213,7 @@ def _example(content, label, name):
 
 
 def _is_whole(path, entry):
-    return path.is_file() and path.stat().st_size == entry["bytes"] and _sha256(path) == entry["sha256"]
-
-
-def _sha256(path):
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return path.is_file() and path.stat().st_size == entry["bytes"] and storage.file_sha256(path) == entry["sha256"]
 
 
 def _read_json(path):

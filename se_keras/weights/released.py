@@ -1,6 +1,5 @@
 """Released weights: fetched from the Hugging Face hub, checked, ported, and kept as Keras weights in the Keras home."""
 
-import hashlib
 import json
 import os
 import re
@@ -73,7 +72,7 @@ def imagenet(network, build):
         with storage.staged(path) as written:
             _reserve(written, 4 * model.count_params())
             model.save_weights(written)
-            checksum = _sha256(written)
+            checksum = storage.file_sha256(written)
         storage.write_json(_record(path), {"sha256": checksum, "repo": repo})
     except (OSError, RuntimeError) as error:  # HDF5 has both for a full disk
         raise _not_kept(network, path, error) from error
@@ -88,7 +87,7 @@ def home():
 def _is_whole(path, repo):
     try:
         record = json.loads(_record(path).read_text())
-        return record["repo"] == repo and record["sha256"] == _sha256(path)
+        return record["repo"] == repo and record["sha256"] == storage.file_sha256(path)
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
@@ -138,7 +137,7 @@ def _is_as_announced(path):
     of another hash. Where the cache has no links, the hub's own check of the length is the only one.
     """
     blob = path.readlink().name if path.is_symlink() else ""
-    return not re.fullmatch("[0-9a-f]{64}", blob) or blob == _sha256(path)
+    return not re.fullmatch("[0-9a-f]{64}", blob) or blob == storage.file_sha256(path)
 
 
 def _reserve(path, size):
@@ -154,8 +153,3 @@ def _not_kept(network, path, error):
     return OSError(
         f"The weights of {network} cannot be kept in {str(path.parent)!r}: {reason}. KERAS_HOME names another folder"
     )
-
-
-def _sha256(path):
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
