@@ -6,7 +6,9 @@ from dataclasses import FrozenInstanceError, asdict, replace
 
 import pytest
 
-from se_keras.training.recipes import DIGITS, RECIPES, Augmentation, Recipe, after_plateaus, learning_rates
+from se_keras.training.data import digits
+from se_keras.training.recipes import DIGITS, RECIPES, Augmentation, Recipe
+from se_keras.training.schedules import after_plateaus, learning_rates, plan
 
 # arXiv:1709.01507: section 5.1 (ImageNet and mobile), appendix (SENet-154), section 6 (ablations).
 PAPER = {
@@ -164,3 +166,46 @@ def test_warm_up_rises_in_front_of_the_cosine():
 def test_learning_rate_falls_when_the_loss_has_not_for_two_epochs(losses, falls):
     recipe = replace(DIGITS, schedule="plateau", patience=2)
     assert after_plateaus(recipe, losses) == pytest.approx(0.05 * 0.1**falls)
+
+
+# What a training would do
+
+
+@pytest.mark.parametrize(
+    "recipe, rates",
+    [
+        (
+            DIGITS,
+            {0: 0.05, 7: 0.05 * (1 + math.cos(math.pi * 7 / 15)) / 2, 14: 0.05 * (1 + math.cos(math.pi * 14 / 15)) / 2},
+        ),
+        (replace(DIGITS, schedule="steps", decay_epochs=(5, 10, 20)), {0: 0.05, 5: 0.005, 10: 0.0005}),
+        (replace(DIGITS, schedule="plateau"), {0: 0.05}),
+        (replace(DIGITS, epochs=2, warmup_epochs=1), {0: 0.0, 1: 0.05}),
+    ],
+    ids=["cosine", "steps", "plateau", "warm-up"],
+)
+def test_plan_has_the_learning_rate_where_it_differs(recipe, rates):
+    found = plan("resnet11_digits", recipe, digits())
+    assert list(found["learning_rate_at_epoch"]) == list(rates)
+    assert list(found["learning_rate_at_epoch"].values()) == pytest.approx(list(rates.values()), rel=1e-5)  # float32
+
+
+def test_plan_has_the_sizes_of_the_data_and_the_recipe():
+    found = plan("resnet11_digits", DIGITS, digits())
+    del found["learning_rate_at_epoch"]
+    assert found == {
+        "network": "resnet11_digits",
+        "data": "digits",
+        "training_images": 1437,
+        "test_images": 360,
+        "classes": 10,
+        "steps_per_epoch": 1437 // 32,
+        "recipe": asdict(DIGITS),
+    }
+
+
+def test_plan_refuses_a_batch_larger_than_the_data():
+    with pytest.raises(
+        ValueError, match="batch_size must be at most the 1437 training images of digits. Received: .+=1438"
+    ):
+        plan("resnet11_digits", replace(DIGITS, batch_size=1438), digits())

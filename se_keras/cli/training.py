@@ -107,7 +107,7 @@ def _print_plan(options, chosen):
     """`--dry-run`: the recipe in full, and what it comes to."""
     from se_keras.catalogue import spec_of
     from se_keras.training import sources
-    from se_keras.training.recipes import learning_rates
+    from se_keras.training.schedules import learning_rates
 
     spec = spec_of(options.network)
     data = sources.load(options.data, mean=spec.mean, std=spec.std)

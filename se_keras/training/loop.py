@@ -19,7 +19,7 @@ from se_keras.training import checkpoint, record
 from se_keras.training.data import Corrupt, Pass
 from se_keras.training.distribution import Replicas, Trainer, averaged, replicas
 from se_keras.training.pipeline import batches, held_out
-from se_keras.training.recipes import after_plateaus, learning_rates
+from se_keras.training.schedules import after_plateaus, learning_rates, steps_per_epoch
 
 MODEL_FILE = "model.keras"
 RUN_FILE = "run.json"
@@ -172,12 +172,7 @@ class _Run:
                 f"accumulate must divide a replica's batch of {self.share * given.workers // given.count}. "
                 f"Received: accumulate={execution.accumulate}"
             )
-        self.steps = len(data.train) // recipe.batch_size
-        if not self.steps:
-            raise ValueError(
-                f"A batch is at most the {len(data.train)} training images of {data.name}. "
-                f"Received: batch_size={recipe.batch_size}"
-            )
+        self.steps = steps_per_epoch(recipe, data)
         self.description = {
             "network": model.name,
             "data": data.name,

@@ -4,8 +4,6 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import keras
-
 CROPS = ("none", "scale_and_aspect", "pad")
 SCHEDULES = ("cosine", "steps", "plateau")
 SAMPLINGS = ("shuffled", "balanced")
@@ -151,34 +149,6 @@ class Recipe:
         """The recipe at another batch, its learning rate in proportion: arXiv:1706.02677, section 2.1."""
         at_batch = replace(self, batch_size=batch_size)  # refused before it gives a learning rate of 0
         return replace(at_batch, learning_rate=self.learning_rate * batch_size / self.batch_size)
-
-
-def learning_rates(recipe, steps_per_epoch):
-    """The learning rate of each step, as a Keras schedule; of `"plateau"` the first, a number."""
-    if recipe.schedule == "plateau":
-        return recipe.learning_rate
-    if recipe.schedule == "steps":
-        boundaries = [epoch * steps_per_epoch - 1 for epoch in recipe.decay_epochs]
-        values = [recipe.learning_rate * recipe.decay**number for number in range(len(boundaries) + 1)]
-        return keras.optimizers.schedules.PiecewiseConstantDecay(boundaries, values)
-    if not recipe.warmup_epochs:
-        return keras.optimizers.schedules.CosineDecay(recipe.learning_rate, recipe.epochs * steps_per_epoch)
-    return keras.optimizers.schedules.CosineDecay(
-        0.0,
-        (recipe.epochs - recipe.warmup_epochs) * steps_per_epoch,
-        warmup_target=recipe.learning_rate,
-        warmup_steps=recipe.warmup_epochs * steps_per_epoch,
-    )
-
-
-def after_plateaus(recipe, losses):
-    """The learning rate of the next epoch under `"plateau"`, by the held-out loss of each epoch so far."""
-    rate, best, waited = recipe.learning_rate, math.inf, 0
-    for loss in losses:
-        best, waited = (loss, 0) if loss < best else (best, waited + 1)
-        if waited == recipe.patience:
-            rate, waited = rate * recipe.decay, 0
-    return rate
 
 
 _IMAGENET_CROPS = Augmentation(crop="scale_and_aspect", flip=True)
