@@ -1,13 +1,11 @@
 """What a model says about itself: labels, normalization, training."""
 
 import json
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from se_keras.errors import first_line
+from se_keras.normalization import Normalization
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +24,12 @@ class Metadata:
     network: str
     precision: str
     labels: tuple[str, ...] | None = None
-    normalization: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    normalization: Normalization | None = None
     training: dict | None = None
+
+    def __post_init__(self):
+        if self.normalization is not None:
+            object.__setattr__(self, "normalization", Normalization(*self.normalization))
 
 
 def describe(*, network, precision, channels, classes, labels=None, normalization=None, training=None, converted=None):
@@ -47,7 +49,7 @@ def describe(*, network, precision, channels, classes, labels=None, normalizatio
     """
     given = {
         "labels": labels if labels is None else _labels(labels, classes),
-        "normalization": normalization if normalization is None else _normalization(normalization, channels),
+        "normalization": normalization if normalization is None else Normalization.of(normalization, channels=channels),
         "training": training if training is None else _training(training),
     }
     base = converted or Metadata(network=network, precision=precision)
@@ -69,21 +71,6 @@ def _labels(labels, classes):
     if twice is not None:
         raise ValueError(f"Labels must differ: an app could not tell their classes apart. Received: {twice!r} twice")
     return labels
-
-
-def _normalization(normalization, channels):
-    rule = f"normalization must be (mean, std), each a number or one for each of {channels} channels, std above zero"
-    try:
-        mean, std = (tuple(np.atleast_1d(np.asarray(values, dtype="float64")).tolist()) for values in normalization)
-        numbers = all(math.isfinite(value) for value in (*mean, *std))
-    except (TypeError, ValueError):
-        raise TypeError(f"{rule}. Received: normalization={normalization!r}") from None
-    if not numbers or min(std, default=0) <= 0 or not {len(mean), len(std)} <= {1, channels}:
-        raise ValueError(f"{rule}. Received: normalization={normalization!r}")
-    if len(set(mean)) == len(set(std)) == 1:
-        return mean[:1], std[:1]
-    values = max(len(mean), len(std))  # the schema has as many of each
-    return mean * (values // len(mean)), std * (values // len(std))
 
 
 def _training(training):

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from keras import initializers, layers
 
+from se_keras.normalization import IMAGENET, Normalization
 from se_keras.recalibration import SEConfig
 
 EPSILON = 1e-5  # of BatchNorm, as in the released networks; Keras' own is 1e-3
@@ -122,10 +123,15 @@ class NetworkSpec:
     input_shape: tuple[int, int, int] = (224, 224, 3)
     minimum_size: int = 32
     sites: tuple[str, ...] = ("standard",)
-    mean: tuple[float, ...] = (123.675, 116.28, 103.53)  # of ImageNet, as timm and torchvision have them
-    std: tuple[float, ...] = (58.395, 57.12, 57.375)
+    mean: tuple[float, ...] = IMAGENET.mean
+    std: tuple[float, ...] = IMAGENET.std
     se: SEConfig | None = None
     source: str
+
+    @property
+    def normalization(self) -> Normalization:
+        """How the network takes pixels."""
+        return Normalization(self.mean, self.std)
 
 
 def with_se(specs, se):

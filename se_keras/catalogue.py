@@ -110,8 +110,7 @@ def create(
     if include_preprocessing:
         if x.shape[-1] != len(spec.mean):
             raise ValueError(f"{network} preprocesses {len(spec.mean)} channels. Received: input_shape={x.shape[1:]}")
-        scale, offset = [1 / s for s in spec.std], [-m / s for m, s in zip(spec.mean, spec.std, strict=True)]
-        x = keras.layers.Rescaling(scale, offset, name="preprocessing")(x)
+        x = spec.normalization.as_layer("preprocessing")(x)
     x = family.build(spec, x)
     if include_top:
         x = spec.head(x, classes, activation=classifier_activation, dropout=spec.dropout)

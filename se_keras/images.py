@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from se_keras.graph import calls, functional
+from se_keras.normalization import Normalization
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png")
 _SCALING = (keras.layers.Rescaling, keras.layers.Normalization)
@@ -42,9 +43,7 @@ def load_images(folder, *, size, channels, mean=0.0, std=1.0, limit=None, progre
         raise ValueError(f"Images need a fixed size, (height, width). Received: size={tuple(size)}")
     if limit is not None and (type(limit) is not int or limit < 1):
         raise ValueError(f"limit must be an int of at least 1. Received: limit={limit!r}")
-    mean, std = (_per_channel(name, value, channels) for name, value in (("mean", mean), ("std", std)))
-    if (std <= 0).any():
-        raise ValueError(f"std must be above 0. Received: std={std.tolist()}")
+    normalization = Normalization.of((mean, std), channels=channels)
     files = _files(folder)
     if limit is not None and limit < len(files):
         files = [files[index * len(files) // limit] for index in range(limit)]
@@ -56,7 +55,7 @@ def load_images(folder, *, size, channels, mean=0.0, std=1.0, limit=None, progre
         images[index] = keras.ops.image.resize(
             pixels, size, antialias=True, crop_to_aspect_ratio=True, data_format="channels_last"
         )
-    return ((images - mean) / std).astype("float32")
+    return normalization.apply(images)
 
 
 def require_pixels(model):
@@ -104,17 +103,6 @@ def _with_channels(pixels, channels):
     if channels == 3:
         return np.repeat(pixels, 3, axis=-1)
     return pixels @ np.array([[0.299], [0.587], [0.114]], "float32")  # ITU-R BT.601, as JPEG has it
-
-
-def _per_channel(name, value, channels):
-    try:
-        values = np.asarray(value, "float64")
-        fits = np.isfinite(values).all() and values.shape in ((), (1,), (channels,))
-    except (TypeError, ValueError):
-        fits = False
-    if not fits:
-        raise ValueError(f"{name} must be one number, or {channels}: one for each channel. Received: {name}={value!r}")
-    return values
 
 
 RESIZE = 256 / 224  # of the shorter side over the crop's: section 5.1 of arXiv:1709.01507

@@ -30,11 +30,7 @@ def preprocess_input(x, network):
     if not fits:
         came = type(x).__name__ if shape is None else shape
         raise ValueError(f"{network} takes images (..., height, width, {len(spec.mean)}). Received: {came}")
-    if keras.ops.is_tensor(x) or keras.utils.is_keras_tensor(x):
-        x = keras.ops.cast(x, "float32")
-        mean, std = (keras.ops.convert_to_tensor(values, "float32") for values in (spec.mean, spec.std))
-        return (x - mean) / std
-    return ((x - spec.mean) / spec.std).astype("float32")
+    return spec.normalization.apply(x)
 
 
 def decode_predictions(p, top=5):

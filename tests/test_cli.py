@@ -879,7 +879,7 @@ REFUSALS = {
     f"export {{files}}/model.keras {INT8} {{files}}/scans --normalize 0 1 2 -o {{new}}/x.tflite":
         "--normalize takes MEAN STD, or a network. Received: 0 1 2",
     f"export {{files}}/model.keras {INT8} {{files}}/scans --normalize x 1 -o {{new}}/x.tflite": "Received: x 1",
-    f"export {{files}}/model.keras {INT8} {{files}}/scans --normalize 0 1,2 -o {{new}}/x.tflite": "std must be one",
+    f"export {{files}}/model.keras {INT8} {{files}}/scans --normalize 0 1,2 -o {{new}}/x.tflite": "one for each of 1 channels",
     f"export {{files}}/model.keras {INT8} {{files}}/scans --normalize 0 1 --limit 0 -o {{new}}/x.tflite":
         "limit must be an int of at least 1. Received: limit=0",
     f"export {{files}}/model.keras {INT8} {{files}}/nothing --normalize 0 1 -o {{new}}/x.tflite":

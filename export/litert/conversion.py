@@ -205,10 +205,9 @@ def _range_of_pixels(normalization):
     """What an integer input has to hold for its steps to be pixels; None where nobody told."""
     if normalization is None:
         return None
-    mean, std = normalization
-    if len(mean) > 1:
+    if len(normalization.mean) > 1:
         raise ValueError(f"An integer input has one scale for all channels. Received: {normalization=}")
-    return tuple((pixel - mean[0]) / std[0] for pixel in (0, 255))
+    return tuple(normalization.of_pixel(pixel)[0] for pixel in (0, 255))
 
 
 def _kept(model, pattern):

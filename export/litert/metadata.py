@@ -21,6 +21,7 @@ from flatbuffers import number_types
 from flatbuffers.table import Table
 
 from se_keras.errors import first_line
+from se_keras.normalization import Normalization
 from se_keras.version import __version__
 
 from ..description import LABELS_FILE, Metadata
@@ -131,7 +132,7 @@ def read(content):
             network=found.get("name", ""),
             precision=record.get("precision", "unknown"),
             labels=labels and tuple(files[labels].decode().splitlines()),
-            normalization=normalization and (normalization["mean"], normalization["std"]),
+            normalization=normalization and Normalization(normalization["mean"], normalization["std"]),
             training=record.get("training"),
         )
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, struct.error) as error:
@@ -189,11 +190,8 @@ def _packed(content, metadata):
         "content": {"properties": {"ImageProperties": {"color_space": _COLOR_SPACE.get(channels, 0)}}},
     }
     if metadata.normalization is not None:
-        mean, std = metadata.normalization
-        image["process_units"] = [{"options": {"NormalizationOptions": {"mean": mean, "std": std}}}]
-        image["stats"] = {
-            limit: [(pixel - m) / s for m, s in zip(mean, std, strict=True)] for limit, pixel in _PIXELS.items()
-        }
+        image["process_units"] = [{"options": {"NormalizationOptions": metadata.normalization._asdict()}}]
+        image["stats"] = {limit: metadata.normalization.of_pixel(pixel) for limit, pixel in _PIXELS.items()}
     outputs = [
         {"name": names[graph.Outputs(i)], "content": {"properties": {"FeatureProperties": {}}}}
         for i in range(graph.OutputsLength())

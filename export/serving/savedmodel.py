@@ -265,16 +265,14 @@ def _golden(runner, images):
 
 def _picture(image, normalization):
     """A corner of an image, turned back into pixels, as a PNG file."""
-    mean, std = (np.array(values) for values in normalization)
-    return tf.io.encode_png(np.clip(np.rint(image[:24, :24] * std + mean), 0, 255).astype("uint8")).numpy()
+    return tf.io.encode_png(normalization.undo(image[:24, :24])).numpy()
 
 
 def _golden_file(runner, file, normalization):
     """What `image_bytes` makes of a file, for the manifest: the same as `serving_default` makes of its pixels."""
     _, *size, channels = runner.input_shape
-    mean, std = normalization
     pixels = evaluation_image(tf.constant(file), size=size, channels=channels)[None].numpy()
-    (expected,) = runner((pixels - mean) / std).values()
+    (expected,) = runner(normalization.apply(pixels)).values()
     answer = runner.signatures[IMAGE_BYTES](tf.constant([file]))
     scores = answer["scores"].numpy()
     expected = -np.sort(-expected)[:, : scores.shape[1]]

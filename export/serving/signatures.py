@@ -44,18 +44,17 @@ def classify(scores_of, *, size, channels, labels, normalization, top):
         size: `(height, width)`.
         channels: 3 for RGB, 1 for gray.
         labels: Path of a text file with the name of a class a line; it becomes an asset of the SavedModel.
-        normalization: `(mean, std)`, each of one value or one for each channel, of pixels in 0 to 255.
+        normalization: A `Normalization`.
         top: Number of classes to give.
     """
     line, whole = tf.lookup.TextFileIndex.LINE_NUMBER, tf.lookup.TextFileIndex.WHOLE_LINE
     names = tf.lookup.StaticHashTable(
         tf.lookup.TextFileInitializer(str(labels), tf.int64, line, tf.string, whole), default_value=""
     )
-    mean, std = (tf.constant(values, "float32") for values in normalization)
 
     def image_bytes(contents):
         images, decoded = _images(contents, size, channels)
-        scores, classes = tf.math.top_k(scores_of((images - mean) / std), top)
+        scores, classes = tf.math.top_k(scores_of(normalization.apply(images)), top)
         return {
             "classes": tf.where(decoded, names.lookup(tf.cast(classes, "int64")), ""),
             "scores": tf.where(decoded, scores, 0.0),
