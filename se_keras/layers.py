@@ -1,10 +1,16 @@
-"""Keras layers of the project: serializable, written in keras.ops alone, so that they run on every backend."""
+"""The custom Keras layers. They are serializable and use only keras.ops, so they run on every backend."""
+
+from typing import Any, Literal, get_args
 
 import keras
-from keras import ops
 
-SQUEEZES = ("avg", "max", "none")
-EXCITATIONS = ("sigmoid", "relu", "tanh", "hard_sigmoid")
+Squeeze = Literal["avg", "max", "none"]
+Excitation = Literal["sigmoid", "relu", "tanh", "hard_sigmoid"]
+Mixture = Literal["shake", "even"]
+SQUEEZES: tuple[Squeeze, ...] = get_args(Squeeze)
+EXCITATIONS: tuple[Excitation, ...] = get_args(Excitation)
+MIXTURES: tuple[Mixture, ...] = get_args(Mixture)
+ops: Any = keras.ops  # not typed: its inferred return types are unions over all backends, None included
 
 
 @keras.saving.register_keras_serializable(package="se_keras")
@@ -12,19 +18,21 @@ class SqueezeExcite(keras.layers.Layer):
     """Rescales channels by sigmoid(W2 relu(W1 mean_hw(x))): eq. 2-4 of arXiv:1709.01507.
 
     Input and output: `(batch, height, width, channels)`; height and width may be dynamic. The weights are
-    `reduce_kernel` (W1, `(channels, units)`) and `expand_kernel` (W2, `(units, channels)`), each with a bias unless
+    `reduce_kernel` (W1, `(channels, units)`) and `expand_kernel` (W2, `(units, channels)`), and a bias for each unless
     `bias=False`.
 
     Args:
         ratio: The reduction ratio r of eq. 3: the bottleneck has `channels // ratio` units.
-        squeeze: `"avg"`, `"max"` (Table 11) or `"none"` (NoSqueeze, section 7.1: the two fully connected layers
-            become 1x1 convolutions at every position).
-        excitation: The gate: `"sigmoid"`, `"relu"`, `"tanh"` (Table 12) or `"hard_sigmoid"`.
+        squeeze: The pooling: `"avg"`, `"max"` (Table 11) or `"none"` (NoSqueeze, section 7.1: the two fully connected
+            layers become 1x1 convolutions at every position).
+        excitation: The activation of the gate (Table 12; `"hard_sigmoid"` is not in the paper).
         bias: Whether the fully connected layers have biases. The released networks have them.
-        units: Units of the bottleneck where `ratio` is not to decide: a gate that loses channels keeps its bottleneck.
+        units: Number of units of the bottleneck, in place of `ratio`. Channel pruning sets it: a layer that loses
+            channels keeps its bottleneck.
 
     Raises:
-        ValueError: If an argument is not one of the above, or if `ratio` decides and exceeds the input's channels.
+        ValueError, TypeError: If an argument is not valid, or if `ratio` exceeds the input's channels and `units` is
+            not given.
 
     Example:
 
@@ -34,7 +42,15 @@ class SqueezeExcite(keras.layers.Layer):
     ```
     """
 
-    def __init__(self, ratio=16, squeeze="avg", excitation="sigmoid", bias=True, units=None, **kwargs):
+    def __init__(
+        self,
+        ratio: int = 16,
+        squeeze: Squeeze = "avg",
+        excitation: Excitation = "sigmoid",
+        bias: bool = True,
+        units: int | None = None,
+        **kwargs: Any,
+    ):
         super().__init__(**kwargs)
         check_arguments(ratio, squeeze, excitation, bias)
         if units is not None and (type(units) is not int or units < 1):
@@ -47,8 +63,8 @@ class SqueezeExcite(keras.layers.Layer):
         self.input_spec = keras.layers.InputSpec(ndim=4)
         self.supports_masking = False
 
-    def build(self, input_shape):
-        """Makes the weights; the number of channels must be known."""
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Creates the weights. The number of channels must be known."""
         channels = input_shape[-1]
         if channels is None:
             raise ValueError(f"{self.name}: the number of channels must be known. Received: input shape={input_shape}")
@@ -63,12 +79,12 @@ class SqueezeExcite(keras.layers.Layer):
             self.reduce_bias = self.add_weight((reduced,), initializer="zeros", name="reduce_bias")
             self.expand_bias = self.add_weight((channels,), initializer="zeros", name="expand_bias")
 
-    def call(self, inputs):
-        """Rescales each channel of `inputs` by its gate."""
-        return inputs * self.gate(inputs)
+    def call(self, inputs: keras.KerasTensor) -> keras.KerasTensor:
+        """Multiplies each channel of `inputs` by its gate."""
+        return inputs * self.gate(inputs)  # pyright: ignore[reportReturnType]: operators are inferred like `ops`
 
-    def gate(self, inputs):
-        """The excitation of `inputs`: `(batch, 1, 1, channels)`, or one gate per position without a squeeze."""
+    def gate(self, inputs: keras.KerasTensor) -> keras.KerasTensor:
+        """The gates of `inputs`: `(batch, 1, 1, channels)`. Without a squeeze there is one for each position."""
         hidden = ops.matmul(self._squeezed(inputs), self.reduce_kernel)
         hidden = ops.relu(hidden + self.reduce_bias if self.bias else hidden)
         gate = ops.matmul(hidden, self.expand_kernel)
@@ -79,15 +95,15 @@ class SqueezeExcite(keras.layers.Layer):
             return inputs
         if self.squeeze == "max":
             return ops.max(inputs, axis=(1, 2), keepdims=True)
-        # The sum over 112 x 112 positions leaves float16's range (65504): average in float32.
+        # The sum over 112 x 112 positions can exceed the range of float16 (65504): average in float32.
         mean = ops.mean(ops.cast(inputs, "float32"), axis=(1, 2), keepdims=True)
         return ops.cast(mean, self.compute_dtype)
 
-    def compute_output_shape(self, input_shape):
-        """The input's own."""
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        """The shape of the input."""
         return input_shape
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         """The arguments of the layer."""
         return super().get_config() | {
             "ratio": self.ratio,
@@ -100,93 +116,90 @@ class SqueezeExcite(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="se_keras")
 class ChannelShuffle(keras.layers.Layer):
-    """Spreads the channels of each group over all groups: Zhang et al. 2018 (arXiv:1707.01083), Figure 1c.
+    """Distributes the channels of each group over all groups: Zhang et al. 2018 (arXiv:1707.01083), Figure 1c.
 
     Input and output: `(batch, height, width, channels)`. Channel `i * groups + g` of the output is channel
     `g * (channels // groups) + i` of the input.
 
     Args:
-        groups: Number of groups of the convolution in front.
+        groups: Number of groups of the convolution before it.
 
     Raises:
         ValueError: If `groups` is below 1, or does not divide the input's channels.
     """
 
-    def __init__(self, groups, **kwargs):
+    def __init__(self, groups: int, **kwargs: Any):
         super().__init__(**kwargs)
         if isinstance(groups, bool) or not isinstance(groups, int) or groups < 1:
             raise ValueError(f"groups must be an int of at least 1. Received: groups={groups!r}")
         self.groups = groups
         self.input_spec = keras.layers.InputSpec(ndim=4)
 
-    def build(self, input_shape):
-        """Checks the number of channels; there are no weights."""
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Checks the number of channels. There are no weights."""
         channels = input_shape[-1]
         if channels is None or channels % self.groups:
             raise ValueError(
                 f"{self.name}: {self.groups} groups must divide the number of channels. Received: {channels} channels"
             )
 
-    def call(self, inputs):
+    def call(self, inputs: keras.KerasTensor) -> keras.KerasTensor:
         """Reorders the channels."""
         _, height, width, channels = ops.shape(inputs)
         grouped = ops.reshape(inputs, (-1, height, width, self.groups, channels // self.groups))
         return ops.reshape(ops.transpose(grouped, (0, 1, 2, 4, 3)), (-1, height, width, channels))
 
-    def compute_output_shape(self, input_shape):
-        """The input's own."""
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        """The shape of the input."""
         return input_shape
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         """The arguments of the layer."""
         return super().get_config() | {"groups": self.groups}
 
 
-MIXTURES = ("shake", "even")
-
-
 @keras.saving.register_keras_serializable(package="se_keras")
 class ShakeShake(keras.layers.Layer):
-    """Mixes two branches, `a x + (1 - a) y`, in training by chance: Gastaldi 2017 (arXiv:1705.07485), eq. 2.
+    """Mixes two branches into `a x + (1 - a) y` with a random a: Gastaldi 2017 (arXiv:1705.07485), eq. 2.
 
-    Inputs: two tensors of one shape, `(batch, ...)`. In training, each image draws its a uniformly from 0 to 1, once
-    for the output and once more, independently, for the gradients. In inference the output is their mean.
+    Inputs: two tensors of one shape, `(batch, ...)`. In training, each image draws a from a uniform distribution over
+    0 to 1, and a second, independent a for the gradients. In inference the output is the mean of both branches.
 
     Args:
-        forward: `"shake"`, or `"even"` for a = 1/2 in the output.
-        backward: The same for the gradients.
-        seed: Of the draws.
+        forward: How the output is mixed: `"shake"` draws a, `"even"` sets a = 1/2.
+        backward: How the gradients are mixed.
+        seed: Seed of the random numbers.
 
     Raises:
-        ValueError: If an argument is not one of these, or if the inputs are not two of one shape.
+        ValueError: If an argument is not valid, or if the inputs are not two tensors of one shape.
     """
 
-    def __init__(self, forward="shake", backward="shake", seed=None, **kwargs):
+    def __init__(self, forward: Mixture = "shake", backward: Mixture = "shake", seed: int | None = None, **kwargs: Any):
         super().__init__(**kwargs)
         for argument, value in (("forward", forward), ("backward", backward)):
             if value not in MIXTURES:
                 raise ValueError(f"{argument} must be one of {MIXTURES}. Received: {argument}={value!r}")
-        # Not `forward`: under the torch backend a layer is a torch.nn.Module, which is called by that name.
+        # Not named `forward`: under the torch backend a layer is a torch.nn.Module, whose method `forward` is its call.
         self.forward_mixture = forward
         self.backward_mixture = backward
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
 
-    def build(self, input_shape):
-        """Checks the shapes; there are no weights."""
-        several = all(isinstance(shape, (tuple, list)) for shape in input_shape)  # not the sizes of a single one
-        if not several or len(input_shape) != 2 or tuple(input_shape[0]) != tuple(input_shape[1]):
+    def build(self, input_shape: list[tuple[int | None, ...]]) -> None:
+        """Checks the shapes. There are no weights."""
+        are_shapes = all(isinstance(shape, (tuple, list)) for shape in input_shape)  # else these are one tensor's sizes
+        if not are_shapes or len(input_shape) != 2 or tuple(input_shape[0]) != tuple(input_shape[1]):
             raise ValueError(f"{self.name} mixes two tensors of one shape. Received: shapes={input_shape}")
 
-    def call(self, inputs, training=False):
-        """The mixture."""
+    def call(self, inputs: list[keras.KerasTensor], training: bool | None = False) -> keras.KerasTensor:
+        """The mixture of both branches."""
         if not training:
-            return (inputs[0] + inputs[1]) / 2
-        seen, felt = self._mix(inputs, self.forward_mixture), self._mix(inputs, self.backward_mixture)
-        # The value of the first and the gradient of the second.
-        return felt + ops.stop_gradient(seen - felt)
+            return self._mix(inputs, "even")
+        forward, backward = self._mix(inputs, self.forward_mixture), self._mix(inputs, self.backward_mixture)
+        # The value is that of `forward`, the gradient that of `backward`.
+        return backward + ops.stop_gradient(forward - backward)
 
-    def _mix(self, inputs, mixture):
+    def _mix(self, inputs, mixture) -> Any:
         x, y = inputs
         if mixture == "even":
             return (x + y) / 2
@@ -194,11 +207,11 @@ class ShakeShake(keras.layers.Layer):
         share = keras.random.uniform(shape, dtype=x.dtype, seed=self.seed_generator)
         return share * x + (1 - share) * y
 
-    def compute_output_shape(self, input_shape):
-        """That of either input."""
+    def compute_output_shape(self, input_shape: list[tuple[int | None, ...]]) -> tuple[int | None, ...]:
+        """The shape of either input."""
         return tuple(input_shape[0])
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         """The arguments of the layer."""
         return super().get_config() | {
             "forward": self.forward_mixture,
@@ -207,8 +220,8 @@ class ShakeShake(keras.layers.Layer):
         }
 
 
-def check_arguments(ratio, squeeze, excitation, bias):
-    """Raises ValueError or TypeError unless these are arguments of `SqueezeExcite`."""
+def check_arguments(ratio: int, squeeze: str, excitation: str, bias: bool) -> None:
+    """Raises ValueError or TypeError unless these are valid arguments of `SqueezeExcite`."""
     if isinstance(ratio, bool) or not isinstance(ratio, int):
         raise TypeError(f"ratio must be an int. Received: ratio={ratio!r}")
     if ratio < 1:

@@ -1,69 +1,74 @@
 """Where and how a network recalibrates its channels: `SEConfig`, and the hook that blocks call at each site."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
-from se_keras.layers import SqueezeExcite, check_arguments
+import keras
 
-SITES = ("standard", "pre", "3x3", "post", "identity")
+from se_keras.layers import Excitation, Squeeze, SqueezeExcite, check_arguments
+
+Site = Literal["standard", "pre", "3x3", "post", "identity"]
+SITES: tuple[Site, ...] = get_args(Site)
+Hook = Callable[[Site, keras.KerasTensor], keras.KerasTensor]  # se(site, x)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SEConfig:
-    """Squeeze-and-excitation of a whole network; `None` in its place is the plain baseline.
+    """Squeeze-and-excitation of a whole network. `None` instead of a config is the plain baseline.
 
     Args:
         ratio: Reduction ratio r of eq. 3 (Table 10).
         squeeze: Pooling of the squeeze (Table 11; `"none"` is NoSqueeze, Table 16).
         excitation: Activation of the gate (Table 12).
         bias: Whether the two fully connected layers have biases, as the released networks do.
-        site: Place in the residual block (Figure 5, Tables 14 and 15).
+        site: Position in the residual block (Figure 5, Tables 14 and 15).
         stages: The stages that recalibrate, numbered as in the paper (Table 13): a ResNet has 2 to 5.
 
     Raises:
-        ValueError, TypeError: If a field is not one of these.
+        ValueError, TypeError: If a field is not valid.
     """
 
     ratio: int = 16
-    squeeze: Literal["avg", "max", "none"] = "avg"
-    excitation: Literal["sigmoid", "relu", "tanh", "hard_sigmoid"] = "sigmoid"
+    squeeze: Squeeze = "avg"
+    excitation: Excitation = "sigmoid"
     bias: bool = True
-    site: Literal["standard", "pre", "3x3", "post", "identity"] = "standard"
+    site: Site = "standard"
     stages: tuple[int, ...] | Literal["all"] = "all"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_arguments(self.ratio, self.squeeze, self.excitation, self.bias)
         if self.site not in SITES:
             raise ValueError(f"site must be one of {SITES}. Received: site={self.site!r}")
         if self.stages != "all":
             if not isinstance(self.stages, (tuple, list)) or not all(type(stage) is int for stage in self.stages):
                 raise TypeError(f"stages must be 'all' or a tuple of ints. Received: stages={self.stages!r}")
-            object.__setattr__(self, "stages", tuple(self.stages))  # a list, as JSON has it, is as good
+            object.__setattr__(self, "stages", tuple(self.stages))  # JSON has lists
 
 
-def check_fits(config, *, network, sites, stages):
-    """Raises ValueError unless a network with these `sites` and `stages` can be recalibrated as `config` says."""
+def check_fits(config: SEConfig | None, *, network: str, sites: Sequence[str], stages: Sequence[int]) -> None:
+    """Raises ValueError or TypeError unless `config` fits a network with these `sites` and `stages`."""
     if config is None:
         return
     if not isinstance(config, SEConfig):
         raise TypeError(f"se must be an SEConfig, or None for the plain baseline. Received: se={config!r}")
     if config.site not in sites:
         possible = " or ".join(map(repr, sites))
-        raise ValueError(f"{network} has no such place: site must be {possible}. Received: site={config.site!r}")
+        raise ValueError(f"{network} has no such site: site must be {possible}. Received: site={config.site!r}")
     if config.stages != "all" and not (config.stages and set(config.stages) <= set(stages)):
         raise ValueError(f"{network} has the stages {tuple(stages)}: name some of them. Received: {config.stages}")
 
 
-def recalibrator(config, *, stage, name):
+def recalibrator(config: SEConfig | None, *, stage: int, name: str) -> Hook:
     """Returns the hook `se(site, x)` of one block.
 
-    It recalibrates `x` at the config's own site in the config's own stages, and returns `x` itself everywhere else:
-    a baseline and its SE network share one code path.
+    It recalibrates `x` at the site and in the stages of the config, and returns `x` itself everywhere else: a baseline
+    and its SE network share one code path.
     """
     if config is None or not (config.stages == "all" or stage in config.stages):
         return lambda site, x: x
 
-    def se(site, x):
+    def se(site: Site, x: keras.KerasTensor) -> keras.KerasTensor:
         if site != config.site:
             return x
         layer = SqueezeExcite(config.ratio, config.squeeze, config.excitation, config.bias, name=f"{name}_se")

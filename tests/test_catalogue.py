@@ -438,7 +438,7 @@ def test_image_below_the_networks_minimum_is_refused(network, minimum):
 
 
 def test_site_that_a_family_lacks_is_refused_by_the_networks_name():
-    message = "^vgg16_bn has no such place: site must be 'standard'. Received: site='pre'$"
+    message = "^vgg16_bn has no such site: site must be 'standard'. Received: site='pre'$"
     with pytest.raises(ValueError, match=message):
         create("vgg16_bn", se=SEConfig(site="pre"))
 

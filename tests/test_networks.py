@@ -302,7 +302,7 @@ def test_place_that_a_network_does_not_have_is_refused(name):
     sites = spec_of(name).sites
     for site in set(SITES) - set(sites):
         possible = " or ".join(f"'{site}'" for site in sites)
-        message = f"^{name} has no such place: site must be {possible}. Received: site='{site}'$"
+        message = f"^{name} has no such site: site must be {possible}. Received: site='{site}'$"
         with pytest.raises(ValueError, match=message):
             create(name, se=SEConfig(site=site))
 

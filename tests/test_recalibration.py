@@ -69,7 +69,7 @@ def test_config_of_known_site_and_stages_fits(config):
 
 @pytest.mark.parametrize("site", [site for site in SITES if site != "standard"])
 def test_site_that_a_family_lacks_is_refused_by_name(site):
-    message = rf"^vgg16 has no such place: site must be 'standard'\. Received: site='{site}'$"
+    message = rf"^vgg16 has no such site: site must be 'standard'\. Received: site='{site}'$"
     with pytest.raises(ValueError, match=message):
         check_fits(SEConfig(site=site), network="vgg16", sites=("standard",), stages=range(1, 6))
 
