@@ -1,23 +1,27 @@
-"""The calls of a functional Keras model, in order. The one file that reads Keras' private graph attributes."""
+"""The graph of a functional Keras model. Only this file reads Keras' private graph attributes."""
+
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 
 
-def calls(model):
-    """The nodes of a functional model, each behind those that it reads, without its inputs.
+def calls(model: keras.Model) -> list[Any]:
+    """The nodes of a functional model in topological order, without its inputs.
 
-    A node has `operation` (a layer, or an operation of keras.ops), `input_tensors`, `output_tensors`, and
-    `arguments`, whose `fill_in({id(tensor): value})` gives the call's `args` and `kwargs` with other tensors in place.
+    A node is one call of a layer. It has `operation` (the layer, or an operation of keras.ops), `input_tensors`,
+    `output_tensors`, and `arguments`, whose `fill_in({id(tensor): value})` gives the `args` and `kwargs` of the call
+    with the tensors replaced by values.
 
     Raises:
-        TypeError: If `model` is not functional: its graph cannot be read.
+        TypeError: If `model` is not functional: it has no graph.
     """
     by_depth = functional(model)._nodes_by_depth
     return [node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth] if not node.is_input]
 
 
-def endpoints(model):
-    """The input and the output tensors of a functional or Sequential model, as flat lists.
+def endpoints(model: keras.Model) -> tuple[list[Any], list[Any]]:
+    """The input and output tensors of a functional or Sequential model, as flat lists.
 
     Raises:
         TypeError: If `model` is not functional.
@@ -26,17 +30,17 @@ def endpoints(model):
     return graph.inputs, graph.outputs
 
 
-def structures(model):
-    """The same in the structures, such as a dict, that the model takes and gives."""
+def structures(model: keras.Model) -> tuple[Any, Any]:
+    """The input and output tensors in the structures, such as a dict, that the model takes and returns."""
     graph = functional(model)
     return graph.input, graph.output
 
 
-def input_shape_of(model, input_shape):
-    """The shape to take images in, `(height, width, channels)`: the given one, if `model` takes it, or its own.
+def input_shape_of(model: keras.Model, input_shape: Sequence[int] | None) -> tuple[int | None, ...]:
+    """The checked `input_shape`, `(height, width, channels)`; the model's own if it is None.
 
     Raises:
-        ValueError: If `input_shape` is given and `model` has several inputs, or takes other shapes.
+        ValueError: If `input_shape` is given and the model has several inputs or does not take the shape.
     """
     inputs, _ = endpoints(model)
     own = tuple(inputs[0].shape[1:])
@@ -54,23 +58,23 @@ def input_shape_of(model, input_shape):
     return tuple(input_shape)
 
 
-def producer(tensor):
-    """The layer or operation whose call gave a symbolic tensor."""
+def producer(tensor: Any) -> Any:
+    """The layer or operation whose call returned a symbolic tensor."""
     return tensor._keras_history.operation
 
 
-def gives_probabilities(layer):
+def gives_probabilities(layer: Any) -> bool:
     """Whether a layer ends in a softmax."""
     return isinstance(layer, keras.layers.Softmax) or getattr(layer, "activation", None) is keras.activations.softmax
 
 
-def parts(operation):
-    """A layer and the layers inside it, such as a wrapper's; an operation of keras.ops alone."""
+def parts(operation: Any) -> list[Any]:
+    """A layer and the layers inside it, such as those of a wrapper. An operation of keras.ops has no other parts."""
     return list(operation._flatten_layers()) if isinstance(operation, keras.layers.Layer) else [operation]
 
 
-def functional(model):
-    """The functional model that a model is, or a Sequential one holds.
+def functional(model: Any) -> Any:
+    """The functional model itself, or the one inside a Sequential model.
 
     Raises:
         TypeError: If `model` is neither.

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written beside their target, flushed to the disk, then renamed."""
+"""Atomic files: written under a temporary name in the folder of the target, flushed to the disk, then renamed."""
 
 import contextlib
 import hashlib
@@ -6,18 +6,22 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
+
+_FilePath = str | os.PathLike[str]
 
 
 @contextlib.contextmanager
-def staged(target):
-    """Yields a path beside `target` that takes its place when the block ends, and vanishes when it fails.
+def staged(target: _FilePath) -> Iterator[Path]:
+    """Yields a temporary path that is renamed to `target` when the block ends, or removed when the block fails.
 
-    What is written there may be a file or a folder. The name is neither numeric nor the target's, so that no reader
-    takes it for the finished thing. An existing file is replaced at once; an existing folder is refused.
+    The block writes a file or a folder there. The temporary name is not numeric and not that of the target, so no
+    reader takes it for the finished result. An existing file is replaced atomically; an existing folder is refused.
 
     Raises:
-        OSError: If the target's folder cannot be written or is full; then `target` is as it was.
+        OSError: If the folder of the target cannot be written or is full. `target` is unchanged then.
     """
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -35,40 +39,39 @@ def staged(target):
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def remove_partial(folder):
-    """Removes what a killed process has left half written in a folder."""
+def remove_partial(folder: _FilePath) -> None:
+    """Removes the unfinished files that a killed process left in a folder."""
     for path in Path(folder).glob(".*.partial-*"):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def check_writable(target):
-    """Raises OSError at once, not after an hour's work, if a file beside `target` cannot be written."""
+def check_writable(target: _FilePath) -> None:
+    """Raises OSError if `target` cannot be written: before the work starts, not after an hour of it."""
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=target.parent) as file:
         file.write(b"0")
 
 
-def write_bytes(target, content):
-    """Writes a file whole or not at all."""
-    write_together({target: content})
+def write_bytes(target: _FilePath, content: bytes) -> None:
+    """Writes a file atomically."""
+    write_together({Path(target): content})
 
 
-def write_json(target, value):
-    """Writes a JSON file whole or not at all."""
+def write_json(target: _FilePath, value: Any) -> None:
+    """Writes a JSON file atomically."""
     write_bytes(target, as_json(value))
 
 
-def write_together(contents):
-    """Writes files that belong together, `{target: bytes}`: none takes its place before all are on the disk.
+def write_together(contents: Mapping[Path, bytes]) -> None:
+    """Writes files that belong together, `{target: bytes}`: none is renamed to its target before all are on the disk.
 
-    The first is what the others describe. Where it replaces an older one, they go before it comes: whenever the process
-    is killed, no file stands beside the description of another.
+    The others describe the first. The old descriptions are removed before a new first file appears: whenever the
+    process is killed, no file is left with the description of another one.
     """
     written = {}
     try:
         for target, content in contents.items():
-            target = Path(target)
             target.parent.mkdir(parents=True, exist_ok=True)
             descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.partial-", dir=target.parent)
             os.close(descriptor)
@@ -91,7 +94,7 @@ def write_together(contents):
 
 @contextlib.contextmanager
 def _set_aside(targets):
-    """Takes old files out of the way, and puts them back where the block fails."""
+    """Renames old files during the block. If the block fails, they get their names back; else they are removed."""
     aside = {}
     try:
         for target in filter(Path.exists, targets):
@@ -107,8 +110,8 @@ def _set_aside(targets):
         path.unlink()
 
 
-def as_json(value):
-    """A value as the bytes of a JSON file."""
+def as_json(value: Any) -> bytes:
+    """The content of a JSON file."""
     return (json.dumps(value, indent=2) + "\n").encode()
 
 
@@ -126,12 +129,12 @@ def _flush(path):
         os.close(descriptor)
 
 
-def sha256(content):
+def sha256(content: bytes) -> str:
     """Hexadecimal SHA-256 of bytes."""
     return hashlib.sha256(content).hexdigest()
 
 
-def file_sha256(path):
+def file_sha256(path: Path) -> str:
     """Hexadecimal SHA-256 of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
