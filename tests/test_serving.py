@@ -573,14 +573,14 @@ def test_error_of_one_caller_ends_the_measurement():
             raise MemoryError("too many at once")
 
     with pytest.raises(MemoryError, match="too many at once"):
-        session.load(call, callers=4, seconds=0.05)
+        session.stress(call, callers=4, seconds=0.05)
 
 
 def test_loaded_process_that_ends_is_told_by_its_status_and_last_line(monkeypatch, tmp_path):
     (tmp_path / "session.py").write_text("import sys; print('first\\nkilled', file=sys.stderr); sys.exit(3)")
     monkeypatch.setattr(session, "__file__", str(tmp_path / "session.py"))
-    with pytest.raises(ValueError, match="^The process that was loaded ended with status 3: killed$"):
-        load._measured({}, lambda line: None)
+    with pytest.raises(ValueError, match=r"^The stress test ended early \(exit status 3\): killed$"):
+        load._measure({}, lambda line: None)
 
 
 def test_client_in_the_shell_names_a_file_that_is_not_there(tmp_path):

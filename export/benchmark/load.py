@@ -1,9 +1,5 @@
 """What a SavedModel bears: images a second and waiting times under load, as published beside lowered."""
 
-import json
-import os
-import subprocess
-import sys
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,10 +9,11 @@ import numpy as np
 
 from se_keras.catalogue import baseline_name, create, spec_of
 from se_keras.timing import Ratio, ratio_of
+from se_keras.typing import Json, OnMessage
 
 from ..serving.savedmodel import to_savedmodel
 from .overhead import FORMS
-from .programs import serving_session
+from .programs import run, serving_session
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +124,7 @@ def serving_load(
                 for n, batch in cells
             ],
         }
-        rows = _measured(plan, told)
+        rows = _measure(plan, told)
     loads, rates = [], {}
     for n, batch in cells:
         for (name, form), path in paths.items():
@@ -154,28 +151,14 @@ def serving_load(
     )
 
 
-def _measured(plan, told):
-    """What the process says, a dict for each measurement."""
-    environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
-    rows, cell = [], None
-    with tempfile.TemporaryFile("w+") as errors:
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": errors}
-        # -P: the modules beside the program would hide others of the same names.
-        command = [sys.executable, "-P", serving_session.__file__]
-        with subprocess.Popen(command, **pipes, text=True, env=environment) as process:
-            try:
-                process.stdin.write(json.dumps(plan))
-                process.stdin.close()
-                for row in map(json.loads, process.stdout):
-                    if cell != (row["callers"], row["batch"]):
-                        cell = row["callers"], row["batch"]
-                        told(f"callers: {row['callers']}, images in a request: {row['batch']}")
-                    rows.append(row)
-            except BaseException:
-                process.kill()
-                raise
-        if process.returncode:
-            errors.seek(0)
-            *_, last = errors.read().strip().splitlines() or ["it has said nothing"]
-            raise ValueError(f"The process that was loaded ended with status {process.returncode}: {last}")
-    return rows
+def _measure(plan: Json, progress: OnMessage) -> list[Json]:
+    """Runs a plan; each measurement is a dict."""
+    previous = None
+
+    def on_row(row):
+        nonlocal previous
+        if previous != (row["callers"], row["batch"]):
+            previous = row["callers"], row["batch"]
+            progress(f"callers: {row['callers']}, images in a request: {row['batch']}")
+
+    return run(serving_session, plan=plan, on_row=on_row, failure="The stress test ended early")

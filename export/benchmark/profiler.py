@@ -1,9 +1,6 @@
 """Time per operator of a LiteRT file, by the block and the part of it: what squeeze-and-excitation added, and where."""
 
-import json
 import re
-import subprocess
-import sys
 import tempfile
 from collections import defaultdict
 from dataclasses import asdict, dataclass
@@ -11,10 +8,8 @@ from pathlib import Path
 
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
-from se_keras.errors import first_line
-
 from ..litert.file import check_threads
-from .programs import profiler_events
+from .programs import profiler_events, run
 
 # Which of XNNPACK's operators, by the beginning of its name, computes which of LiteRT's. A convolution of 1x1 at stride
 # 1 is a matrix product there.
@@ -124,33 +119,28 @@ def profile(file, *, threads=1, runs=50):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.tflite"
         path.write_bytes(file.content)
-        command = [sys.executable, profiler_events.__file__, str(path), str(threads), str(runs)]
-        result = subprocess.run(command, capture_output=True, text=True)
-    if result.returncode:
-        why = first_line((result.stderr.strip().splitlines() or ["it ended the process"])[-1])
-        raise ValueError(f"The installed ai-edge-litert cannot tell the time of each operator: {why}")
-    told = json.loads(result.stdout.splitlines()[-1])
-    times = [(tag, elapsed / runs) for tag, elapsed in _of_one_run(told["events"], runs)]
+        failure = "The installed ai-edge-litert cannot report the time of each operator"
+        *_, measured = run(profiler_events, path, threads, runs, failure=failure)
+    times = [(tag, elapsed / runs) for tag, elapsed in _of_one_run(measured["events"], runs)]
     rows, unplaced = _placed(_operators(file.content), times)
     return Profile(
         rows=rows,
         unplaced=unplaced,
-        run_us=1e6 * told["seconds"] / runs,
-        profiled_us=1e6 * told["profiled_seconds"] / runs,
-        others=tuple(name for name in told["others"] if name != "Invoke"),
+        run_us=1e6 * measured["seconds"] / runs,
+        profiled_us=1e6 * measured["profiled_seconds"] / runs,
+        others=tuple(name for name in measured["others"] if name != "Invoke"),
     )
 
 
 def _of_one_run(sent, runs):
     """Events of several runs, which each send the same, added up."""
     if not sent or len(sent) % runs:
-        raise ValueError(f"The installed ai-edge-litert tells {len(sent)} events of {runs} runs: not as many of each")
+        raise ValueError(f"The installed ai-edge-litert reports {len(sent)} events of {runs} runs: not as many of each")
     count = len(sent) // runs
     names = [tag for tag, _ in sent[:count]]
-    for run in range(runs):
-        if [tag for tag, _ in sent[run * count : (run + 1) * count]] != names:
-            raise ValueError("The installed ai-edge-litert tells other operators of each run")
-    return [(name, sum(sent[run * count + place][1] for run in range(runs))) for place, name in enumerate(names)]
+    if any([tag for tag, _ in sent[start : start + count]] != names for start in range(0, len(sent), count)):
+        raise ValueError("The installed ai-edge-litert reports other operators in each run")
+    return [(name, sum(elapsed for _, elapsed in sent[place::count])) for place, name in enumerate(names)]
 
 
 def _placed(operators, times):

@@ -1,1 +1,55 @@
-"""Programs that run in a process of their own."""
+"""Programs that run in a process of their own: each prints lines of JSON."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from types import ModuleType
+
+from se_keras.typing import Json
+
+
+def run(
+    program: ModuleType,
+    *arguments: object,
+    failure: str,
+    plan: Json | None = None,
+    on_row: Callable[[Json], object] = lambda row: None,
+) -> list[Json]:
+    """Runs a program of this folder in a new process, on the CPU, and returns the JSON objects that it prints.
+
+    Args:
+        program: The module.
+        arguments: Of the command line.
+        failure: What to say if the program fails: the first words of the error.
+        plan: What the program reads from its standard input, as JSON.
+        on_row: Called with each object as soon as it is printed.
+
+    Raises:
+        ValueError: If the program fails; the message has its exit status and the last line that it wrote.
+    """
+    # -P: without it, the files of this folder would hide modules of the same name.
+    command = [sys.executable, "-P", str(program.__file__), *map(str, arguments)]
+    environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
+    rows = []
+    with tempfile.TemporaryFile("w+") as given, tempfile.TemporaryFile("w+", errors="replace") as errors:
+        json.dump(plan, given)
+        given.seek(0)
+        with subprocess.Popen(
+            command, stdin=given, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment
+        ) as process:
+            try:
+                for line in process.stdout or ():
+                    if line.startswith("{"):  # a library may print lines of its own
+                        rows.append(json.loads(line))
+                        on_row(rows[-1])
+            except BaseException:
+                process.kill()
+                raise
+        if process.returncode or not rows:
+            errors.seek(0)
+            *_, last = errors.read().strip().splitlines() or ["it printed no message"]
+            raise ValueError(f"{failure} (exit status {process.returncode}): {last}")
+    return rows

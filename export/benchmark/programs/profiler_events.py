@@ -1,10 +1,10 @@
-"""Runs a LiteRT file under LiteRT's own profiler, in a process of its own, and prints what it tells as JSON.
+"""Runs a LiteRT file with LiteRT's own profiler and prints the profiler's events as JSON.
 
-    python events.py FILE THREADS RUNS
+python -P profiler_events.py FILE THREADS RUNS
 
-The profiler is reached through the C API that the wheel's libLiteRt.so exports (ai-edge-litert 2.3: litert/c/*.h of
-https://github.com/google-ai-edge/LiteRT). Of another version functions may be missing, which is told, or have other
-arguments, which may end the process: therefore it is not the caller's.
+The profiler is called through the C API that the wheel's libLiteRt.so exports (ai-edge-litert 2.3: litert/c/*.h of
+https://github.com/google-ai-edge/LiteRT). In other versions a function may be missing, which is reported, or may have
+other arguments, which may crash the process. Therefore this is a process of its own.
 """
 
 import ctypes
@@ -12,13 +12,16 @@ import importlib.util
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 CPU = 1  # of LiteRtHwAccelerators
 _MAX_RANK = 8
-_XNNPACK = 8  # type of an event that a delegate's operator has sent
-_LITERT = 1
+_LITERT, _XNNPACK = 1, 8  # types of events: of LiteRT itself, and of an operator inside a delegate
 Pointer = ctypes.c_void_p
+_TEXTS = []  # options that the library reads as long as the process lives
+_FREE = ctypes.CFUNCTYPE(None, Pointer)(lambda _: None)  # does nothing: the texts are Python's
 
 
 class Layout(ctypes.Structure):
@@ -59,10 +62,10 @@ class Event(ctypes.Structure):
     ]
 
 
-def library():
-    """`call(function, *arguments)` of the wheel's library, which raises RuntimeError where that fails."""
-    found = importlib.util.find_spec("ai_edge_litert")
-    path = Path(found.origin).with_name("libLiteRt.so") if found else None
+def library() -> Callable[..., None]:
+    """`call(function, *arguments)` of the wheel's library; it raises RuntimeError if the function fails."""
+    package = importlib.util.find_spec("ai_edge_litert")
+    path = Path(package.origin).with_name("libLiteRt.so") if package and package.origin else None
     if path is None or not path.is_file():
         raise RuntimeError("the wheel of ai-edge-litert has no libLiteRt.so here")
     loaded = ctypes.CDLL(str(path))
@@ -71,62 +74,69 @@ def library():
         if not hasattr(loaded, function):
             raise RuntimeError(f"libLiteRt.so of this version has no {function}")
         if status := getattr(loaded, function)(*arguments):
-            raise RuntimeError(f"{function} gives status {status}")
+            raise RuntimeError(f"{function} fails with status {status}")
 
     return call
 
 
-def made(call, function, *arguments):
+def handle(call: Callable[..., None], function: str, *arguments: Any) -> Pointer:
     """The handle that a function writes through its last argument."""
-    handle = Pointer()
-    call(function, *arguments, ctypes.byref(handle))
-    return handle
+    found = Pointer()
+    call(function, *arguments, ctypes.byref(found))
+    return found
 
 
-def main(path, threads, runs):
-    """The events of `runs` runs, and the seconds that they took together."""
-    call, kept = library(), []
-    environment = made(call, "LiteRtCreateEnvironment", 0, None)
-    model = made(call, "LiteRtCreateModelFromFile", environment, path.encode())
-    options = made(call, "LiteRtCreateOptions")
+def compiled_model(call: Callable[..., None], path: str, threads: int) -> tuple[Pointer, Pointer, Pointer]:
+    """A file compiled for the CPU, with its profiler switched on: the environment, the model and the compiled model."""
+    environment = handle(call, "LiteRtCreateEnvironment", 0, None)
+    model = handle(call, "LiteRtCreateModelFromFile", environment, path.encode())
+    options = handle(call, "LiteRtCreateOptions")
     call("LiteRtSetOptionsHardwareAccelerators", options, CPU)
-    keep = ctypes.CFUNCTYPE(None, Pointer)(lambda _: None)  # the text is Python's to free
     for name, text in (
         ("runtime_options_string", "enable_profiling = true\n"),
         ("xnnpack", f"num_threads = {threads}\n"),
     ):
-        kept += [ctypes.create_string_buffer(text.encode()), ctypes.c_char_p(name.encode())]
-        opaque = made(call, "LiteRtCreateOpaqueOptions", kept[-1], ctypes.cast(kept[-2], Pointer), keep)
+        _TEXTS.extend((ctypes.c_char_p(name.encode()), ctypes.create_string_buffer(text.encode())))
+        opaque = handle(call, "LiteRtCreateOpaqueOptions", _TEXTS[-2], ctypes.cast(_TEXTS[-1], Pointer), _FREE)
         call("LiteRtAddOpaqueOptions", options, opaque)
-    compiled = made(call, "LiteRtCreateCompiledModel", environment, model, options)
-    profiler = made(call, "LiteRtCompiledModelGetProfiler", compiled)
-    signature = made(call, "LiteRtGetModelSignature", model, ctypes.c_size_t(0))
+    return environment, model, handle(call, "LiteRtCreateCompiledModel", environment, model, options)
 
-    def buffers(kind):
-        count, found = ctypes.c_size_t(), []
-        call(f"LiteRtGetNumSignature{kind}s", signature, ctypes.byref(count))
-        for index in range(count.value):
-            tensor = made(call, f"LiteRtGetSignature{kind}TensorByIndex", signature, ctypes.c_size_t(index))
-            kind_of = TensorType()
-            call("LiteRtGetRankedTensorType", tensor, ctypes.byref(kind_of))
-            for axis in range(kind_of.layout.bits & 127):
-                kind_of.layout.sizes[axis] = max(kind_of.layout.sizes[axis], 1)  # a free batch is -1
-            where = (compiled, ctypes.c_size_t(0), ctypes.c_size_t(index))
-            needed = made(call, f"LiteRtGetCompiledModel{kind}BufferRequirements", *where)
-            how = (environment, ctypes.byref(kind_of), needed)
-            found.append(made(call, "LiteRtCreateManagedTensorBufferFromRequirements", *how).value)
-        return ctypes.c_size_t(len(found)), (Pointer * len(found))(*found)
 
-    arguments = (compiled, ctypes.c_size_t(0), *buffers("Input"), *buffers("Output"))
+def buffers(
+    call: Callable[..., None], environment: Pointer, model: Pointer, compiled: Pointer, kind: str
+) -> tuple[ctypes.c_size_t, ctypes.Array]:
+    """Number and handles of the buffers for each input or output of a model; `kind` is "Input" or "Output"."""
+    signature = handle(call, "LiteRtGetModelSignature", model, ctypes.c_size_t(0))
+    count, found = ctypes.c_size_t(), []
+    call(f"LiteRtGetNumSignature{kind}s", signature, ctypes.byref(count))
+    for index in range(count.value):
+        tensor = handle(call, f"LiteRtGetSignature{kind}TensorByIndex", signature, ctypes.c_size_t(index))
+        tensor_type = TensorType()
+        call("LiteRtGetRankedTensorType", tensor, ctypes.byref(tensor_type))
+        for axis in range(tensor_type.layout.bits & 127):
+            tensor_type.layout.sizes[axis] = max(tensor_type.layout.sizes[axis], 1)  # a free batch size is -1
+        place = compiled, ctypes.c_size_t(0), ctypes.c_size_t(index)
+        needed = handle(call, f"LiteRtGetCompiledModel{kind}BufferRequirements", *place)
+        create = "LiteRtCreateManagedTensorBufferFromRequirements"
+        found.append(handle(call, create, environment, ctypes.byref(tensor_type), needed).value)
+    return ctypes.c_size_t(len(found)), (Pointer * len(found))(*found)
+
+
+def main(path: str, threads: int, runs: int) -> dict[str, Any]:
+    """The events of `runs` runs, and the seconds that these runs took with and without the profiler."""
+    call = library()
+    environment, model, compiled = compiled_model(call, path, threads)
+    inputs, outputs = (buffers(call, environment, model, compiled, kind) for kind in ("Input", "Output"))
 
     def seconds_of(times):
         start = time.perf_counter()
         for _ in range(times):
-            call("LiteRtRunCompiledModel", *arguments)
+            call("LiteRtRunCompiledModel", compiled, ctypes.c_size_t(0), *inputs, *outputs)
         return time.perf_counter() - start
 
     seconds_of(3)
     plain = seconds_of(runs)
+    profiler = handle(call, "LiteRtCompiledModelGetProfiler", compiled)
     call("LiteRtStartProfiler", profiler)
     profiled = seconds_of(runs)
     call("LiteRtStopProfiler", profiler)
@@ -134,11 +144,17 @@ def main(path, threads, runs):
     call("LiteRtGetNumProfilerEvents", profiler, ctypes.byref(count))
     events = (Event * max(count.value, 1))()
     call("LiteRtGetProfilerEvents", profiler, count, events)
-    told = [(e.tag.decode(errors="replace"), e.elapsed_us) for e in events[: count.value] if e.type == _XNNPACK]
-    others = sorted(
-        {e.tag.decode(errors="replace") for e in events[: count.value] if e.type not in (_XNNPACK, _LITERT)}
-    )
-    return {"events": told, "others": others, "seconds": plain, "profiled_seconds": profiled}
+    found = [event for event in events[: count.value] if event.type != _LITERT]
+    return {
+        "events": [(_tag(event), event.elapsed_us) for event in found if event.type == _XNNPACK],
+        "others": sorted({_tag(event) for event in found if event.type != _XNNPACK}),
+        "seconds": plain,
+        "profiled_seconds": profiled,
+    }
+
+
+def _tag(event):
+    return event.tag.decode(errors="replace")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,5 @@
 """The benchmark's measurement on this machine."""
 
-import json
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -10,6 +7,8 @@ from se_keras.timing import compare
 
 from ...agreement import noise
 from ..energy import find_meter
+from ..programs import footprint as footprint_program
+from ..programs import run
 from ..results import Footprint, Overhead, described, require_pair
 
 
@@ -75,46 +74,14 @@ def measure(
     )
 
 
-def footprint(content, *, threads=1):
-    """Runs a LiteRT file in a process of its own, and tells what it takes: a `Footprint`.
+def footprint(content: bytes, *, threads: int = 1) -> Footprint:
+    """Start-up times and memory of a LiteRT file, measured in a new process.
 
     Raises:
-        ValueError: If it does not run.
+        ValueError: If the file does not run.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.tflite"
         path.write_bytes(content)
-        command = [sys.executable, "-c", _ALONE, str(path), str(threads)]
-        result = subprocess.run(command, capture_output=True, text=True)
-    if result.returncode:
-        raise ValueError(f"The file does not run in a process of its own: {result.stderr.strip().splitlines()[-1:]}")
-    return Footprint(bytes=len(content), **json.loads(result.stdout.splitlines()[-1]))
-
-
-_ALONE = """
-import json, sys, time
-import numpy as np
-from ai_edge_litert.interpreter import Interpreter
-
-def peak():
-    try:
-        with open("/proc/self/status") as file:
-            return next(int(line.split()[1]) * 1024 / 1e6 for line in file if line.startswith("VmHWM"))
-    except (OSError, StopIteration):
-        return None
-
-before, start = peak(), time.perf_counter()
-interpreter = Interpreter(sys.argv[1], num_threads=int(sys.argv[2]))
-interpreter.allocate_tensors()
-ready = time.perf_counter()
-for detail in interpreter.get_input_details():
-    interpreter.set_tensor(detail["index"], np.zeros(detail["shape"], detail["dtype"]))
-first = time.perf_counter()
-interpreter.invoke()
-end, after = time.perf_counter(), peak()
-print(json.dumps({
-    "init_ms": 1e3 * (ready - start),
-    "first_ms": 1e3 * (end - first),
-    "peak_mb": None if before is None else after - before,
-}))
-"""
+        *_, found = run(footprint_program, path, threads, failure="The file does not run in a process of its own")
+    return Footprint(bytes=len(content), **found)
