@@ -89,6 +89,12 @@ def test_wheel_has_every_module_of_the_checkout_and_no_other(wheel):
         assert {name for name in file.namelist() if name.endswith(".py")} == modules()
 
 
+def test_wheel_has_the_data_files_of_the_checkout(wheel):
+    with zipfile.ZipFile(wheel) as file:
+        data = {name for name in file.namelist() if not name.endswith(".py") and ".dist-info/" not in name}
+    assert data == {"se_keras/networks.json", "se_keras/py.typed", "se_keras/export/benchmark/report.html"}
+
+
 def test_wheel_has_two_packages_at_its_top(wheel):
     with zipfile.ZipFile(wheel) as file:
         top = {name.partition("/")[0] for name in file.namelist()}

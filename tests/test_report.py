@@ -83,7 +83,7 @@ def test_page_has_all_data_and_needs_no_network():
     assert json.loads(data) == [given]
     assert not re.findall(r'(?:src|href)="(?!data:)', page)
     assert "AMD EPYC &lt;/script&gt;" in page
-    for told in ("+10.0 %", "33.2 / 33.9 / 36", "102.0", "230", "not told by the system", "say nothing of accuracy"):
+    for told in ("+10.0 %", "33.2 / 33.9 / 36", "102.0", "230", "not told by the system", "say nothing about accuracy"):
         assert told in page
 
 

@@ -4,6 +4,8 @@ import base64
 import html
 import io
 import json
+import string
+from importlib import resources
 from pathlib import Path
 
 from .results import AS_GIVEN, PAPER
@@ -105,7 +107,8 @@ def as_html(results):
             f"{_profiles(found['overhead'])}{_memory(found['overhead'])}{_machine(found['environment'])}"
         )
     data = json.dumps(results).replace("</", "<\\/")  # a script ends at its first closing tag
-    return _PAGE.format(
+    page = string.Template(resources.files(__package__).joinpath("report.html").read_text(encoding="utf-8"))
+    return page.substitute(
         headline=html.escape(told), sections="".join(sections), data=data, paper=_percent(PAPER["ratio"])
     )
 
@@ -313,55 +316,3 @@ def _picture(records):
     axes.set_xlabel("time that is added, %\n(dashed: the paper's; gray: A/A null)")
     axes.spines[["top", "right"]].set_visible(False)
     return figure
-
-
-_PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>What squeeze-and-excitation costs</title>
-<style>
-body {{ font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 84rem; margin: 0 auto; padding: 1rem; }}
-h1 {{ font-size: 1.5rem; line-height: 1.3; }}
-h2 {{ font-size: 1.2rem; margin-top: 2rem; }}
-h3 {{ font-size: 1rem; }}
-img {{ max-width: 100%; height: auto; }}
-.wide {{ overflow-x: auto; }}
-.pictures {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 26rem), 1fr)); gap: 1rem; }}
-figure {{ margin: 0; break-inside: avoid; }}
-figcaption {{ font-size: 0.85rem; }}
-ul {{ font-size: 0.85rem; }}
-table {{ border-collapse: collapse; font-size: 0.85rem; font-variant-numeric: tabular-nums; }}
-th, td {{ text-align: left; padding: 0.25rem 0.7rem; border-bottom: 1px solid #ddd; white-space: nowrap; }}
-th:first-child, td:first-child {{ white-space: normal; min-width: 8rem; padding-left: 0; }}
-dl {{ display: grid; grid-template-columns: max-content 1fr; gap: 0.2rem 1rem; font-size: 0.85rem; }}
-dd {{ margin: 0; overflow-wrap: anywhere; }}
-h1, h2, h3 {{ break-after: avoid; }}
-@media print {{
-html, body {{ font-size: 11px; }}
-.wide {{ overflow: visible; }}
-.pictures {{ grid-template-columns: 1fr 1fr; }}
-th, td {{ padding: 0.1rem 0.4rem; }}
-}}
-</style>
-</head>
-<body>
-<h1>{headline}</h1>
-<p>The paper (arXiv:1709.01507, section 4) reports 164 ms for ResNet-50 and 167 ms for SE-ResNet-50 on a CPU: {paper}.
-Times depend on shapes, not on weights: networks by name were measured with random weights, and
-say nothing of accuracy.</p>
-{sections}
-<h2>How it was measured</h2>
-<p>A network and its baseline are exported alike, files are taken as given, and both sides run in random order: on a
-computer in one process, on a phone by benchmark_model. In each block each side runs several times and the fastest
-counts, because only disturbances make a run slower; a block gives one ratio. The cost is the median of the ratios,
-with the 95 % interval of a bootstrap over blocks. A second copy of the baseline against the baseline is the null:
-what this machine calls a difference where there is none. A difference is called real if its interval leaves out zero
-and it exceeds the null. <i>published</i> is the network as it was published, <i>lowered</i> the same function with
-BatchNorm folded and the squeeze hoisted; the baseline is lowered alike. First runs and memory are those of a process
-of its own for each file: on a computer the most that was added, on a phone what was at the end.</p>
-<script type="application/json" id="results">{data}</script>
-</body>
-</html>
-"""
