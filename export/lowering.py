@@ -15,7 +15,7 @@ Whoever needs the tensor itself asks for it. Each rewrite is a small function of
 
 import inspect
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import keras
@@ -39,7 +39,6 @@ _IDENTITIES = (
     layers.SpatialDropout3D,
 )
 OURS = (SqueezeExcite, ChannelShuffle, ShakeShake)
-_AFFINE_LAYERS = (layers.Conv2D, layers.DepthwiseConv2D, layers.Dense)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,14 +51,21 @@ class Lowering:
         unhoisted: Those whose squeeze stands where it was: no affine 1x1 convolution in front of it.
         folded: Names of the BatchNormalization and Rescaling layers that went into the layer in front of them.
         dropped: Names of the layers that do nothing in inference.
+        counterparts: `{layer of the model: layer of the lowered model with the same output}`, by name, in order.
     """
 
     hoisted: tuple[str, ...]
     unhoisted: tuple[str, ...]
     folded: tuple[str, ...]
     dropped: tuple[str, ...]
+    counterparts: dict[str, str] = field(default_factory=dict, repr=False)
 
-    def __str__(self):
+    def counts(self) -> dict[str, int]:
+        """How many layers of each kind, for the manifest."""
+        kinds = ("hoisted", "unhoisted", "folded", "dropped")
+        return {kind: len(getattr(self, kind)) for kind in kinds}
+
+    def __str__(self) -> str:
         return (
             f"{len(self.hoisted)} of {len(self.hoisted) + len(self.unhoisted)} squeezes hoisted, "
             f"{len(self.folded)} layers folded into others, {len(self.dropped)} dropped"
@@ -75,8 +81,7 @@ def lower(model, *, input_shape=None):
 
     Returns:
         A new float32 `keras.Model` for inference, with the same inputs and outputs to about 1e-6 of their range. It
-        loads without se_keras. Its attribute `lowering` is a `Lowering`: what was done; `twins` is `{layer of model:
-        layer of the new model that gives the same}`, by name and in order. `model` stays as it was.
+        loads without se_keras. Its attribute `lowering` is a `Lowering`: what was done. `model` stays as it was.
 
     Raises:
         TypeError: If `model` is not functional.
@@ -106,8 +111,10 @@ def lower(model, *, input_shape=None):
             raise
         raise ValueError(f"{model.name} does not take {input_shape=}: {first_line(error)}") from error
     lowered = keras.Model(keras.tree.map_structure(lambda x: inputs[id(x)], taken), outputs, name=model.name)
-    lowered.lowering = Lowering(**{kind: tuple(found) for kind, found in walk.log.items()})
-    lowered.twins = {name: producer(y.tensor).name for name, y in walk.given if _is_emitted(y)}
+    lowered.lowering = Lowering(
+        **{kind: tuple(found) for kind, found in walk.log.items()},
+        counterparts={name: producer(y.tensor).name for name, y in walk.outputs if _is_emitted(y)},
+    )
     return lowered
 
 
@@ -322,10 +329,10 @@ class _Walk:
 
     def __init__(self):
         self.log = {"hoisted": [], "unhoisted": [], "folded": [], "dropped": []}
-        self.given = []  # the value that each layer of the outermost model gives, by the layer's name
+        self.outputs = []  # (name, value) of each layer of the outermost model that has one output
         self._names = Counter()
         self._copies = {}
-        self._shared = set()  # values with several readers, whatever names they pass under
+        self._shared = set()  # values with several readers, under whatever names they pass
 
     def model(self, model, values, prefix=""):
         """Adds the values of all tensors of `model` to those of its inputs: `{id(tensor): value}`."""
@@ -333,103 +340,116 @@ class _Walk:
         readers = Counter(id(x) for call in graph for x in call.input_tensors) + Counter(map(id, outputs))
         for call in graph:
             self._shared |= {values[id(x)] for x in call.input_tensors if readers[id(x)] > 1}
-            results = self._call(call, values, prefix)
+            results = self._call(call, values, prefix + call.operation.name)
             values |= {id(x): result for x, result in zip(call.output_tensors, results, strict=True)}
             if not prefix and len(results) == 1:
-                self.given.append((call.operation.name, results[0]))
+                self.outputs.append((call.operation.name, results[0]))
         return values
 
-    def _call(self, call, values, prefix):
+    def _call(self, call, values, name):
         """The values of one call's outputs."""
-        operation, name = call.operation, prefix + call.operation.name
-        value = values[id(call.input_tensors[0])]
+        operation, inputs = call.operation, [values[id(x)] for x in call.input_tensors]
         if isinstance(operation, keras.Model):
-            inputs, outputs = endpoints(operation)
-            inner = {id(x): values[id(y)] for x, y in zip(inputs, call.input_tensors, strict=True)}
-            inner = self.model(operation, inner, prefix=f"{name}_")
-            given = [inner[id(x)] for x in outputs]
-            self._shared |= {result for result, times in Counter(given).items() if times > 1}
-            return given
-        if isinstance(operation, SqueezeExcite):
-            return [self._squeeze_excite(value, operation, name)]
-        if isinstance(operation, ChannelShuffle):
-            channels = call.input_tensors[0].shape[-1]
-            return [value if operation.groups == 1 else Shuffled(value, operation.groups, channels, self._name(name))]
-        if isinstance(operation, ShakeShake):
-            mean = layers.Average(name=self._name(name), dtype="float32")
-            return [Emitted(mean([values[id(x)].tensor for x in call.input_tensors]))]
-        if isinstance(operation, layers.Layer) and not call.arguments.kwargs.get("training"):
-            if isinstance(operation, _IDENTITIES):
-                self.log["dropped"].append(name)
+            return self._inlined(operation, inputs, name)
+        rewrite = _REWRITES.get(type(operation))
+        if rewrite and not call.arguments.kwargs.get("training"):
+            if (value := rewrite(self, operation, call, inputs, name)) is not None:
                 return [value]
-            if (rewritten := self._rewritten(call, operation, value, values, name)) is not None:
-                return [rewritten]
-        args, kwargs = call.arguments.fill_in({id(x): values[id(x)].tensor for x in call.input_tensors})
+        tensors = {id(x): value.tensor for x, value in zip(call.input_tensors, inputs, strict=True)}
+        args, kwargs = call.arguments.fill_in(tensors)
         return [Emitted(x) for x in keras.tree.flatten(self._copy(operation, name)(*args, **kwargs))]
 
-    def _rewritten(self, call, layer, value, values, name):
-        """The value of a stock layer's call, if there is a rewrite for it, or what a rewrite may follow; else None."""
-        if type(layer) in _AFFINE_LAYERS and _is_plain(layer):
-            affine = self._affine(value, layer, name)
-            return unshuffle(affine) if isinstance(value, Shuffled) and value not in self._shared else affine
-        if type(layer) is layers.AveragePooling2D and _is_plain(layer) and layer.padding == "valid":
-            if layer.strides[0] == layer.strides[1]:  # TensorFlow's depthwise convolution has no others
-                return average(value, layer, name=self._name(name))
-        if type(layer) is layers.Concatenate:
-            return Concatenated(tuple(values[id(x)] for x in call.input_tensors), self._copy(layer, name))
-        # A second reader of what is rewritten would have it computed twice.
-        if value in self._shared:
-            return None
-        if isinstance(value, Concatenated) and _is_relu(layer):
-            return rectify(value, name=self._name(name))
-        if isinstance(layer, layers.BatchNormalization) and _reads_last_axis(layer, call):
-            scale, shift = _scale_and_shift(layer)
-            if isinstance(value, Affine):
-                self.log["folded"].append(name)
-                return fold(value, scale, shift)
-            if isinstance(value, Shuffled) and isinstance(value.x, Affine) and value.x not in self._shared:
-                inverse = np.argsort(value.order)
-                self.log["folded"].append(name)
-                return replace(value, x=fold(value.x, scale[inverse], shift[inverse]))
-        if type(layer) is layers.Rescaling:
-            if isinstance(value, Affine):
-                self.log["folded"].append(name)
-                return fold(value, np.asarray(layer.scale, "float64"), np.asarray(layer.offset, "float64"))
-            if isinstance(value, Gated) and value.reads_alone(self._shared) and not np.any(layer.offset):
-                self.log["folded"].append(name)
-                return fold_behind_gate(value, np.asarray(layer.scale, "float64"))
-        return None
+    def _inlined(self, model, inputs, name):
+        """The values of the outputs of a model inside the model."""
+        taken, given = endpoints(model)
+        values = self.model(model, {id(x): value for x, value in zip(taken, inputs, strict=True)}, prefix=f"{name}_")
+        results = [values[id(x)] for x in given]
+        self._shared |= {result for result, times in Counter(results).items() if times > 1}
+        return results
 
-    def _affine(self, value, layer, name):
+    # A row of the table below each: the value of a layer's output, or None if the layer is copied as it is.
+
+    def _identity(self, layer, call, inputs, name):
+        self.log["dropped"].append(name)
+        return inputs[0]
+
+    def _affine(self, layer, call, inputs, name):
+        (x,) = inputs
+        if not _is_plain(layer):
+            return None
         kernel = _values(layer.kernel)
         outputs = kernel.shape[-2:] if isinstance(layer, layers.DepthwiseConv2D) else kernel.shape[-1:]
         bias = _values(layer.bias) if layer.use_bias else np.zeros(int(np.prod(outputs)))
-        config = _without_training(layer.get_config() | {"name": self._name(name)})
-        return Affine(value, kernel, bias, type(layer), config)
+        affine = Affine(
+            x, kernel, bias, type(layer), _without_training(layer.get_config() | {"name": self._name(name)})
+        )
+        return unshuffle(affine) if isinstance(x, Shuffled) and x not in self._shared else affine
 
-    def _squeeze_excite(self, value, layer, name):
+    def _average_pooling(self, layer, call, inputs, name):
+        # TensorFlow's depthwise convolution has no strides that differ.
+        if _is_plain(layer) and layer.padding == "valid" and layer.strides[0] == layer.strides[1]:
+            return average(inputs[0], layer, name=self._name(name))
+
+    def _concatenate(self, layer, call, inputs, name):
+        return Concatenated(tuple(inputs), self._copy(layer, name))
+
+    def _relu(self, layer, call, inputs, name):
+        (x,) = inputs
+        if isinstance(x, Concatenated) and x not in self._shared and _is_relu(layer):
+            return rectify(x, name=self._name(name))
+
+    def _batch_norm(self, layer, call, inputs, name):
+        (x,) = inputs
+        if x in self._shared or not _reads_last_axis(layer, call):
+            return None
+        scale, shift = _scale_and_shift(layer)
+        folded = None
+        if isinstance(x, Affine):
+            folded = fold(x, scale, shift)
+        elif isinstance(x, Shuffled) and isinstance(x.x, Affine) and x.x not in self._shared:
+            inverse = np.argsort(x.order)
+            folded = replace(x, x=fold(x.x, scale[inverse], shift[inverse]))
+        self.log["folded"] += [name] * (folded is not None)
+        return folded
+
+    def _rescaling(self, layer, call, inputs, name):
+        (x,) = inputs
+        scale, shift = np.asarray(layer.scale, "float64"), np.asarray(layer.offset, "float64")
+        folded = None
+        if isinstance(x, Affine) and x not in self._shared:
+            folded = fold(x, scale, shift)
+        elif isinstance(x, Gated) and x not in self._shared and x.reads_alone(self._shared) and not np.any(shift):
+            folded = fold_behind_gate(x, scale)
+        self.log["folded"] += [name] * (folded is not None)
+        return folded
+
+    def _channel_shuffle(self, layer, call, inputs, name):
+        channels = call.input_tensors[0].shape[-1]
+        return inputs[0] if layer.groups == 1 else Shuffled(inputs[0], layer.groups, channels, self._name(name))
+
+    def _shake_shake(self, layer, call, inputs, name):
+        mean = layers.Average(name=self._name(name), dtype="float32")
+        return Emitted(mean([x.tensor for x in inputs]))
+
+    def _squeeze_excite(self, layer, call, inputs, name):
         """x * gate(x): a squeeze, two 1x1 convolutions and a multiplication."""
-        name = self._name(name)
-        squeezed = value
+        (x,), name = inputs, self._name(name)
+        squeezed = x
         if layer.squeeze == "avg":
-            squeezed = hoist_mean(value, name=f"{name}_squeeze")
+            squeezed = hoist_mean(x, name=f"{name}_squeeze")
         elif layer.squeeze == "max":
-            squeezed = Emitted(max_squeeze(value.tensor, name=f"{name}_squeeze"))
-        reduce_bias, expand_bias = (
-            (_values(layer.reduce_bias), _values(layer.expand_bias)) if layer.bias else (np.zeros(1), np.zeros(1))
-        )
+            squeezed = Emitted(max_squeeze(x.tensor, name=f"{name}_squeeze"))
         w1, w2 = _values(layer.reduce_kernel), _values(layer.expand_kernel)
-        reduce = fully_connected(
-            squeezed, w1, np.broadcast_to(reduce_bias, w1.shape[1:]), name=f"{name}_reduce", activation="relu"
-        )
+        b1, b2 = np.zeros(w1.shape[1]), np.zeros(w2.shape[1])
+        if layer.bias:
+            b1, b2 = _values(layer.reduce_bias), _values(layer.expand_bias)
+        reduce = fully_connected(squeezed, w1, b1, name=f"{name}_reduce", activation="relu")
         hoisted = layer.squeeze == "avg" and isinstance(squeezed, Affine)
         if hoisted:
             reduce = compose(squeezed, reduce)
         self.log["hoisted" if hoisted else "unhoisted"].append(name)
-        expand = fully_connected(
-            reduce, w2, np.broadcast_to(expand_bias, w2.shape[1:]), name=f"{name}_expand", activation=layer.excitation
-        )
-        return Gated(value, expand, f"{name}_scale")
+        expand = fully_connected(reduce, w2, b2, name=f"{name}_expand", activation=layer.excitation)
+        return Gated(x, expand, f"{name}_scale")
 
     def _copy(self, operation, name):
         """A copy of any other layer or operation with the same weights; one for all calls of a shared layer."""
@@ -450,6 +470,24 @@ class _Walk:
         """`name`, numbered where it was given before: inlined models and shared layers repeat names."""
         self._names[name] += 1
         return name if self._names[name] == 1 else f"{name}_{self._names[name]}"
+
+
+# How each type of layer is rewritten; all others are copied.
+_REWRITES = {
+    **dict.fromkeys(_IDENTITIES, _Walk._identity),
+    layers.Conv2D: _Walk._affine,
+    layers.DepthwiseConv2D: _Walk._affine,
+    layers.Dense: _Walk._affine,
+    layers.AveragePooling2D: _Walk._average_pooling,
+    layers.Concatenate: _Walk._concatenate,
+    layers.ReLU: _Walk._relu,
+    layers.Activation: _Walk._relu,
+    layers.BatchNormalization: _Walk._batch_norm,
+    layers.Rescaling: _Walk._rescaling,
+    ChannelShuffle: _Walk._channel_shuffle,
+    ShakeShake: _Walk._shake_shake,
+    SqueezeExcite: _Walk._squeeze_excite,
+}
 
 
 def _is_plain(layer):

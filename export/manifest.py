@@ -27,7 +27,7 @@ def manifest(*, network, precision, signature, lowering, agreement, held_out, **
         "network": network,
         "precision": precision,
         "signature": signature,
-        "lowering": lowering and {kind: len(found) for kind, found in asdict(lowering).items()},
+        "lowering": lowering and lowering.counts(),
         "agreement": asdict(agreement) | {"held_out": held_out},
         **more,
         "versions": versions(),

@@ -251,7 +251,8 @@ def _twins(a, b):
             except (TypeError, ValueError):  # layers that are not Keras' own: then it was not lowered either
                 continue
             if _names(lowered) == _names(other):
-                return {twin: name for name, twin in lowered.twins.items()} if turned else lowered.twins
+                found = lowered.lowering.counterparts
+                return {other: name for name, other in found.items()} if turned else found
     return {name: name for name in _tensors(a)}
 
 
