@@ -103,7 +103,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--blocks", type=int, default=15, help="paired measurements (default: %(default)s)")
     blocks = parser.parse_args().blocks
-    ours, double = lowered(SE), lowered(SE)
+    ours, control = lowered(SE), lowered(SE)
     titles = ("runtime", "SE ms", "beside ours", "95 % interval", "plain ms", "what SE costs there", "95 % interval")
     print(f"| {' | '.join(titles)} |")
     print("| --- | ---: | ---: | --- | ---: | ---: | --- |")
@@ -113,7 +113,7 @@ if __name__ == "__main__":
         except ImportError as error:
             print(f"| {title} | not measured: {error} | | | | | |")
             continue
-        beside = compare(ours, with_se, double, blocks=blocks, runs=1)
+        beside = compare(ours, with_se, control, blocks=blocks, runs=1)
         cost = compare(plain, with_se, plain, blocks=blocks, runs=1)
         cells = (
             f"{beside.b_ms:.1f}",

@@ -1,7 +1,8 @@
-"""Times two callables in pairs, so that the ratio holds where the clock drifts. Knows no models.
+"""Times two callables in pairs, so that the ratio is right although the clock of the machine drifts.
 
-A block runs A, B and A's double once each, in random order, and yields one ratio; a machine that slows down slows both
-sides of it. The double's ratio to A is the null: what this machine calls a difference where there is none.
+A block runs A, B and the control, a second instance of A, in random order, and gives one ratio of B to A. A machine
+that slows down slows both sides of a ratio. The ratio of the control to A is the A/A control: how large a difference
+this machine measures where there is none.
 """
 
 import math
@@ -9,9 +10,13 @@ import random
 import statistics
 import time
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
 
 import numpy as np
+
+from se_keras.typing import Json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,35 +33,35 @@ class Ratio:
 
 @dataclass(frozen=True, kw_only=True)
 class Percentiles:
-    """Of the times of all runs, in milliseconds: the disturbed ones too."""
+    """Percentiles of the times of all runs, in milliseconds, disturbed runs included."""
 
     p50: float
     p90: float
     p99: float
 
     @classmethod
-    def of(cls, nanoseconds):
-        """Those of a list of times."""
+    def of(cls, nanoseconds: Sequence[int]) -> "Percentiles":
+        """The percentiles of a list of times."""
         return cls(**{f"p{q}": float(np.percentile(nanoseconds, q)) / 1e6 for q in (50, 90, 99)})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """How long B takes beside A.
+    """How long B takes compared with A.
 
     Args:
         ratio: Time of B over time of A.
-        null: Time of A's double over time of A.
+        control: Time of the second instance of A over time of A: the A/A control.
         a_ms: Median time of A in a block, in milliseconds.
-        b_ms: The same of B.
+        b_ms: The same for B.
         blocks: Number of blocks.
-        runs: Number of runs of each side in a block; a block counts the fastest.
-        a, b: `Percentiles` of all runs; None where they are not known.
-        a_mj, b_mj: Energy of a run, in millijoules, of the whole processor; None where the system does not tell.
+        runs: Number of runs of each side in a block; the fastest run of a block counts.
+        a, b: Percentiles of all runs; None where they are unknown.
+        a_mj, b_mj: Energy of a run, of the whole processor, in millijoules; None where the system does not report it.
     """
 
     ratio: Ratio
-    null: Ratio
+    control: Ratio
     a_ms: float
     b_ms: float
     blocks: int
@@ -67,37 +72,41 @@ class Comparison:
     b_mj: float | None = None
 
     @property
-    def is_real(self):
-        """Whether the interval leaves out 1 and the difference exceeds the null's."""
+    def is_significant(self) -> bool:
+        """Whether the interval excludes 1 and the difference is larger than the control's."""
         outside = not self.ratio.low <= 1 <= self.ratio.high
-        noise = max(abs(math.log(self.null.low)), abs(math.log(self.null.high)))
+        noise = max(abs(math.log(self.control.low)), abs(math.log(self.control.high)))
         return outside and abs(math.log(self.ratio.median)) > noise
 
+    def to_json(self) -> Json:
+        """The comparison as a dict for JSON, where the control is called `null`."""
+        return {"null" if field == "control" else field: value for field, value in asdict(self).items()}
 
-FEWEST_BLOCKS = 10  # before an interval may end a comparison
+
+FEWEST_BLOCKS = 10  # before a narrow interval may end a comparison
 
 
 class Blocks:
-    """The blocks of a comparison as they come: when there are enough of them, and what they tell.
+    """The blocks that were measured so far: whether they are enough, and the comparison that they give.
 
     Args:
         within, seconds, seed: As in `compare`.
     """
 
-    def __init__(self, *, within=None, seconds=None, seed=0):
+    def __init__(self, *, within: float | None = None, seconds: float | None = None, seed: int = 0):
         self._within, self._seconds, self._seed, self._began = within, seconds, seed, time.monotonic()
-        self._times = {"a": [], "b": [], "double": []}
+        self._times = {"a": [], "b": [], "control": []}
 
     def __len__(self):
         return len(self._times["a"])
 
-    def add(self, times):
-        """Takes a block: `{side: nanoseconds}`."""
+    def add(self, times: Mapping[str, float]) -> None:
+        """Adds a block: `{side: nanoseconds}`, the sides being `a`, `b` and `control`."""
         for side, nanoseconds in times.items():
             self._times[side].append(nanoseconds)
 
-    def are_enough(self):
-        """Whether time is up, or the interval as narrow as it was asked to be."""
+    def are_enough(self) -> bool:
+        """Whether the time is over, or the interval is as narrow as `within` asks."""
         if self._seconds is not None and len(self) > 1 and time.monotonic() - self._began > self._seconds:
             return True
         if self._within is None or len(self) < FEWEST_BLOCKS:
@@ -105,11 +114,11 @@ class Blocks:
         ratio = self._ratio("b")
         return ratio.high / ratio.low - 1 < self._within
 
-    def comparison(self, *, runs, **more):
+    def comparison(self, *, runs: int, **more: Any) -> Comparison:
         """The `Comparison`; `more` are its other fields."""
         return Comparison(
             ratio=self._ratio("b"),
-            null=self._ratio("double"),
+            control=self._ratio("control"),
             a_ms=statistics.median(self._times["a"]) / 1e6,
             b_ms=statistics.median(self._times["b"]) / 1e6,
             blocks=len(self),
@@ -121,30 +130,53 @@ class Blocks:
         return ratio_of(self._times[side], self._times["a"], self._seed)
 
 
-def compare(a, b, double, *, blocks=30, runs=3, warmup=3, within=None, seconds=None, seed=0, meter=None, progress=None):
-    """Measures the time of `b` beside that of `a`.
+class EnergyMeter(Protocol):
+    """What `compare` needs of an energy meter."""
+
+    def read(self) -> tuple[int, ...]:
+        """A reading."""
+        ...
+
+    def between(self, before: tuple[int, ...], after: tuple[int, ...]) -> int:
+        """Microjoules between two readings."""
+        ...
+
+
+def compare(
+    a: Callable[[], object],
+    b: Callable[[], object],
+    control: Callable[[], object],
+    *,
+    blocks: int = 30,
+    runs: int = 3,
+    warmup: int = 3,
+    within: float | None = None,
+    seconds: float | None = None,
+    seed: int = 0,
+    meter: EnergyMeter | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> Comparison:
+    """Measures the time of `b` compared with that of `a`.
 
     Args:
         a, b: Callables without arguments.
-        double: A second instance of A, made as A was: the null.
+        control: A second instance of A, made in the same way: the A/A control.
         blocks: Number of blocks; each gives one ratio.
-        runs: Runs of each side in a block, in random order; the fastest counts, for only disturbances make it slower.
-        warmup: Runs of each before the first block.
-        within: Ends the comparison before all blocks, after at least ten, when the interval is so narrow: 0.01 for a
+        runs: Runs of each side in a block, in random order. The fastest counts, because disturbances only make a run
+            slower.
+        warmup: Runs of each side before the first block.
+        within: Ends the comparison early, after at least ten blocks, when the interval is this narrow: 0.01 for one
             hundredth of the ratio.
-        seconds: Ends it when so many have passed, after two blocks.
+        seconds: Ends the comparison after this time, after at least two blocks.
         seed: Of the order and of the bootstrap.
-        meter: An `energy.Meter`, read before and after each run.
+        meter: Read before and after each run.
         progress: Called after each block with the number of blocks done.
 
-    Returns:
-        A `Comparison`.
-
     Raises:
-        ValueError: If there are fewer than two blocks or one run.
+        ValueError: If there are fewer than two blocks or fewer than one run.
     """
     check_plan(blocks, runs, warmup)
-    sides = {"a": a, "b": b, "double": double}
+    sides = {"a": a, "b": b, "control": control}
     for side in list(sides.values()) * warmup:
         side()
     order = random.Random(seed)
@@ -152,7 +184,7 @@ def compare(a, b, double, *, blocks=30, runs=3, warmup=3, within=None, seconds=N
     for block in range(blocks):
         fastest = dict.fromkeys(sides, math.inf)
         for name in order.sample(list(sides) * runs, len(sides) * runs):
-            before = meter and meter.read()
+            before = meter.read() if meter else ()
             start = time.perf_counter_ns()
             sides[name]()
             every[name].append(time.perf_counter_ns() - start)
@@ -169,14 +201,16 @@ def compare(a, b, double, *, blocks=30, runs=3, warmup=3, within=None, seconds=N
     return found.comparison(runs=runs, **spread, **energy)
 
 
-def check_plan(blocks, runs, warmup=0):
-    """Raises ValueError unless a comparison can be made of so many blocks, runs and runs to warm up."""
+def check_plan(blocks: int, runs: int, warmup: int = 0) -> None:
+    """Raises ValueError unless these numbers of blocks, runs and warm-up runs make a comparison."""
     if blocks < 2 or runs < 1 or warmup < 0:
         raise ValueError(f"At least 2 blocks of 1 run. Received: blocks={blocks}, runs={runs}, warmup={warmup}")
 
 
-def ratio_of(numerators, denominators, seed=0, *, resamples=2000):
-    """The `Ratio` of two lists of measurements, of which those of a block stand at the same place."""
+def ratio_of(
+    numerators: Sequence[float], denominators: Sequence[float], seed: int = 0, *, resamples: int = 2000
+) -> Ratio:
+    """The `Ratio` of two lists of measurements; measurements at the same place in the lists belong to one block."""
     logs = np.log(numerators) - np.log(denominators)
     picks = np.random.default_rng(seed).integers(len(logs), size=(resamples, len(logs)))
     low, high = np.quantile(np.median(logs[picks], axis=1), (0.025, 0.975))

@@ -47,7 +47,7 @@ def test_every_generation_of_benchmark_model_is_read(phone, version):
     home = phone(version=version)
     found = measured(home)
     assert found.comparison.ratio.median == pytest.approx(1.1, rel=1e-3)
-    assert found.comparison.null.median == pytest.approx(1, rel=1e-3)
+    assert found.comparison.control.median == pytest.approx(1, rel=1e-3)
     assert (found.comparison.a_ms, found.comparison.blocks) == (pytest.approx(10, rel=1e-3), 3)
     assert (found.runs[1].init_us, found.runs[1].first_us) == pytest.approx((12750, 14744))
     assert found.runs[1].memory_mb == (None if version == "oldest" else pytest.approx(19.65, abs=0.05))

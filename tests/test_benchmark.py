@@ -60,7 +60,7 @@ def exact(value):
 
 
 def three(clock, a, b):
-    return {"a": clock.work("a", a), "b": clock.work("b", b), "double": clock.work("double", a)}
+    return {"a": clock.work("a", a), "b": clock.work("b", b), "control": clock.work("control", a)}
 
 
 # Pairs.
@@ -74,8 +74,8 @@ def test_ratio_is_that_of_the_times(clock, a, b):
 
 
 def test_null_is_one(clock):
-    null = compare(**three(clock, 100, 200)).null
-    assert (null.low, null.median, null.high) == (1, 1, 1)
+    control = compare(**three(clock, 100, 200)).control
+    assert (control.low, control.median, control.high) == (1, 1, 1)
 
 
 def test_times_are_in_milliseconds(clock):
@@ -93,8 +93,8 @@ def test_clock_that_drifts_between_blocks_does_not_move_the_ratio(clock):
 
     result = compare(**three(clock, 100, 102), progress=drift)
     assert (result.ratio.low, result.ratio.median, result.ratio.high) == (exact(1.02),) * 3
-    assert (result.null.low, result.null.high) == (1, 1)
-    assert result.is_real
+    assert (result.control.low, result.control.high) == (1, 1)
+    assert result.is_significant
 
 
 def test_disturbance_of_one_run_does_not_count(clock):
@@ -166,13 +166,15 @@ def order_of(clock, **options):
 
 def test_every_side_runs_as_often(clock):
     calls = order_of(clock, blocks=5, runs=4, warmup=3)
-    assert {name: calls.count(name) for name in ("a", "b", "double")} == dict.fromkeys(("a", "b", "double"), 3 + 5 * 4)
+    assert {name: calls.count(name) for name in ("a", "b", "control")} == dict.fromkeys(
+        ("a", "b", "control"), 3 + 5 * 4
+    )
 
 
 def test_every_side_runs_as_often_in_every_block(clock):
     calls = order_of(clock, blocks=5, runs=2, warmup=0)
     blocks = [calls[start : start + 6] for start in range(0, len(calls), 6)]
-    assert all(sorted(block) == ["a", "a", "b", "b", "double", "double"] for block in blocks)
+    assert all(sorted(block) == ["a", "a", "b", "b", "control", "control"] for block in blocks)
 
 
 def test_warm_up_comes_first_and_is_not_timed(clock):
@@ -183,7 +185,7 @@ def test_warm_up_comes_first_and_is_not_timed(clock):
         return 5_000 if warm["calls"] <= 2 else 200
 
     result = compare(**three(clock, 100, cold), warmup=2, runs=1, blocks=2)
-    assert clock.calls[:6] == ["a", "b", "double"] * 2
+    assert clock.calls[:6] == ["a", "b", "control"] * 2
     assert result.ratio.high == exact(2)
 
 
@@ -220,17 +222,17 @@ def test_error_of_a_side_comes_through(clock):
         raise RuntimeError("out of memory")
 
     with pytest.raises(RuntimeError, match="out of memory"):
-        compare(clock.work("a", 1), broken, clock.work("double", 1))
+        compare(clock.work("a", 1), broken, clock.work("control", 1))
 
 
 # What counts as a difference.
 
 
-def comparison(ratio, null):
+def comparison(ratio, control):
     low, median, high = ratio
     return Comparison(
         ratio=Ratio(low=low, median=median, high=high),
-        null=Ratio(low=null[0], median=null[1], high=null[2]),
+        control=Ratio(low=control[0], median=control[1], high=control[2]),
         a_ms=1.0,
         b_ms=1.0,
         blocks=2,
@@ -244,23 +246,23 @@ def comparison(ratio, null):
         ((1.01, 1.02, 1.03), (0.999, 1.0, 1.001), True),
         ((0.97, 0.98, 0.99), (0.999, 1.0, 1.001), True),
         ((0.99, 1.02, 1.05), (0.999, 1.0, 1.001), False),  # the interval holds 1
-        ((1.01, 1.02, 1.03), (0.999, 1.01, 1.021), False),  # so slow is A's own double
-        ((1.01, 1.02, 1.03), (0.97, 1.0, 1.001), False),  # and so fast
+        ((1.01, 1.02, 1.03), (0.999, 1.01, 1.021), False),  # the control is as slow
+        ((1.01, 1.02, 1.03), (0.97, 1.0, 1.001), False),  # the control is as fast
         ((0.97, 0.98, 0.99), (0.999, 1.01, 1.03), False),
         ((1.0, 1.0, 1.0), (1.0, 1.0, 1.0), False),
     ],
 )
 def test_difference_is_real_outside_one_and_beyond_the_null(ratio, null, is_real):
-    assert comparison(ratio, null).is_real is is_real
+    assert comparison(ratio, null).is_significant is is_real
 
 
 def test_equal_sides_make_no_real_difference(clock):
-    assert not compare(**three(clock, 100, 100)).is_real
+    assert not compare(**three(clock, 100, 100)).is_significant
 
 
 def test_double_that_differs_from_a_makes_differences_as_small_unreal(clock):
-    result = compare(clock.work("a", 100), clock.work("b", 105), clock.work("double", 106))
-    assert not result.is_real
+    result = compare(clock.work("a", 100), clock.work("b", 105), clock.work("control", 106))
+    assert not result.is_significant
 
 
 def test_ratio_reads_with_its_interval():
@@ -299,12 +301,12 @@ def slow():
 
 @pytest.fixture(scope="module")
 def measured(narrow, wide):
-    return measure(narrow, wide, form="lowered", blocks=3, runs=2)
+    return measure(narrow, wide, variant="lowered", blocks=3, runs=2)
 
 
 def test_record_names_what_was_measured(measured, narrow, wide):
     assert (measured.baseline, measured.network) == ("narrow", "wide")
-    assert (measured.precision, measured.form, measured.threads) == ("float32", "lowered", 1)
+    assert (measured.precision, measured.variant, measured.threads) == ("float32", "lowered", 1)
     assert measured.input_shape == (1, 4, 4, 2)
     assert measured.undelegated == ()
 
@@ -318,10 +320,26 @@ def test_record_has_the_comparison(measured):
     assert measured.comparison.ratio.low <= measured.comparison.ratio.median <= measured.comparison.ratio.high
 
 
+# The file format: programs and old results.json files have these names.
+KEYS = (
+    "baseline network precision form threads input_shape comparison undelegated sha256 se footprints profiles flags "
+    "celsius missing is_real"
+)
+COMPARISON_KEYS = "ratio null a_ms b_ms blocks runs a b a_mj b_mj"
+
+
+def test_keys_of_a_record_are_those_of_the_file_format(measured):
+    record = measured.to_json()
+    assert list(record) == KEYS.split()
+    assert list(record["comparison"]) == list(measured.comparison.to_json()) == COMPARISON_KEYS.split()
+    assert set(record["comparison"]["null"]) == {"median", "low", "high"}
+    assert [list(x) for x in record["footprints"]] == [["bytes", "init_ms", "first_ms", "peak_mb"]] * 2
+
+
 def test_record_goes_through_json(measured):
     record = measured.to_json()
     assert json.loads(json.dumps(record))["sha256"] == list(measured.sha256)
-    assert record["is_real"] is measured.comparison.is_real
+    assert record["is_real"] is measured.comparison.is_significant
     assert set(record["comparison"]["ratio"]) == {"median", "low", "high"}
 
 
@@ -338,37 +356,37 @@ def test_baseline_is_a_and_its_double_and_the_network_is_b(narrow, wide, monkeyp
         return comparison((1.0, 1.0, 1.0), (1.0, 1.0, 1.0))
 
     monkeypatch.setattr(host, "compare", record)
-    measure(narrow, wide, form="lowered", blocks=7, runs=5, within=0.1, seconds=9)
+    measure(narrow, wide, variant="lowered", blocks=7, runs=5, within=0.1, seconds=9)
     options = {"blocks": 7, "runs": 5, "within": 0.1, "seconds": 9, "meter": find_meter(), "progress": None}
-    assert prepared == {"a": 4, "b": 8, "double": 4, **options}
+    assert prepared == {"a": 4, "b": 8, "control": 4, **options}
 
 
 def test_operator_off_xnnpack_is_refused_by_name(narrow, slow):
     for pair in ((narrow, slow), (slow, narrow)):
         with pytest.raises(ValueError, match="^CUMSUM fell off XNNPACK"):
-            measure(*pair, form="lowered")
+            measure(*pair, variant="lowered")
 
 
 def test_operator_off_xnnpack_is_in_the_record_where_it_is_allowed(narrow, slow):
-    record = measure(narrow, slow, form="lowered", blocks=2, runs=1, allow_undelegated=True)
+    record = measure(narrow, slow, variant="lowered", blocks=2, runs=1, allow_undelegated=True)
     assert record.undelegated == ("CUMSUM",)
 
 
 def test_files_with_different_inputs_are_no_pair(narrow):
     with pytest.raises(ValueError, match=r"same input. Received: \(1, 4, 4, 2\) and \(1, 5, 5, 2\)"):
-        measure(narrow, tiny(size=5), form="lowered")
+        measure(narrow, tiny(size=5), variant="lowered")
 
 
 def test_number_of_threads_goes_to_every_file(narrow, wide):
-    assert measure(narrow, wide, form="lowered", threads=2, blocks=2, runs=1).threads == 2
+    assert measure(narrow, wide, variant="lowered", threads=2, blocks=2, runs=1).threads == 2
     with pytest.raises(ValueError, match="threads must be an int of at least 1"):
-        measure(narrow, wide, form="lowered", threads=0)
+        measure(narrow, wide, variant="lowered", threads=0)
 
 
 @pytest.mark.parametrize("network", ["resnet50", "resnet11_digits"])
 def test_baseline_is_no_network_to_measure(network):
     with pytest.raises(ValueError, match=f"^{network} is a baseline: name a network with squeeze-and-excitation"):
-        export_pairs(network, form="lowered", precisions=("float32",))
+        export_pairs(network, variant="lowered", precisions=("float32",))
     with pytest.raises(ValueError, match="is a baseline"):
         next(overheads(network, precisions=("float32",)))
 
@@ -381,7 +399,7 @@ def test_baseline_is_called_after_the_network(network, baseline):
 @pytest.fixture(scope="module")
 def pairs():
     told = []
-    pairs = export_pairs("se_resnet11_digits", form="lowered", precisions=("float32", "int8"), progress=told.append)
+    pairs = export_pairs("se_resnet11_digits", variant="lowered", precisions=("float32", "int8"), progress=told.append)
     return pairs, told
 
 
@@ -397,7 +415,7 @@ def test_pair_is_the_network_and_its_baseline_alike(pairs, precision):
 
 
 def test_pair_is_measured_in_int8(pairs):
-    record = measure(**pairs[0]["int8"], form="lowered", blocks=2, runs=1)
+    record = measure(**pairs[0]["int8"], variant="lowered", blocks=2, runs=1)
     assert (record.baseline, record.network, record.precision) == ("resnet11_digits", "se_resnet11_digits", "int8")
 
 
@@ -408,24 +426,24 @@ def test_progress_names_what_is_exported(pairs):
 def test_published_pair_is_not_lowered(monkeypatch):
     lowerings = []
     monkeypatch.setattr(overhead, "to_litert", lambda model, lowering, **options: lowerings.append(lowering))
-    export_pairs("se_resnet11_digits", form="published", precisions=("float32",))
+    export_pairs("se_resnet11_digits", variant="published", precisions=("float32",))
     assert lowerings == [False, False]
 
 
 def test_size_goes_to_both_sides(monkeypatch):
     shapes = []
     monkeypatch.setattr(overhead, "to_litert", lambda model, **options: shapes.append(model.input_shape))
-    export_pairs("se_resnet11_digits", form="lowered", precisions=("float32",), input_shape=(16, 16, 1))
+    export_pairs("se_resnet11_digits", variant="lowered", precisions=("float32",), input_shape=(16, 16, 1))
     assert shapes == [(None, 16, 16, 1)] * 2
 
 
 @pytest.fixture
 def exported(narrow, wide, monkeypatch):
-    """`export_pairs` that has files at hand; the forms and precisions that it was asked for."""
+    """`export_pairs` that has files at hand; the variants and precisions that it was asked for."""
     asked = []
 
-    def pairs(network, *, form, precisions, se, input_shape, progress):
-        asked.append((form, tuple(precisions)))
+    def pairs(network, *, variant, precisions, se, input_shape, progress):
+        asked.append((variant, tuple(precisions)))
         return {precision: {"baseline": narrow, "network": replace(wide)} for precision in precisions}
 
     monkeypatch.setattr(overhead, "export_pairs", pairs)
@@ -434,14 +452,14 @@ def exported(narrow, wide, monkeypatch):
 
 def test_every_form_is_measured_in_every_precision(exported):
     records = list(overheads("se_resnet50", precisions=("float32", "int8"), measure=QUICK))
-    assert [record.form for record in records] == ["published", "published", "lowered", "lowered"]
+    assert [record.variant for record in records] == ["published", "published", "lowered", "lowered"]
     assert all(isinstance(record, Overhead) for record in records)
     assert exported == [("published", ("float32", "int8")), ("lowered", ("float32", "int8"))]
 
 
 def test_record_says_where_squeeze_and_excitation_stands(exported):
     se = SEConfig(site="3x3", stages=(3, 4))
-    (record,) = overheads("se_resnet50", precisions=("int8",), forms=("lowered",), se=se, measure=QUICK)
+    (record,) = overheads("se_resnet50", precisions=("int8",), variants=("lowered",), se=se, measure=QUICK)
     assert (record.se["site"], record.se["stages"]) == ("3x3", (3, 4))
 
 
@@ -454,7 +472,7 @@ def test_network_is_exported_with_its_squeeze_and_excitation_elsewhere(monkeypat
 
     real = overhead.create
     monkeypatch.setattr(overhead, "create", create)
-    export_pairs("se_resnet11_digits", form="lowered", precisions=("float32",), se=SEConfig(stages=(4,)))
+    export_pairs("se_resnet11_digits", variant="lowered", precisions=("float32",), se=SEConfig(stages=(4,)))
     counted = [[layer.name for layer in model.layers if isinstance(layer, SqueezeExcite)] for model in made]
     assert counted == [[], ["stage4_block1_se"]]
 
@@ -467,7 +485,7 @@ def test_measurements_come_one_by_one(exported):
 
 def test_progress_names_what_is_timed(exported):
     told = []
-    list(overheads("se_resnet50", precisions=("int8",), forms=("lowered",), measure=QUICK, progress=told.append))
+    list(overheads("se_resnet50", precisions=("int8",), variants=("lowered",), measure=QUICK, progress=told.append))
     assert told == ["timing se_resnet50 beside resnet50, int8 lowered"]
 
 
@@ -475,10 +493,10 @@ def test_progress_names_what_is_timed(exported):
     ("wrong", "said"),
     [
         (
-            {"forms": ("folded",)},
-            r"form must be one or more of \('published', 'lowered'\). Received: folded",
+            {"variants": ("folded",)},
+            r"variant must be one or more of \('published', 'lowered'\). Received: folded",
         ),
-        ({"forms": ()}, "form must be one or more of .* Received: none"),
+        ({"variants": ()}, "variant must be one or more of .* Received: none"),
         ({"precisions": ("int4",)}, r"precision must be one or more of \('float32', .*'int8', .*\). Received: int4"),
         ({"se": None}, "se_resnet50 is a baseline: name a network with squeeze-and-excitation"),
         ({"precisions": ()}, "precision must be one or more of .* Received: none"),
@@ -579,7 +597,7 @@ def powercap(tmp_path):
 
 def test_energy_is_that_of_the_packages_over_the_end_of_their_counters(powercap):
     folder, spend = powercap
-    sides = {side: partial(spend, cost) for side, cost in {"a": 40_000, "b": 41_000, "double": 40_000}.items()}
+    sides = {side: partial(spend, cost) for side, cost in {"a": 40_000, "b": 41_000, "control": 40_000}.items()}
     found = compare(**sides, blocks=20, runs=2, meter=find_meter(folder))
     assert (found.a_mj, found.b_mj) == (40, 41)
 
@@ -617,7 +635,7 @@ def test_profile_that_fails_loses_no_comparison(exported, monkeypatch):
 
 
 def test_what_is_kept_is_not_measured_again():
-    how = {"precisions": ("float32",), "forms": ("lowered",), "measure": QUICK}
+    how = {"precisions": ("float32",), "variants": ("lowered",), "measure": QUICK}
     first = [found.to_json() for found in overheads("se_resnet11_digits", **how)]
     kept = json.loads(json.dumps(first))  # as a file has it
     more = list(overheads("se_resnet11_digits", **how, threads=(1, 2), kept=kept))

@@ -12,7 +12,7 @@ from se_keras.export.benchmark.report import as_html, as_markdown, headline, rea
 from se_keras.export.benchmark.results import Footprint, Overhead
 from se_keras.timing import Comparison, Percentiles, Ratio
 
-NULL = Ratio(median=1.0, low=0.998, high=1.003)
+CONTROL = Ratio(median=1.0, low=0.998, high=1.003)
 ENVIRONMENT = {
     "processor": "AMD EPYC </script>",
     "runtime": "LiteRT 2.3.0 with XNNPACK",
@@ -26,14 +26,14 @@ ENVIRONMENT = {
 SPREAD = Percentiles(p50=33.2, p90=33.9, p99=36.0)
 
 
-def record(median, low, high, *, null=NULL, **fields):
+def record(median, low, high, *, control=CONTROL, **fields):
     measured = Comparison(
-        ratio=Ratio(median=median, low=low, high=high), null=null, a_ms=33.2, b_ms=33.2 * median, blocks=20, runs=3,
-        a=SPREAD, b=SPREAD,
+        ratio=Ratio(median=median, low=low, high=high), control=control, a_ms=33.2, b_ms=33.2 * median, blocks=20,
+        runs=3, a=SPREAD, b=SPREAD,
     )  # fmt: skip
     footprint = Footprint(bytes=102_000_000, init_ms=80.0, first_ms=50.0, peak_mb=230.0)
     made = Overhead(
-        baseline="resnet50", network="se_resnet50", precision="float32", form="lowered", threads=1,
+        baseline="resnet50", network="se_resnet50", precision="float32", variant="lowered", threads=1,
         input_shape=(1, 224, 224, 3), comparison=measured, undelegated=(), sha256=("a", "b"),
         se={"site": "standard", "stages": "all"}, footprints=(footprint, footprint),
     )  # fmt: skip
@@ -54,7 +54,7 @@ BELOW = record(1.012, 1.010, 1.015)
         (record(1.018, 1.015, 1.022), "[+1.5 % to +2.2 %], as much as the paper's +1.8 %."),
         (record(1.03, 1.02, 1.04), "[+2.0 % to +4.0 %], more than the paper's +1.8 %."),
         (record(1.002, 0.999, 1.004), "takes as long as resnet50: what differs, +0.2 % [-0.1 % to +0.4 %], is no more"),
-        (record(1.03, 1.02, 1.04, null=Ratio(median=1, low=0.95, high=1.05)), "takes as long as resnet50"),
+        (record(1.03, 1.02, 1.04, control=Ratio(median=1, low=0.95, high=1.05)), "takes as long as resnet50"),
         (record(0.571, 0.55, 0.61, network="b", baseline="a"), "takes 42.9 % less time than a [-45.0 % to -39.0 %]."),
         (
             record(1.02, 1.01, 1.03, precision="int8"),
@@ -72,7 +72,7 @@ def test_headline_claims_what_the_interval_allows(measured, claim):
 
 
 def test_headline_speaks_of_the_lowered_network():
-    told = headline([results(record(1.08, 1.07, 1.09, form="published"), BELOW)])
+    told = headline([results(record(1.08, 1.07, 1.09, variant="published"), BELOW)])
     assert "+1.2 %" in told
 
 

@@ -12,7 +12,7 @@ from se_keras.timing import Ratio, ratio_of
 from se_keras.typing import Json, OnMessage
 
 from ..serving.savedmodel import to_savedmodel
-from .overhead import FORMS
+from .overhead import VARIANTS
 from .programs import run, serving_session
 
 
@@ -22,7 +22,7 @@ class Load:
 
     Args:
         network: Its name.
-        form: `"published"` or `"lowered"`.
+        variant: `"published"` or `"lowered"`.
         callers: Threads that call at once; each waits for its answer before it calls again.
         batch: Images in a request.
         requests: Number of requests.
@@ -31,7 +31,7 @@ class Load:
     """
 
     network: str
-    form: str
+    variant: str
     callers: int
     batch: int
     requests: int
@@ -47,10 +47,10 @@ class ServingLoad:
     Args:
         network, baseline: Names.
         input_shape: `(height, width, channels)`.
-        loads: Of the network, in both forms, for each number of callers and batch; of the baseline for one caller and
-            one image.
+        loads: Of the network, in both variants, for each number of callers and batch; of the baseline for one caller
+            and one image.
         gains: `(callers, batch, Ratio)`: images a second lowered over as published. Below 1, lowering has cost time.
-        overheads: By form: time of the network over that of the baseline, for one caller and one image.
+        overheads: By variant: time of the network over that of the baseline, for one caller and one image.
     """
 
     network: str
@@ -62,7 +62,11 @@ class ServingLoad:
 
     def to_json(self):
         """The record as a dict for JSON."""
-        return asdict(self)
+        loads = [
+            {"form" if field == "variant" else field: value for field, value in asdict(load).items()}
+            for load in self.loads
+        ]
+        return asdict(self) | {"loads": loads}
 
 
 def serving_load(
@@ -112,8 +116,8 @@ def serving_load(
             told(f"exporting {name}")
             keras.utils.set_random_seed(0)
             model = create(network, input_shape=input_shape, classifier_activation=None, **arguments)
-            for form, lowering in FORMS.items():
-                paths[name, form] = str(to_savedmodel(model, Path(folder, name, form), lowering=lowering).path)
+            for variant, lowering in VARIANTS.items():
+                paths[name, variant] = str(to_savedmodel(model, Path(folder, name, variant), lowering=lowering).path)
         plan = {
             "paths": list(paths.values()),
             "threads": threads,
@@ -127,15 +131,15 @@ def serving_load(
         rows = _measure(plan, told)
     loads, rates = [], {}
     for n, batch in cells:
-        for (name, form), path in paths.items():
+        for (name, variant), path in paths.items():
             found = [row for row in rows if (row["callers"], row["batch"], row["path"]) == (n, batch, path)]
             if found:
-                rates[n, batch, name, form] = [batch * len(row["times"]) / row["seconds"] for row in found]
+                rates[n, batch, name, variant] = [batch * len(row["times"]) / row["seconds"] for row in found]
                 times = np.concatenate([row["times"] for row in found]) * 1000
                 p50, p99 = map(float, np.percentile(times, (50, 99)))
                 measured = {"requests": len(times), "p50_ms": p50, "p99_ms": p99}
-                rate = float(np.median(rates[n, batch, name, form]))
-                how = {"network": name, "form": form, "callers": n, "batch": batch}
+                rate = float(np.median(rates[n, batch, name, variant]))
+                how = {"network": name, "variant": variant, "callers": n, "batch": batch}
                 loads.append(Load(**how, **measured, images_per_second=rate))
     return ServingLoad(
         network=network,
@@ -147,7 +151,9 @@ def serving_load(
             for n, batch in cells
         ),
         # With one caller, the time of an image is 1 over the images a second.
-        overheads={form: ratio_of(rates[1, 1, baseline, form], rates[1, 1, network, form]) for form in FORMS},
+        overheads={
+            variant: ratio_of(rates[1, 1, baseline, variant], rates[1, 1, network, variant]) for variant in VARIANTS
+        },
     )
 
 

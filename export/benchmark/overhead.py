@@ -14,14 +14,14 @@ from .profiler import profile
 from .results import AS_GIVEN, _text, cell, described
 from .targets.host import measure
 
-FORMS = {"published": False, "lowered": True}  # the exporter's `lowering`
+VARIANTS = {"published": False, "lowered": True}  # the exporter's `lowering`
 
 
 def overheads(
     network,
     *,
     precisions,
-    forms=tuple(FORMS),
+    variants=tuple(VARIANTS),
     se=AS_PUBLISHED,
     input_shape=None,
     threads=(1,),
@@ -35,7 +35,7 @@ def overheads(
     Args:
         network: A network of the catalogue with squeeze-and-excitation.
         precisions: Names of precisions of `to_litert`.
-        forms: Of `FORMS`.
+        variants: Of `VARIANTS`.
         se: An `SEConfig` in place of the network's own.
         input_shape: `(height, width, channels)`; default: the network's own.
         threads: Numbers of threads.
@@ -45,9 +45,10 @@ def overheads(
         progress: Called with what is done next, as a string.
 
     Raises:
-        ValueError: If the network has no squeeze-and-excitation, if a form or precision is none, or as `measure` does.
+        ValueError: If the network has no squeeze-and-excitation, if a variant or precision does not exist, or as
+            `measure` does.
     """
-    for what, given, possible in (("form", forms, tuple(FORMS)), ("precision", precisions, PRECISIONS)):
+    for what, given, possible in (("variant", variants, tuple(VARIANTS)), ("precision", precisions, PRECISIONS)):
         if not given or not set(given) <= set(possible):
             raise ValueError(f"{what} must be one or more of {possible}. Received: {', '.join(given) or 'none'}")
     config = _config(network, se)
@@ -56,26 +57,26 @@ def overheads(
     shape = (1, *(input_shape or spec_of(network).input_shape))
     done = {cell(record) for record in kept if not record.get("missing")}
 
-    def missing(form):
+    def missing(variant):
         cells = {(precision, number) for precision in precisions for number in threads}
         pair = (network, baseline_name(network))
-        return {(p, n) for p, n in cells if (*pair, p, form, n, shape, _text(asdict(config))) not in done}
+        return {(p, n) for p, n in cells if (*pair, p, variant, n, shape, _text(asdict(config))) not in done}
 
-    for form in forms:
-        wanted = missing(form)
+    for variant in variants:
+        wanted = missing(variant)
         if not wanted:
             continue
         needed = [precision for precision in precisions if precision in {p for p, _ in wanted}]
         exporting = {"precisions": needed, "se": config, "input_shape": input_shape, "progress": progress}
-        pairs = export_pairs(network, form=form, **exporting)
+        pairs = export_pairs(network, variant=variant, **exporting)
         gc.collect()  # Keras models are cycles of some hundred megabytes
         for precision in needed:
             pair = pairs.pop(precision)
             for number in (number for number in threads if (precision, number) in wanted):
                 if progress:
                     more = f", {number} threads" * (number > 1)
-                    progress(f"timing {network} beside {baseline_name(network)}, {precision} {form}{more}")
-                found = replace(measure(**pair, form=form, threads=number), se=asdict(config))
+                    progress(f"timing {network} beside {baseline_name(network)}, {precision} {variant}{more}")
+                found = replace(measure(**pair, variant=variant, threads=number), se=asdict(config))
                 if profiled:
                     try:
                         found = replace(found, profiles=tuple(_by_stage(file, number) for file in pair.values()))
@@ -98,7 +99,7 @@ def overheads_of_files(baseline, network, *, names, threads=(1,), kept=(), measu
         if (described(baseline, network)["sha256"], number) not in done:
             if progress:
                 progress(f"timing {' beside '.join(reversed(names))}{f', {number} threads' * (number > 1)}")
-            found = measure(baseline, network, form=AS_GIVEN, threads=number)
+            found = measure(baseline, network, variant=AS_GIVEN, threads=number)
             yield replace(found, baseline=names[0], network=names[1])
 
 
@@ -109,7 +110,7 @@ def _by_stage(file, threads):
     return sums
 
 
-def export_pairs(network, *, form, precisions, se=AS_PUBLISHED, input_shape=None, progress=None):
+def export_pairs(network, *, variant, precisions, se=AS_PUBLISHED, input_shape=None, progress=None):
     """Exports a network and its baseline with random weights, which cost as much time as trained ones.
 
     Returns:
@@ -123,11 +124,11 @@ def export_pairs(network, *, form, precisions, se=AS_PUBLISHED, input_shape=None
         "network": {"se": config},
     }.items():
         if progress:
-            progress(f"exporting {arguments.get('name', network)} {form}")
+            progress(f"exporting {arguments.get('name', network)} {variant}")
         # Logits: the softmax of an untrained network is 0 and 1, and would hide how well the files agree.
         model = create(network, input_shape=input_shape, classifier_activation=None, **arguments)
         images = check_images(model, samples=5)
-        float32 = to_litert(model, held_out=images, lowering=FORMS[form])
+        float32 = to_litert(model, held_out=images, lowering=VARIANTS[variant])
         for precision in precisions:
             pairs[precision][side] = (
                 float32
@@ -136,7 +137,7 @@ def export_pairs(network, *, form, precisions, se=AS_PUBLISHED, input_shape=None
                     model,
                     precision=precision,
                     calibration=images,
-                    lowering=FORMS[form],
+                    lowering=VARIANTS[variant],
                     converted=float32,
                 )
             )

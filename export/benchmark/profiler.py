@@ -69,22 +69,22 @@ class Profile:
 
     Args:
         rows: One for each operator, in order.
-        unplaced: Microseconds of XNNPACK's operators that belong to none of LiteRT's, such as copies.
+        unattributed: Microseconds of XNNPACK's operators that belong to none of LiteRT's, such as copies.
         run_us: Microseconds of a run without the profiler.
         profiled_us: With it.
         others: Events of other kinds: operators that XNNPACK does not compute.
     """
 
     rows: tuple[Row, ...]
-    unplaced: float
+    unattributed: float
     run_us: float
     profiled_us: float
     others: tuple[str, ...]
 
     @property
-    def told_us(self):
+    def total_us(self):
         """Microseconds of all operators together."""
-        return sum(row.microseconds for row in self.rows) + self.unplaced
+        return sum(row.microseconds for row in self.rows) + self.unattributed
 
     def by(self, *fields):
         """Microseconds by the values of fields of `Row`, such as `by("stage", "part")`."""
@@ -95,7 +95,8 @@ class Profile:
 
     def to_json(self):
         """The profile as a dict for JSON."""
-        return asdict(self) | {"told_us": self.told_us}
+        record = {"unplaced" if field == "unattributed" else field: value for field, value in asdict(self).items()}
+        return record | {"told_us": self.total_us}
 
 
 def profile(file, *, threads=1, runs=50):
@@ -122,10 +123,10 @@ def profile(file, *, threads=1, runs=50):
         failure = "The installed ai-edge-litert cannot report the time of each operator"
         *_, measured = run(profiler_events, path, threads, runs, failure=failure)
     times = [(tag, elapsed / runs) for tag, elapsed in _of_one_run(measured["events"], runs)]
-    rows, unplaced = _placed(_operators(file.content), times)
+    rows, unattributed = _attributed(_operators(file.content), times)
     return Profile(
         rows=rows,
-        unplaced=unplaced,
+        unattributed=unattributed,
         run_us=1e6 * measured["seconds"] / runs,
         profiled_us=1e6 * measured["profiled_seconds"] / runs,
         others=tuple(name for name in measured["others"] if name != "Invoke"),
@@ -143,7 +144,7 @@ def _of_one_run(sent, runs):
     return [(name, sum(elapsed for _, elapsed in sent[place::count])) for place, name in enumerate(names)]
 
 
-def _placed(operators, times):
+def _attributed(operators, times):
     """Rows of operators in order, with the times of XNNPACK's own in order; and what belongs to none of them.
 
     Some operators have none of their own: padding that went into a convolution, a reshape that is a view. So the
@@ -154,14 +155,14 @@ def _placed(operators, times):
         for j in reversed(range(len(times))):
             pair = most[i + 1][j + 1] + 1 if _computes(times[j][0], operators[i][0]) else 0
             most[i][j] = max(pair, most[i + 1][j], most[i][j + 1])
-    rows, unplaced, j = [], 0.0, 0
+    rows, unattributed, j = [], 0.0, 0
     for i, (operator, layer) in enumerate(operators):
         while j < len(times) and most[i][j] == most[i][j + 1] > most[i + 1][j]:
-            unplaced, j = unplaced + times[j][1], j + 1
+            unattributed, j = unattributed + times[j][1], j + 1
         own = j < len(times) and _computes(times[j][0], operator) and most[i][j] == most[i + 1][j + 1] + 1
         rows.append(_row(operator, layer, *(times[j] if own else ("", 0.0))))
         j += own
-    return tuple(rows), unplaced + sum(us for _, us in times[j:])
+    return tuple(rows), unattributed + sum(us for _, us in times[j:])
 
 
 def _computes(tag, operator):

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from se_keras.storage import sha256
 from se_keras.timing import Comparison
 
-AS_GIVEN = "as given"  # the form of files that were exported before
+AS_GIVEN = "as given"  # the variant of files that were exported before
 
 
 PAPER = {"resnet50_ms": 164, "se_resnet50_ms": 167, "ratio": 167 / 164, "source": "arXiv:1709.01507, section 4"}
@@ -38,7 +38,7 @@ class Overhead:
         baseline: Name of what stands for 1.
         network: Name of what is compared with it.
         precision: Of both; `"float32/int8"` where that of the baseline is another.
-        form: `"published"` or `"lowered"`, both sides alike, or `"as given"`.
+        variant: `"published"` or `"lowered"`, both sides alike, or `"as given"`.
         threads: Number of threads.
         input_shape: `(1, height, width, channels)`.
         comparison: The times; A is the baseline.
@@ -53,7 +53,7 @@ class Overhead:
     baseline: str
     network: str
     precision: str
-    form: str
+    variant: str
     threads: int
     input_shape: tuple[int, ...]
     comparison: Comparison
@@ -68,7 +68,8 @@ class Overhead:
 
     def to_json(self):
         """The record as a dict for JSON."""
-        return asdict(self) | {"is_real": self.comparison.is_real}
+        record = {"form" if field == "variant" else field: value for field, value in asdict(self).items()}
+        return record | {"comparison": self.comparison.to_json(), "is_real": self.comparison.is_significant}
 
 
 def require_pair(baseline, network):

@@ -44,7 +44,7 @@ class InputSpeed:
 
     def to_json(self):
         """The record as a dict for JSON."""
-        return asdict(self) | {"environment": environment()}
+        return asdict(self) | {"comparison": self.comparison.to_json(), "environment": environment()}
 
 
 def input_speed(path, *, batch=64, size=224, blocks=10, images=EPOCH, progress=None):

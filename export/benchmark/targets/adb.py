@@ -240,7 +240,7 @@ def environment(serial=None):
 
 
 def measure(
-    baseline, network, *, form, benchmark_model, serial=None, threads=1, blocks=10, runs=20, rest=5.0, within=None,
+    baseline, network, *, variant, benchmark_model, serial=None, threads=1, blocks=10, runs=20, rest=5.0, within=None,
     seconds=None, allow_undelegated=False, progress=None,
 ):  # fmt: skip
     """Times two LiteRT files in pairs, on a phone: `overhead.measure` for one.
@@ -248,7 +248,7 @@ def measure(
     Args:
         baseline: A `LiteRTModel`: what stands for 1.
         network: Another, with the same input.
-        form: What to call both in the record.
+        variant: What to call both in the record.
         benchmark_model, serial, threads, blocks, runs, rest, within, seconds, allow_undelegated, progress: As in
             `measure_on_phone`.
 
@@ -268,7 +268,7 @@ def measure(
     )  # fmt: skip
     return Overhead(
         **described(baseline, network),
-        form=form,
+        variant=variant,
         threads=threads,
         input_shape=shape,
         comparison=found.comparison,
@@ -337,8 +337,8 @@ def measure_on_phone(
             tell(f"timing on {phone.serial}: block {block + 1} of {blocks}")
             _rest(phone, celsius, rest if block else 0, tell)
             runs_of = {}
-            for side in order.sample(("a", "b", "double"), 3):
-                runs_of[side] = _run(phone, binary, folder, "a" if side == "double" else side, flags)
+            for side in order.sample(("a", "b", "control"), 3):
+                runs_of[side] = _run(phone, binary, folder, "a" if side == "control" else side, flags)
                 if runs_of[side].partial and not allow_undelegated:
                     name = "B" if side == "b" else "A"
                     raise ValueError(

@@ -16,7 +16,7 @@ def measure(
     baseline,
     network,
     *,
-    form,
+    variant,
     threads=1,
     blocks=30,
     runs=3,
@@ -30,7 +30,7 @@ def measure(
     Args:
         baseline: A `LiteRTModel`: what stands for 1.
         network: Another, with the same input.
-        form: What to call both in the record.
+        variant: What to call both in the record.
         threads: Number of threads of each.
         blocks: Blocks of the comparison.
         runs: Runs of each side in a block.
@@ -44,7 +44,7 @@ def measure(
     Raises:
         ValueError: If operators fell off XNNPACK, or if the inputs differ.
     """
-    models = {"a": baseline, "b": network, "double": baseline}
+    models = {"a": baseline, "b": network, "control": baseline}
     runners = {side: model.runner(threads=threads) for side, model in models.items()}
     shape = require_pair(runners["a"], runners["b"])
     undelegated = sorted(set(runners["a"].undelegated() + runners["b"].undelegated()))
@@ -65,7 +65,7 @@ def measure(
     )
     return Overhead(
         **described(baseline, network),
-        form=form,
+        variant=variant,
         threads=threads,
         input_shape=shape,
         comparison=comparison,
