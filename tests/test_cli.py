@@ -1,5 +1,6 @@
-"""The command se-keras: what it prints and where, how it refuses, and that an interrupted run goes on."""
+"""The command se-keras: what it prints and where, how it refuses, and that an interrupted run is resumed."""
 
+import argparse
 import contextlib
 import errno
 import functools
@@ -24,15 +25,18 @@ import tensorflow as tf
 
 import se_keras
 import se_keras_cli
+from se_keras import evaluation, recalibration
 from se_keras.export import to_litert
-from se_keras.export.litert import metadata
+from se_keras.export.benchmark import overhead
+from se_keras.export.litert import conversion, flatbuffer, metadata, quantization
 from se_keras.export.litert.file import load_litert
 from se_keras.export.litert.metadata import detach
-from se_keras.training import checkpoint, record, sources
+from se_keras.training import checkpoint, distribution, recipes, record, sources
 from se_keras.training import data as datasets
-from se_keras.training.loop import EXIT_SAVED, MODEL_FILE, RUN_FILE, fit
+from se_keras.training.loop import MODEL_FILE, RUN_FILE, fit
 from se_keras.training.recipes import DIGITS
-from se_keras_cli import screen
+from se_keras.training.stopping import EXIT_SAVED
+from se_keras_cli import arguments, screen
 
 ROOT = Path(__file__).parents[1]
 
@@ -220,7 +224,8 @@ def run(*arguments, **options):
 
 
 def examples_of(text):
-    return [line.strip() for line in text.partition("Examples:\n")[2].splitlines() if line.strip()]
+    examples = text.partition("Examples:\n")[2].replace("\\\n", "")
+    return [line.strip() for line in examples.splitlines() if line.strip()]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -253,6 +258,34 @@ print(sorted({{"keras", "tensorflow", "se_keras", "numpy", "sklearn"}} & set(sys
 """
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert (result.returncode, result.stdout.strip(), result.stderr) == (0, "[]", "")
+
+
+LIBRARY_CHOICES = {
+    "precision": conversion.PRECISIONS,
+    "input_type": flatbuffer.TYPES,
+    "output_type": flatbuffer.TYPES,
+    "form": overhead.FORMS,
+    "site": recalibration.SITES,
+    "protocol": evaluation.PROTOCOLS,
+    "recipe": recipes.RECIPES,
+    "sampling": recipes.SAMPLINGS,
+    "strategy": distribution.STRATEGIES,
+}
+
+
+@pytest.mark.parametrize("option", LIBRARY_CHOICES)
+def test_help_of_every_command_names_the_choices_of_the_library(option):
+    (commands,) = (x for x in se_keras_cli._parser()._actions if isinstance(x, argparse._SubParsersAction))
+    actions = [action for command in commands.choices.values() for action in command._actions]
+    texts = [action.help for action in actions if action.dest == option and not action.choices]
+    assert texts
+    for text in texts:
+        found = re.search(r"((?:[\w-]+, )+)or ([\w-]+)", text.replace(" (default)", ""))
+        assert (*found[1].split(", ")[:-1], found[2]) == tuple(LIBRARY_CHOICES[option])
+
+
+def test_export_asks_for_calibration_where_the_library_does():
+    assert arguments.CALIBRATED == quantization.CALIBRATED
 
 
 def test_installed_command_has_help():
@@ -396,7 +429,7 @@ def test_train_leaves_the_run_and_the_same_command_returns_at_once(cli, tmp_path
     ]
     assert run_files(tmp_path / "run") == RUN_FILES
 
-    monkeypatch.setattr("se_keras.training.distribution.Trainer.train", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr("se_keras.training.step.Trainer.train", lambda *_, **__: pytest.fail("trained again"))
     again = cli(*command)
     assert (again.status, again.out, again.err) == (0, first.out, "")
     assert again.progress == first.progress[-1:]
@@ -442,7 +475,7 @@ def test_interrupted_training_says_what_is_kept_and_the_same_command_finishes(cl
     *progress, last = err.splitlines()
     assert all(line.startswith("training ") for line in progress)  # an epoch may end before the signal is heard
     where = r"epoch [1-5]( and \d+ steps of the next)? of 6"
-    assert re.fullmatch(rf"se-keras: {told}\. '{kept}' holds {where}; the same command goes on", last), last
+    assert re.fullmatch(rf"se-keras: {told}\. '{kept}' holds {where}; the same command resumes", last), last
 
     goes_on_from = int(re.search("holds epoch ([1-5])", last)[1])
     result = cli(*command)
@@ -613,7 +646,7 @@ def test_verify_prints_how_far_a_file_is_from_its_network(cli, files):
     assert result.progress == [f"loading {files}/model.keras", f"loading {files}/se.tflite",
                                f"comparing {files}/se.tflite with {files}/model.keras"]  # fmt: skip
     first, *_, row = [line for line in result.out.splitlines() if line.strip()]
-    assert first == f"{files}/se.tflite beside {files}/model.keras, on digits"
+    assert first == f"{files}/se.tflite compared with {files}/model.keras, on digits"
     assert re.fullmatch(r" outputs +\d\.\de-\d\d +\d\.\de-\d\d +1\.000000 +100\.0% +360 *", row), row
 
 
@@ -626,16 +659,16 @@ def test_verify_on_a_folder_of_images(cli, files):
     assert (printed["images"], printed["layers"]) == (str(files / "scans"), [])
 
 
-def test_verify_beyond_the_tolerance_has_status_1_and_says_where(cli, files):
+def test_verify_above_the_tolerance_has_status_1_and_says_where(cli, files):
     command = ["verify", files / "model.keras", files / "biased.keras"]
     result = cli(*command, "--tolerance", "1e-3", "--layers")
     assert result.status == 1
     assert re.fullmatch(
-        rf"se-keras: {files}/biased\.keras disagrees with {files}/model\.keras: max error \d\.\de-\d\d of the range is "
-        r"beyond 0\.001\n",
+        rf"se-keras: {files}/biased\.keras disagrees with {files}/model\.keras: max error \d\.\de-\d\d of the range "
+        r"exceeds 0\.001\n",
         result.err,
     ), result.err
-    assert "first layer beyond 0.001 of its range: predictions\n" in result.out
+    assert "first layer whose error exceeds 0.001 of its range: predictions\n" in result.out
     assert re.search(r"^ stage2_block1_se +0\.0e\+00 ", result.out, re.MULTILINE)
     result = cli(*command, "--json")
     assert result.status == 0  # no tolerance was given
@@ -666,9 +699,9 @@ def test_inspect_says_what_a_file_is(cli, told):
         "(pixel - [123.675, 116.28, 103.53]) / [58.395, 57.12, 57.375], pixels in 0..255",
         "20: a [red] one, number 1, number 2, ..., number 19",
         "data photographs, epochs 3, loss 0.25",
-        "all on XNNPACK",
+        "all delegated to XNNPACK",
         "CONV_2D:1",
-        "as the manifest says",
+        "equals that of the manifest",
         "max error 0.0e+00 of the largest value, at most 0.0001",
         "tensorflow ",
     ):
@@ -700,7 +733,7 @@ def test_inspect_without_a_manifest_says_so(cli, files, tmp_path, options):
         printed = json.loads(result.out)
         assert (printed["checked"], printed["manifest"], printed["golden"]) == ("metadata", None, None)
     else:
-        assert "as the metadata say; there is no manifest beside the file" in result.out
+        assert "equals that of the metadata; the file has no manifest" in result.out
 
 
 @pytest.mark.parametrize("options", [[], ["--json"]], ids=" ".join)
@@ -712,7 +745,7 @@ def test_inspect_fails_where_the_golden_output_is_another(cli, files, tmp_path, 
     result = cli("inspect", tmp_path / "se.tflite", *options)
     assert result.status == 2
     assert result.err.startswith(
-        f"se-keras: error: '{tmp_path}/se.tflite' does not compute here what its manifest says"
+        f"se-keras: error: '{tmp_path}/se.tflite' does not compute the reference output of its manifest here: max error"
     )
     assert "SHA-256" in result.out or json.loads(result.out)["golden"]["agrees"] is False
 
@@ -724,7 +757,7 @@ def test_benchmark_of_two_files_prints_a_table(cli, files):
     result = cli("benchmark", "--files", files / "plain.tflite", files / "se.tflite", "--blocks", 2)
     assert (result.status, result.err) == (0, "")
     assert result.progress == ["timing se beside plain"]
-    for part in ("se beside plain at 8x8", "plain ms", "se ms", "1 thread", "ratio", "A/A null", "float32"):
+    for part in ("se compared with plain at 8x8", "plain ms", "se ms", "1 thread", "ratio", "A/A control", "float32"):
         assert part in result.out
     assert "paper" not in result.out
 
@@ -734,7 +767,7 @@ def test_benchmark_names_foreign_files_as_they_are(cli, files, tmp_path):
         (tmp_path / name).write_bytes(detach((files / "plain.tflite").read_bytes()))
     result = cli("benchmark", "--files", tmp_path / "net[a].tflite", tmp_path / "net[b].tflite", "--blocks", 2)
     assert result.status == 0
-    assert "net[b] beside net[a]" in result.out
+    assert "net[b] compared with net[a]" in result.out
 
 
 def test_benchmark_of_two_files_prints_json(cli, files):
@@ -815,7 +848,7 @@ REFUSALS = {
     "train se_resnet11_digit -o {new}/run": "There is no network 'se_resnet11_digit' among the .+: se_resnet11_digits",
     "train se_resnet50 -o {new}/run": r"at least 32\..*\(8, 8, 1\)",
     "train se_resnet11_digits --data mnist -o {new}/run": "data must be 'digits', .+ Received: 'mnist'",
-    "train se_resnet11_digits": "-o FOLDER says where the run goes",
+    "train se_resnet11_digits": "-o FOLDER is needed: the folder of the run",
     "train se_resnet11_digits --recipe fast -o {new}/run": "recipe must be one of digits, .+ Received: 'fast'",
     "train se_resnet11_digits --strategy horovod -o {new}/run": "strategy must be one of .+ Received: 'horovod'",
     "train se_resnet11_digits --workers a:1 -o {new}/run": "--workers and --index go together, with --strategy multi",
@@ -825,7 +858,7 @@ REFUSALS = {
     "curves {files}/run -o {new}/c.gif": "Curves are drawn as .png, .svg or .pdf. Received: '{new}/c.gif'",
     "pack {new} -o {new}/x": "'{new}' needs two folders or more",
     "evaluate {files}/run/model.keras --protocol 225": "protocol must be one of plain, 224, .+ Received: '225'",
-    "evaluate {files}/run/model.keras --protocol 224": "shows? 224x224 pixels. Received: .+ takes 8x8",
+    "evaluate {files}/run/model.keras --protocol 224": "'224' .+ need images of 224x224. Received: .+ takes 8x8",
     "evaluate {files}/truncated.keras": "'{files}/truncated.keras' is not a Keras model",
     "evaluate {files}/run/model.keras --confusion {new}/c.gif": "is written as .csv, .png or .svg. Received",
     "benchmark-training --network resnet50": "resnet50 is a baseline",
@@ -879,7 +912,8 @@ REFUSALS = {
     f"export {{files}}/model.keras {INT8} {{files}}/scans --normalize 0 1 2 -o {{new}}/x.tflite":
         "--normalize takes MEAN STD, or a network. Received: 0 1 2",
     f"export {{files}}/model.keras {INT8} {{files}}/scans --normalize x 1 -o {{new}}/x.tflite": "Received: x 1",
-    f"export {{files}}/model.keras {INT8} {{files}}/scans --normalize 0 1,2 -o {{new}}/x.tflite": "one for each of 1 channels",
+    f"export {{files}}/model.keras {INT8} {{files}}/scans --normalize 0 1,2 -o {{new}}/x.tflite":
+        "one for each of 1 channels",
     f"export {{files}}/model.keras {INT8} {{files}}/scans --normalize 0 1 --limit 0 -o {{new}}/x.tflite":
         "limit must be an int of at least 1. Received: limit=0",
     f"export {{files}}/model.keras {INT8} {{files}}/nothing --normalize 0 1 -o {{new}}/x.tflite":
@@ -958,7 +992,7 @@ def test_bad_input_is_refused_in_one_line_with_nothing_written(cli, files, tmp_p
 @pytest.mark.parametrize(
     "arguments, told",
     {
-        "--form lowred": "form must be .*'lowered'.* Received: .*lowred",
+        "--form lowred": "variant must be .*'lowered'.* Received: .*lowred",
         "--precision int4": "precision must be .*'int8'.* Received: .*int4",
         "--threads 0": "threads must be .*at least 1. Received: threads=0",
         "--threads -1": "threads must be .*at least 1. Received: threads=-1",

@@ -1,4 +1,4 @@
-"""What the command shows: answers on stdout, progress and refusals on stderr, TensorFlow's own logs nowhere."""
+"""What the command prints: answers on stdout, progress and errors on stderr; TensorFlow's own logs are hidden."""
 
 import contextlib
 import json
@@ -6,6 +6,8 @@ import logging
 import os
 import sys
 import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -18,39 +20,57 @@ USER_ERRORS = (ValueError, TypeError, OSError)
 class Output(Console):
     """Standard output, which may be closed while it is written to."""
 
-    def on_broken_pipe(self):
-        """Raises BrokenPipeError, instead of rich's end of the process."""
-        raise  # noqa: PLE0704  within rich's own except: main ends quietly
+    def on_broken_pipe(self) -> None:
+        """Raises BrokenPipeError, where rich would end the process."""
+        raise  # noqa: PLE0704  rich calls this in an except clause, and main catches the error
 
 
-def say(console, line):
-    """Prints a line as it is, however long."""
-    console.print(line, highlight=False, soft_wrap=True, markup=False)
+def print_line(line: str, console: Console | None = None) -> None:
+    """Prints a line unchanged, however long, on stdout or another console."""
+    (console or Output()).print(line, highlight=False, soft_wrap=True, markup=False)
 
 
-def answer(line):
-    """Prints a line of the answer."""
-    say(Output(), line)
+def print_message(console: Console, message: str) -> None:
+    """Prints an error, a warning or a note, as a line of this command."""
+    print_line(f"se-keras: {message}", console)
 
 
-def print_json(value):
-    """Prints the answer for programs; JSON has no NaN and no infinity: null stands for them."""
+def print_json(value: Any) -> None:
+    """Prints JSON. It has no NaN and no infinity: they become null."""
     print(json.dumps(json.loads(json.dumps(value), parse_constant=lambda _: None), indent=2))
 
 
+def print_table(table: Table) -> None:
+    """Prints a table on stdout."""
+    Output().print(table)
+
+
+def new_table(*columns: str, **options: Any) -> Table:
+    """A table that fits 80 characters; `options` are those of `rich.table.Table`."""
+    table = Table(*columns, **{"box": box.SIMPLE_HEAD, "padding": (0, 1, 0, 0), **options})
+    if columns:
+        table.columns[0].no_wrap = True  # names can be copied
+    return table
+
+
+def ratio_cells(ratio: Mapping[str, float]) -> tuple[str, str]:
+    """The cells of a ratio with `median`, `low` and `high`: the median and the interval."""
+    return f"{ratio['median']:.3f}", f"{ratio['low']:.3f}..{ratio['high']:.3f}"
+
+
 @contextlib.contextmanager
-def progress_on(console):
-    """Yields a function that shows what is done now: beside a spinner on a terminal, a line each elsewhere."""
+def show_progress(console: Console) -> Iterator[Callable[[str], object]]:
+    """Yields a function that shows what is done now: next to a spinner on a terminal, elsewhere as a line each."""
     if not console.is_terminal:
-        yield lambda line: say(console, line)
+        yield lambda line: print_line(line, console)
         return
     with console.status("starting") as status:
         yield lambda line: status.update(escape(line))
 
 
 @contextlib.contextmanager
-def native_logs_hidden():
-    """Keeps what TensorFlow's C++ side writes to file descriptor 2 off the screen; shows it if all else fails."""
+def hide_native_logs() -> Iterator[None]:
+    """Hides what TensorFlow's C++ code writes to file descriptor 2; an unexpected error shows it."""
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     screen, hidden = os.fdopen(os.dup(2), "w"), tempfile.TemporaryFile()
     python_stderr, sys.stderr = sys.stderr, screen
@@ -68,11 +88,3 @@ def native_logs_hidden():
         os.dup2(screen.fileno(), 2)
         sys.stderr = python_stderr
         screen.close()
-
-
-def new_table(*columns, **options):
-    """A table that fits 80 characters."""
-    table = Table(*columns, **{"box": box.SIMPLE_HEAD, "padding": (0, 1, 0, 0), **options})
-    if columns:
-        table.columns[0].no_wrap = True  # a name is there to be copied
-    return table

@@ -1,52 +1,102 @@
-"""What the command does with TF Serving: the server's files, whether it answers right, and what a model bears."""
+"""The commands about TF Serving: its configuration, a check of its answers, and how much load a SavedModel takes."""
 
+import argparse
+import os
 from functools import partial
+from pathlib import Path
+from typing import Any
 
+from rich.console import Console
 from rich.markup import escape
 
-from .screen import Output, answer, new_table, print_json, progress_on, say
+from .arguments import Commands, add_command, input_shape
+from .screen import new_table, print_json, print_line, print_message, print_table, ratio_cells, show_progress
 
 EXIT_DISAGREEMENT = 1
 
 
-def serve_config(options, console):
-    """`se-keras serve-config`."""
-    from se_keras.export.serving import client as serving
+def add_serve_config(commands: Commands) -> None:
+    """`se-keras serve-config FOLDER`."""
+    parser = add_command(commands, "serve-config", serve_config)
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help="with a folder for each model: MODEL/VERSION/")
+    parser.add_argument("--root", default="/models", help="the folder on the server (default: %(default)s)")
+    parser.add_argument("--replace", action="store_true", help="replace files that differ")
 
-    names = serving.write_server_files(options.folder, root=options.root, replace=options.replace)
-    answer(f"wrote {options.folder / serving.MODELS} for {', '.join(names)}, and {options.folder / serving.MONITORING}")
+
+def serve_config(options: argparse.Namespace, console: Console) -> None:
+    """Write TF Serving's files for a folder of models: models.config, monitoring.config.
+
+    Examples:
+      se-keras serve-config models/
+      se-keras serve-config models/ --root /srv/models --replace
+    """
+    from se_keras.export.serving import client
+
+    names = client.write_server_files(options.folder, root=options.root, replace=options.replace)
+    models, monitoring = options.folder / client.MODELS, options.folder / client.MONITORING
+    print_line(f"wrote {models} for {', '.join(names)}, and {monitoring}")
 
 
-def serve_check(options, console):
-    """`se-keras serve-check`; status 1 where the server computes something else."""
-    from se_keras.export.serving import client as serving
-    from se_keras.export.serving import savedmodel
+def add_serve_check(commands: Commands) -> None:
+    """`se-keras serve-check URL --manifest DIR`."""
+    parser = add_command(commands, "serve-check", serve_check, json_output=True)
+    parser.add_argument("url", metavar="URL", nargs="?", help="of the REST API: http://HOST:8501")
+    parser.add_argument("--grpc", metavar="HOST:PORT", help="of the gRPC API: HOST:8500; needs se-keras[serving]")
+    manifest = "an exported model's folder (its highest version), or that of a version"
+    parser.add_argument("--manifest", metavar="DIR", type=Path, required=True, help=manifest)
+    parser.add_argument("--model", metavar="NAME", help="on the server (default: the name of the model's folder)")
+    parser.add_argument("--timeout", type=float, default=30, metavar="S", help="seconds for an answer (default: 30)")
 
-    with progress_on(console) as progress:
+
+def serve_check(options: argparse.Namespace, console: Console) -> int | None:
+    r"""Send TF Serving the reference inputs of a model's manifest, and compare its answers.
+
+    Examples:
+      se-keras serve-check http://localhost:8501 --manifest models/digits
+      se-keras serve-check http://localhost:8501 --grpc localhost:8500 \
+          --manifest models/digits --model digits --json
+    """
+    from se_keras.export.serving import client, savedmodel
+
+    with show_progress(console) as progress:
         saved = savedmodel.load_savedmodel(options.manifest)
         name = options.model or saved.path.resolve().parent.name
         servers = [server for server in (options.url, options.grpc) if server]
         progress(f"asking {' and '.join(servers)} for {name}")
-        answers = serving.check(
-            saved.manifest, model=name, rest=options.url, grpc=options.grpc, timeout=options.timeout
-        )
+        answers = client.check(saved.manifest, model=name, rest=options.url, grpc=options.grpc, timeout=options.timeout)
     if options.json:
         print_json({"model": name, "answers": [{**vars(x), "agrees": x.agrees} for x in answers]})
     else:
         table = new_table("", "signature", "version", "max error", "at most")
         for x in answers:
             table.add_row(x.protocol, x.signature, str(x.version), f"{x.error:.1e}", f"{x.tolerance:g}")
-        Output().print(table)
-    far = [x for x in answers if not x.agrees]
-    if far:
-        errors = ", ".join(f"{x.protocol} {x.signature} by {x.error:.1e}" for x in far)
-        say(console, f"se-keras: {name} does not compute what {saved.path} does: {errors} of the largest value")
+        print_table(table)
+    if errors := ", ".join(f"{x.protocol} {x.signature} by {x.error:.1e}" for x in answers if not x.agrees):
+        print_message(console, f"{name} does not compute what {saved.path} does: {errors} of the largest value")
         return EXIT_DISAGREEMENT
 
 
-def benchmark_serving(options, console):
+def add_benchmark_serving(commands: Commands) -> None:
     """`se-keras benchmark-serving`."""
-    from se_keras.catalogue import spec_of
+    parser = add_command(commands, "benchmark-serving", benchmark_serving, json_output=True)
+    parser.add_argument("--network", default="se_resnet50", help="and its baseline (default: %(default)s)")
+    callers = "threads that send requests at once (default: 1 4 16)"
+    parser.add_argument("--callers", type=int, nargs="+", default=[1, 4, 16], help=callers)
+    batches = "images in a request (default: 1 8 32)"
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32], help=batches)
+    parser.add_argument("--size", type=int, help="height and width (default: the network's own)")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="default: one for each processor")
+    parser.add_argument("--blocks", type=int, default=10, help="measurements of each load (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=2, metavar="S", help="of a measurement (default: %(default)s)")
+
+
+def benchmark_serving(options: argparse.Namespace, console: Console) -> None:
+    """Measure images/s and p99 of a SavedModel under load, published and lowered.
+
+    Examples:
+      se-keras benchmark-serving
+      se-keras benchmark-serving --network se_resnext50_32x4d --callers 1 16 --json
+    """
     from se_keras.environment import environment
     from se_keras.export.benchmark.load import serving_load
     from se_keras.export.benchmark.overhead import overheads
@@ -54,60 +104,64 @@ def benchmark_serving(options, console):
     from se_keras.export.benchmark.targets.host import measure
     from se_keras.export.litert.file import check_threads
 
-    shape = options.size and (options.size, options.size, spec_of(options.network).input_shape[-1])
+    shape = input_shape(options.network, options.size)
     check_threads(options.threads)
-    with progress_on(console) as progress:
-        loaded = serving_load(
-            options.network, callers=options.callers, batches=options.batches, seconds=options.seconds,
-            blocks=options.blocks, threads=options.threads, input_shape=shape, progress=progress,
-        )  # fmt: skip
-        litert = list(
-            overheads(
-                options.network, precisions=["float32"], input_shape=shape, threads=(options.threads,),
-                measure=partial(measure, blocks=options.blocks), progress=progress,
-            )
-        )  # fmt: skip
-    report = {
-        "schema": 1,
-        "environment": environment(),
-        "serving": loaded.to_json(),
-        "litert": [result.to_json() for result in litert],
-        "paper": PAPER,
-    }
+    with show_progress(console) as progress:
+        load = serving_load(
+            options.network,
+            callers=options.callers,
+            batches=options.batches,
+            seconds=options.seconds,
+            blocks=options.blocks,
+            threads=options.threads,
+            input_shape=shape,
+            progress=progress,
+        )
+        litert = overheads(
+            options.network,
+            precisions=["float32"],
+            input_shape=shape,
+            threads=(options.threads,),
+            measure=partial(measure, blocks=options.blocks),
+            progress=progress,
+        )
+        report = {
+            "schema": 1,
+            "environment": environment(),
+            "serving": load.to_json(),
+            "litert": [result.to_json() for result in litert],
+            "paper": PAPER,
+        }
     if options.json:
         return print_json(report)
     _print_load(report)
+    _print_serving_overhead(report)
 
 
-def _print_load(report):
-    """The load, a row for each number of callers and batch; then what squeeze-and-excitation costs."""
-    served = report["serving"]
+def _print_load(report: dict[str, Any]):
+    """One row for each number of callers and batch size."""
+    served, environment = report["serving"], report["environment"]
     loads = {(x["network"], x["form"], x["callers"], x["batch"]): x for x in served["loads"]}
     size = "x".join(map(str, served["input_shape"][:2]))
-    title = escape(f"{served['network']} at {size} as a SavedModel, as published and lowered")
-    caption = f"{report['environment']['processor']}, TensorFlow {report['environment']['versions']['tensorflow']}"
+    title = escape(f"{served['network']} at {size} as a SavedModel, published and lowered")
+    caption = f"{environment['processor']}, TensorFlow {environment['versions']['tensorflow']}"
     columns = ("images", "images/s", "lowered", "gain", "95 % interval", "p99 ms", "lowered")
     table = new_table("callers", *columns, title=title, caption=caption)
     for callers, batch, gain in served["gains"]:
-        published, lowered = (loads[served["network"], form, callers, batch] for form in ("published", "lowered"))
-        table.add_row(
-            str(callers),
-            str(batch),
-            f"{published['images_per_second']:.1f}",
-            f"{lowered['images_per_second']:.1f}",
-            f"{gain['median']:.3f}",
-            f"{gain['low']:.3f}..{gain['high']:.3f}",
-            f"{published['p99_ms']:.0f}",
-            f"{lowered['p99_ms']:.0f}",
-        )
-    Output().print(table)
-    title = escape(f"{served['network']} beside {served['baseline']}, one image at a time")
+        pair = [loads[served["network"], form, callers, batch] for form in ("published", "lowered")]
+        rates = (f"{x['images_per_second']:.1f}" for x in pair)
+        table.add_row(str(callers), str(batch), *rates, *ratio_cells(gain), *(f"{x['p99_ms']:.0f}" for x in pair))
+    print_table(table)
+
+
+def _print_serving_overhead(report):
+    """What squeeze-and-excitation costs in a SavedModel and in a LiteRT file."""
+    served = report["serving"]
+    title = escape(f"{served['network']} compared with {served['baseline']}, one image at a time")
     table = new_table("", "ratio", "95 % interval", title=title)
     for form, ratio in served["overheads"].items():
-        table.add_row(f"SavedModel {form}", f"{ratio['median']:.3f}", f"{ratio['low']:.3f}..{ratio['high']:.3f}")
+        table.add_row(f"SavedModel {form}", *ratio_cells(ratio))
     for record in report["litert"]:
-        ratio = record["comparison"]["ratio"]
-        interval = f"{ratio['low']:.3f}..{ratio['high']:.3f}"
-        table.add_row(f"LiteRT {record['precision']} {record['form']}", f"{ratio['median']:.3f}", interval)
+        table.add_row(f"LiteRT {record['precision']} {record['form']}", *ratio_cells(record["comparison"]["ratio"]))
     table.add_row("paper, ResNet-50", f"{report['paper']['ratio']:.3f}", "")
-    Output().print(table)
+    print_table(table)

@@ -1,36 +1,99 @@
-"""What the command does with training: train a network, draw its curves, pack data."""
+"""The commands about training: train a network, draw curves, pack data."""
 
+import argparse
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
-from .screen import Output, answer, new_table, print_json, progress_on, say
+from rich.console import Console
 
-EXIT_SAVED = 75
+from .arguments import (
+    DATA,
+    RECIPES,
+    SAMPLINGS,
+    STRATEGIES,
+    Commands,
+    add_command,
+    add_corrupt_budget,
+    one_of,
+)
+from .screen import new_table, print_json, print_line, print_message, print_table, show_progress
 
 
-def train(options, console):
-    """`se-keras train`; status 75 where SIGTERM came and all was saved."""
+def add_train(commands: Commands) -> None:
+    """`se-keras train NAME -o FOLDER`."""
+    parser = add_command(commands, "train", train, json_output=True)
+    parser.add_argument("network", metavar="NAME")
+    parser.add_argument("--data", default="digits", help=f"{DATA} (default: digits)")
+    parser.add_argument("-o", "--output", type=Path, help="folder of the run")
+    parser.add_argument("--recipe", help=f"{one_of(RECIPES)} (default: digits for the digits, else paper_imagenet)")
+    parser.add_argument("--dry-run", action="store_true", help="print the whole recipe with its sources, and exit")
+    parser.add_argument("--epochs", type=int, help="passes over the data (default: the recipe's)")
+    parser.add_argument("--batch-size", type=int, help="images per step; scales the learning rate in proportion")
+    parser.add_argument("--learning-rate", type=float, help="the initial one (default: the recipe's, for the batch)")
+    sampling = f"{one_of(SAMPLINGS)}, which draws each class equally often (default: the recipe's)"
+    parser.add_argument("--sampling", help=sampling)
+    parser.add_argument("--seed", type=int, help="of the weights and the order of the images (default: the recipe's)")
+    parser.add_argument("--size", type=int, help="height and width of the images (default: the network's own)")
+    parser.add_argument("--weights", help="initial weights: imagenet, or a file (default: random)")
+    _add_execution(parser)
+
+
+def _add_execution(parser):
+    """The options that change where and how fast a network is trained, and not what it learns."""
+    parser.add_argument("--strategy", default="none", help=one_of(STRATEGIES, default="none"))
+    parser.add_argument("--workers", metavar="HOST:PORT,...", help="instead of TF_CONFIG; the first one writes the run")
+    parser.add_argument("--index", type=int, help="which of the workers this one is, from 0")
+    wait = "seconds to wait for all workers (default: 600)"
+    parser.add_argument("--wait", type=float, default=600, metavar="S", help=wait)
+    parser.add_argument("--tpu", help="name or address (default: the local one)")
+    policies = ("float32", "mixed_float16", "mixed_bfloat16")
+    precision = "of the layers; weights stay in float32"
+    parser.add_argument("--precision", default="float32", choices=policies, help=precision)
+    parser.add_argument("--jit-compile", action="store_true", help="compile the forward and backward pass with XLA")
+    steps = "steps between two checks for signals"
+    parser.add_argument("--steps-per-execution", type=int, default=1, metavar="N", help=steps)
+    parts = "parts into which each batch is split, to save memory"
+    parser.add_argument("--accumulate", type=int, default=1, metavar="N", help=parts)
+    parser.add_argument("--checkpoint-steps", type=int, metavar="N", help="save every N steps, not only after epochs")
+    add_corrupt_budget(parser)
+    parser.add_argument("--cache", action="store_true", help="keep the test images in memory")
+    service = "a tf.data service that prepares the images, grpc://host:port"
+    parser.add_argument("--service", metavar="ADDRESS", help=service)
+
+
+def train(options: argparse.Namespace, console: Console) -> int | None:
+    r"""Train a network; the same command resumes an interrupted training.
+
+    Examples:
+      se-keras train se_resnet11_digits -o runs/se
+      se-keras train resnet11_digits --epochs 30 -o runs/plain
+      se-keras train se_resnet50 --data imagenet/ --recipe paper_imagenet --dry-run
+      se-keras train se_resnet50 --data imagenet/ --recipe paper_imagenet \
+          --strategy mirrored --precision mixed_float16 -o runs/se50
+      se-keras train se_resnet50 --data shards/ --strategy multi-worker \
+          --workers a:2222,b:2222 --index 0 -o runs/two
+    """
+    from se_keras.catalogue import spec_of
     from se_keras.training import distribution, sources
-    from se_keras.training import recipes as recipe
 
-    if options.recipe is not None and options.recipe not in recipe.RECIPES:
-        raise ValueError(f"recipe must be one of {', '.join(recipe.RECIPES)}. Received: {options.recipe!r}")
-    chosen = _recipe(options, recipe.RECIPES)
+    recipe = _recipe(options)
+    spec = spec_of(options.network)
     if options.dry_run:
-        return _print_plan(options, chosen)
+        from se_keras.training.schedules import plan
+
+        data = sources.load(options.data, mean=spec.mean, std=spec.std)
+        return _print_plan(options, plan(options.network, recipe, data))
     if options.output is None:
-        raise ValueError("-o FOLDER says where the run goes. Received: none")
-    # Several workers come before anything else of TensorFlow.
-    replicas = distribution.replicas(
-        options.strategy, cluster=_cluster(options, distribution), tpu=options.tpu, timeout=options.wait
-    )
+        raise ValueError("-o FOLDER is needed: the folder of the run. Received: none")
+    # Several workers must be connected before TensorFlow does anything else.
+    replicas = distribution.replicas(options.strategy, cluster=_cluster(options), tpu=options.tpu, timeout=options.wait)
 
     import keras
 
     from se_keras import create
-    from se_keras.catalogue import spec_of
-    from se_keras.training.loop import MODEL_FILE, Execution, Preempted, fit
+    from se_keras.training.loop import MODEL_FILE, Execution, fit
+    from se_keras.training.stopping import EXIT_SAVED, Preempted
 
     execution = Execution(
         steps_per_execution=options.steps_per_execution,
@@ -41,41 +104,43 @@ def train(options, console):
         cache=options.cache,
         service=options.service,
     )
-    spec = spec_of(options.network)
     data = sources.load(options.data, mean=spec.mean, std=spec.std)
-    shape = _shape(options, spec, data)
     keras.config.set_dtype_policy(options.precision)
-    keras.utils.set_random_seed(chosen.seed)
-    how = {"classes": len(data.classes), "input_shape": shape, "weights": options.weights}
-    model = create(options.network, **how)
-    say_epochs = not console.is_terminal
-    with progress_on(console) as progress:
+    keras.utils.set_random_seed(recipe.seed)
+    shape = _shape(options, spec, data)
+    model = create(options.network, classes=len(data.classes), input_shape=shape, weights=options.weights)
+    with show_progress(console) as progress:
 
-        def told(now):
-            if now.step == 0 or not say_epochs:
+        def show(now):
+            if now.step == 0 or console.is_terminal:  # elsewhere a line for each epoch
                 progress(_line(options.network, now))
 
         try:
-            _, figures = fit(model, chosen, data, options.output, strategy=replicas, execution=execution, progress=told)
+            _, figures = fit(model, recipe, data, options.output, strategy=replicas, execution=execution, progress=show)
         except Preempted as saved:
-            say(console, f"se-keras: stopped by SIGTERM. {saved}")
+            print_message(console, f"stopped by SIGTERM. {saved}")
             return EXIT_SAVED
-    file = options.output / MODEL_FILE
-    answer(f"{file}: test accuracy {figures['val_accuracy'][-1]:.1%} after {len(figures['loss'])} epochs")
+    file, epochs = options.output / MODEL_FILE, len(figures["loss"])
+    print_line(f"{file}: test accuracy {figures['val_accuracy'][-1]:.1%} after {epochs} epochs")
 
 
-def _recipe(options, recipes):
-    """The recipe that was asked for; another batch takes the learning rate along."""
-    chosen = recipes[options.recipe or ("digits" if options.data == "digits" else "paper_imagenet")]
+def _recipe(options):
+    """The recipe with the values of the options; another batch size scales the learning rate."""
+    from se_keras.training.recipes import RECIPES
+
+    name = options.recipe or ("digits" if options.data == "digits" else "paper_imagenet")
+    if name not in RECIPES:
+        raise ValueError(f"recipe must be one of {', '.join(RECIPES)}. Received: {name!r}")
+    recipe = RECIPES[name]
     if options.batch_size is not None:
-        chosen = chosen.scaled_to(options.batch_size)
-    fields = ("epochs", "learning_rate", "seed", "sampling")
-    return replace(
-        chosen, **{field: getattr(options, field) for field in fields if getattr(options, field) is not None}
-    )
+        recipe = recipe.scaled_to(options.batch_size)
+    values = {field: getattr(options, field) for field in ("epochs", "learning_rate", "seed", "sampling")}
+    return replace(recipe, **{field: value for field, value in values.items() if value is not None})
 
 
-def _cluster(options, distribution):
+def _cluster(options):
+    from se_keras.training.distribution import Cluster
+
     if options.workers is None and options.index is None:
         return None
     if options.strategy != "multi-worker" or options.workers is None or options.index is None:
@@ -83,7 +148,7 @@ def _cluster(options, distribution):
             "--workers and --index go together, with --strategy multi-worker. "
             f"Received: --strategy {options.strategy}, --workers {options.workers}, --index {options.index}"
         )
-    return distribution.Cluster(workers=tuple(options.workers.split(",")), index=options.index)
+    return Cluster(workers=tuple(options.workers.split(",")), index=options.index)
 
 
 def _shape(options, spec, data):
@@ -94,7 +159,7 @@ def _shape(options, spec, data):
 
 
 def _line(network, now):
-    """Where a training is, in one line."""
+    """Progress of a training, in one line."""
     parts = [f"training {network}: epoch {now.epoch} of {now.epochs}"]
     if now.step:
         parts.append(f"step {now.step} of {now.steps}, loss {now.loss:.3f}, {now.images_per_second:,.0f} images/s")
@@ -103,54 +168,20 @@ def _line(network, now):
     return ", ".join(parts)
 
 
-def _print_plan(options, chosen):
-    """`--dry-run`: the recipe in full, and what it comes to."""
-    from se_keras.catalogue import spec_of
-    from se_keras.training import sources
-    from se_keras.training.schedules import learning_rates
-
-    spec = spec_of(options.network)
-    data = sources.load(options.data, mean=spec.mean, std=spec.std)
-    steps = len(data.train) // chosen.batch_size
-    if not steps:
-        raise ValueError(
-            f"A batch is at most the {len(data.train)} training images of {data.name}. "
-            f"Received: batch_size={chosen.batch_size}"
-        )
-    schedule = learning_rates(chosen, steps)
-    epochs = sorted({0, chosen.warmup_epochs, *(e for e in chosen.decay_epochs if chosen.schedule == "steps"),
-                     chosen.epochs // 2, chosen.epochs - 1})  # fmt: skip
-    rates = {
-        epoch: float(schedule(epoch * steps)) if callable(schedule) else schedule
-        for epoch in epochs
-        if epoch < chosen.epochs
-    }
-    told, rates = rates, {}
-    for epoch, rate in told.items():  # where it is another than before
-        if not rates or rate != list(rates.values())[-1]:
-            rates[epoch] = rate
-    plan = {
-        "network": options.network,
-        "data": data.name,
-        "training_images": len(data.train),
-        "test_images": len(data.test),
-        "classes": len(data.classes),
-        "steps_per_epoch": steps,
-        "learning_rate_at_epoch": rates,
-        "recipe": asdict(chosen),
-    }
+def _print_plan(options, plan):
+    """What a training would do: the sizes of the data, and the whole recipe."""
     if options.json:
         return print_json(plan)
-    table = new_table(show_header=False, title=f"{options.network} on {data.name}, a dry run")
-    for name, value in plan.items():
-        if name not in ("recipe", "network", "data", "learning_rate_at_epoch"):
-            table.add_row(name.replace("_", " "), f"{value:,}")
+    table = new_table(show_header=False, title=f"{plan['network']} on {plan['data']}, a dry run")
+    for name in ("training_images", "test_images", "classes", "steps_per_epoch"):
+        table.add_row(name.replace("_", " "), f"{plan[name]:,}")
     for name, value in plan["recipe"].items():
         if isinstance(value, dict):
             value = ", ".join(f"{key} {_text(x)}" for key, x in value.items())
         table.add_row(name.replace("_", " "), _text(value))
-    table.add_row("learning rate", ", ".join(f"{rate:.4g} from epoch {epoch + 1}" for epoch, rate in rates.items()))
-    Output().print(table)
+    rates = (f"{rate:.4g} from epoch {epoch + 1}" for epoch, rate in plan["learning_rate_at_epoch"].items())
+    table.add_row("learning rate", ", ".join(rates))
+    print_table(table)
 
 
 def _text(value):
@@ -159,34 +190,57 @@ def _text(value):
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def curves(options, console):
-    """`se-keras curves`."""
+def add_curves(commands: Commands) -> None:
+    """`se-keras curves RUN ... -o FILE`."""
+    parser = add_command(commands, "curves", curves)
+    parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="folders of runs")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="a .png, .svg or .pdf file")
+
+
+def curves(options: argparse.Namespace, console: Console) -> None:
+    """Draw the curves of runs, such as SE and its baseline: training and validation.
+
+    Examples:
+      se-keras curves runs/plain runs/se -o curves.png
+    """
     from se_keras.training.loop import RUN_FILE
     from se_keras.training.record import draw_curves
 
     runs = {}
     for folder in options.runs:
         try:
-            run = json.loads((Path(folder) / RUN_FILE).read_text())
+            run = json.loads((folder / RUN_FILE).read_text())
             name = run["network"] if run["network"] not in runs else f"{run['network']} ({folder})"
             runs[name] = run["figures"]
         except FileNotFoundError:
             raise FileNotFoundError(f"There is no run in {str(folder)!r}: no {RUN_FILE}") from None
         except (ValueError, KeyError, TypeError):
-            raise ValueError(f"{str(Path(folder) / RUN_FILE)!r} is no record of a run") from None
+            raise ValueError(f"{str(folder / RUN_FILE)!r} is not the record of a run") from None
     draw_curves(options.output, runs)
-    answer(f"wrote {options.output}: {', '.join(runs)}")
+    print_line(f"wrote {options.output}: {', '.join(runs)}")
 
 
-def pack(options, console):
-    """`se-keras pack`."""
+def add_pack(commands: Commands) -> None:
+    """`se-keras pack FOLDER -o FOLDER`."""
+    parser = add_command(commands, "pack", pack, json_output=True)
+    parser.add_argument("images", metavar="FOLDER", type=Path, help="with a folder for each class")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="folder of the shards")
+    parser.add_argument("--shards", type=int, default=8, metavar="N", help="of each split (default: %(default)s)")
+
+
+def pack(options: argparse.Namespace, console: Console) -> None:
+    """Pack a folder of images as TFRecords, which disks and networks read fast.
+
+    Examples:
+      se-keras pack imagenet/ --shards 1024 -o shards/
+    """
     from se_keras.training import shards
     from se_keras.training.data import folder
 
-    with progress_on(console) as progress:
+    with show_progress(console) as progress:
         index = shards.pack(folder(options.images), options.output, shards=options.shards, progress=progress)
     if options.json:
         return print_json(index)
     for name, entries in index["splits"].items():
         images, size = (sum(entry[key] for entry in entries) for key in ("count", "bytes"))
-        answer(f"{name}: {images:,} images in {len(entries)} shards, {size / 1e6:,.1f} MB")
+        print_line(f"{name}: {images:,} images in {len(entries)} shards, {size / 1e6:,.1f} MB")

@@ -1,0 +1,150 @@
+"""What the arguments of several commands share: help with examples, names to choose from, images and their sizes."""
+
+import argparse
+import inspect
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+from rich.console import Console
+
+if TYPE_CHECKING:  # the help comes without importing them
+    import numpy as np
+
+# The library's own tables, which take seconds to import; tests/test_cli.py holds that these are the same.
+PRECISIONS = ("float32", "float16", "dynamic", "int8", "int16x8")
+CALIBRATED = ("int8", "int16x8")
+TYPES = ("float32", "int8", "uint8")
+VARIANTS = ("published", "lowered")
+SITES = ("standard", "pre", "3x3", "post", "identity")
+PROTOCOLS = ("plain", "224", "299", "320", "ten_crop", "multi_scale", "multi_crop")
+SAMPLINGS = ("shuffled", "balanced")
+STRATEGIES = ("none", "mirrored", "multi-worker", "tpu")
+RECIPES = (
+    "digits",
+    "paper_imagenet",
+    "paper_mobile",
+    "paper_cifar",
+    "paper_cifar_wide",
+    "paper_cifar_shake",
+    "senet154",
+    "ablation",
+    "places365",
+    "modern",
+)
+LIMIT = 500  # images of a folder
+DATA = "'digits', a folder with a folder for each class (in train/ and val/, or alone), packed TFRecords, or tfds:NAME"
+IMAGES = "'digits', a .npy file (N, height, width, channels), or a folder of PNG, JPEG, BMP and GIF images"
+NORMALIZE = (
+    "MEAN STD, each a number or one for each channel (123.7,116.3,103.5), or the NETWORK of the catalogue that has "
+    "them: the pixels of a folder become (pixel - MEAN) / STD; default: 0 to 255, as in the files"
+)
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+Handler = Callable[[argparse.Namespace, Console], int | None]
+
+
+def add_command(
+    commands: Commands, name: str, handler: Handler, *, json_output: bool = False
+) -> argparse.ArgumentParser:
+    """Adds a command whose help is the docstring of its handler; `json_output` gives it the option --json."""
+    description, examples, usage = (inspect.getdoc(handler) or "").partition("Examples:")
+    parser = commands.add_parser(
+        name,
+        help=description.strip(),
+        description=description,
+        epilog=examples + usage,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(command=handler)
+    parser.add_argument("--traceback", action="store_true", help="show where in the code an error came from")
+    if json_output:
+        parser.add_argument("--json", action="store_true", help="print JSON, for programs")
+    return parser
+
+
+def add_folder_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options for a folder of images."""
+    parser.add_argument("--normalize", nargs="+", metavar="VALUE", help=NORMALIZE)
+    parser.add_argument("--limit", type=int, metavar="N", help=f"images to use of a folder (default: {LIMIT})")
+
+
+def add_corrupt_budget(parser: argparse.ArgumentParser) -> None:
+    """Adds the option for files that cannot be decoded."""
+    parser.add_argument(
+        "--corrupt-budget", type=int, default=0, metavar="N", help="files that may be skipped if they cannot be decoded"
+    )
+
+
+def one_of(names: Sequence[str], default: str | None = None) -> str:
+    """The names as a phrase for a help text: `float32 (default), int8, or uint8`."""
+    *others, last = (f"{name} (default)" if name == default else name for name in names)
+    return f"{', '.join(others)}, or {last}"
+
+
+def input_shape(network: str, size: int | None) -> tuple[int, ...] | None:
+    """The shape of images of --size; None stands for the network's own."""
+    from se_keras.catalogue import spec_of
+
+    return None if size is None else (size, size, spec_of(network).input_shape[-1])
+
+
+def read_normalization(values: Sequence[str] | None) -> tuple[Sequence[float], Sequence[float]]:
+    """MEAN and STD of --normalize, which are numbers or those of a network; without it pixels stay as they are."""
+    if not values:
+        return [0.0], [1.0]
+    if len(values) == 1:
+        from se_keras.catalogue import spec_of
+
+        spec = spec_of(values[0])
+        return spec.mean, spec.std
+    try:
+        mean, std = ([float(number) for number in part.split(",")] for part in values)
+    except ValueError:
+        raise ValueError(f"--normalize takes MEAN STD, or a network. Received: {' '.join(values)}") from None
+    return mean, std
+
+
+def read_images(
+    source: str,
+    options: argparse.Namespace,
+    shape: Sequence[int],
+    progress: Callable[[str], object],
+    *,
+    split: str = "train",
+) -> "np.ndarray":
+    """Reads the images that an option names; those of a folder are resized to `shape` and normalized.
+
+    Args:
+        source: `digits`, a .npy file or a folder.
+        options: With `normalize` and `limit`, for a folder.
+        shape: `(height, width, channels)`.
+        progress: Called with what is done next.
+        split: Of the digits: `train` or `test`.
+
+    Raises:
+        OSError: If there are no such images.
+        ValueError: If the file is not one of images, or if an option is not for this kind of source.
+    """
+    import numpy as np
+
+    if Path(source).is_dir():
+        from se_keras.images import load_images
+
+        mean, std = read_normalization(options.normalize)
+        limit = LIMIT if options.limit is None else options.limit
+        size, channels = tuple(shape[:2]), shape[2]
+        return load_images(source, size=size, channels=channels, mean=mean, std=std, limit=limit, progress=progress)
+    if options.limit is not None:
+        raise ValueError(f"--limit is for a folder of images. Received: {source}")
+    if source == "digits":
+        from se_keras.training.data import digits
+
+        return getattr(digits(), split).images
+    if not Path(source).is_file():
+        raise FileNotFoundError(f"There are no images {source!r}: give 'digits', a .npy file or a folder of images")
+    try:
+        with open(source, "rb") as file:
+            return np.lib.format.read_array(file, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{source!r} is not a .npy file of images: {error}") from error

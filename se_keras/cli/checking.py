@@ -1,0 +1,180 @@
+"""The commands that check models: what is in a LiteRT file, and whether two models compute the same."""
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+
+from .arguments import IMAGES, Commands, add_command, add_folder_options, read_images
+from .screen import Output, new_table, print_json, print_line, print_message, print_table, show_progress
+
+LAYER_TOLERANCE = 1e-3
+EXIT_DISAGREEMENT = 1
+UNKNOWN = "not stated"
+
+
+def add_inspect(commands: Commands) -> None:
+    """`se-keras inspect FILE`."""
+    parser = add_command(commands, "inspect", inspect, json_output=True)
+    parser.add_argument(
+        "file", metavar="FILE", type=Path, help="a .tflite file, with or without its manifest FILE.json"
+    )
+
+
+def inspect(options: argparse.Namespace, console: Console) -> None:
+    """Show what is in a LiteRT file; check its checksum and its reference output.
+
+    Examples:
+      se-keras inspect digits_int8.tflite
+      se-keras inspect digits_int8.tflite --json
+    """
+    from se_keras.export.litert.inspection import inspect
+
+    with show_progress(console) as progress:
+        progress(f"loading {options.file}")
+        found = inspect(options.file)
+    if options.json:
+        print_json(found.to_json())
+    else:
+        _print_inspection(options.file, found)
+    if found.golden and not found.golden.agrees:
+        raise ValueError(
+            f"{str(options.file)!r} does not compute the reference output of its manifest here: {_golden(found.golden)}"
+        )
+
+
+def _print_inspection(file, found):
+    """One row for each fact about a file."""
+    rows = _metadata_rows(found)
+    undelegated = ", ".join(found.undelegated)
+    delegation = f"not delegated to XNNPACK: {undelegated}" if undelegated else "all delegated to XNNPACK"
+    rows["operators"] = f"{sum(found.operators.values())}, {delegation}"
+    rows[""] = ", ".join(f"{name}:{count}" for name, count in found.operators.items())
+    weights = ", ".join(f"{dtype} {size:,}" for dtype, size in found.weights.items())
+    rows["weights"] = f"{weights} bytes; {found.tensors} tensors in total"
+    rows["size"] = f"{found.bytes:,} bytes"
+    rows["checksum"] = {
+        "manifest": "equals that of the manifest",
+        "metadata": "equals that of the metadata; the file has no manifest",
+        None: "not compared: the file has no manifest",
+    }[found.checked]
+    if found.manifest:
+        rows["reference output"] = _golden(found.golden) if found.golden else "none in the manifest"
+        versions = found.manifest.get("versions", {})
+        rows["made with"] = ", ".join(f"{name} {version}" for name, version in versions.items())
+    out = Output()
+    out.print(f"[bold]{escape(str(file))}[/bold]\nSHA-256 {found.sha256}", soft_wrap=True, highlight=False)
+    table = new_table(show_header=False)
+    for title, value in rows.items():
+        table.add_row(escape(title), escape(value))
+    out.print(table)
+
+
+def _metadata_rows(found):
+    """What a file's metadata and tensors say about its use."""
+    about = found.metadata
+    rows = {"network": f"{about.network}, {about.precision}" if about else f"{UNKNOWN}: no metadata"}
+    for kind, tensors in {"input": found.inputs, "output": found.outputs}.items():
+        for x in tensors:
+            scale = f", (value - {x.zero_point}) * {x.scale:.6g}" if x.scale is not None else ""
+            rows[f"{kind} {x.name}"] = f"{'x'.join(map(str, x.shape))} {x.dtype}{scale}"
+    rows |= dict.fromkeys(("normalization", "labels", "training"), UNKNOWN)
+    if about and about.normalization:
+        mean, std = (", ".join(f"{value:.6g}" for value in values) for values in about.normalization)
+        rows["normalization"] = f"(pixel - [{mean}]) / [{std}], pixels in 0..255"
+    if about and about.labels:
+        shown = about.labels if len(about.labels) <= 10 else (*about.labels[:3], "...", about.labels[-1])
+        rows["labels"] = f"{len(about.labels)}: {', '.join(shown)}"
+    if about and about.training:
+        rows["training"] = ", ".join(f"{name} {value}" for name, value in _last_figures(about.training))
+    return rows
+
+
+def _golden(check):
+    return f"max error {check.error:.1e} of the largest value, at most {check.tolerance:g}"
+
+
+def _last_figures(entries):
+    """The entries of a training record as `(name, value)`: the last epoch of what has a value for each."""
+    for name, value in entries.items():
+        if isinstance(value, dict):
+            yield from _last_figures(value)
+        elif isinstance(value, list):
+            if value:
+                yield name, f"{value[-1]:.4g}" if isinstance(value[-1], float) else value[-1]
+        else:
+            yield name, value
+
+
+def add_verify(commands: Commands) -> None:
+    """`se-keras verify A B`."""
+    parser = add_command(commands, "verify", verify, json_output=True)
+    parser.add_argument("a", metavar="A", type=Path, help="a .keras file, a .tflite file, or a SavedModel's folder")
+    parser.add_argument("b", metavar="B", type=Path, help="the same; errors are relative to the range of A's outputs")
+    parser.add_argument("--images", metavar="IMAGES", help=f"{IMAGES}; default: noise")
+    add_folder_options(parser)
+    parser.add_argument("--layers", action="store_true", help="compare two .keras files layer by layer")
+    parser.add_argument("--tolerance", type=float, metavar="X", help="exit with status 1 if the max error exceeds X")
+
+
+def verify(options: argparse.Namespace, console: Console) -> int | None:
+    """Compare two models' outputs on the same images, and two Keras models' layers.
+
+    Examples:
+      se-keras verify model.keras model.tflite
+      se-keras verify model.keras served/digits --images images.npy --tolerance 1e-3
+      se-keras verify model.keras model.tflite --images photos/ --normalize se_resnet50
+      se-keras verify model.keras other.keras --layers
+    """
+    from se_keras.export import verify
+    from se_keras.export.verification import images_shape, runnable
+
+    if options.normalize and not Path(options.images or "").is_dir():
+        raise ValueError(f"--normalize is for a folder of images. Received: {options.images or 'noise'}")
+    if options.tolerance is not None and not options.tolerance >= 0:
+        raise ValueError(f"--tolerance is a share of the range, at least 0. Received: {options.tolerance}")
+    with show_progress(console) as progress:
+        progress(f"loading {options.a}")
+        a = runnable(options.a)
+        progress(f"loading {options.b}")
+        b = runnable(options.b)
+        if options.layers and None in (a.model, b.model):
+            raise ValueError(f"--layers is for two .keras files. Received: {options.a} and {options.b}")
+        images = options.images and read_images(options.images, options, images_shape(a, b), progress, split="test")
+        progress(f"comparing {options.b} with {options.a}")
+        found = verify(a, b, images)
+    tolerance = LAYER_TOLERANCE if options.tolerance is None else options.tolerance
+    layer = found.first_above(tolerance)
+    if options.json:
+        report = {
+            "a": str(options.a),
+            "b": str(options.b),
+            "images": options.images or "noise",
+            "agreement": asdict(found.agreement),
+            "layers": [{"name": name, **asdict(result)} for name, result in found.layers],
+            "first_beyond": layer,
+        }
+        print_json(report)
+    else:
+        _print_verification(found, options)
+        if layer:
+            print_line(f"first layer whose error exceeds {tolerance:g} of its range: {layer}")
+    error = found.agreement.max_error
+    if options.tolerance is not None and error > options.tolerance:
+        excess = f"max error {error:.1e} of the range exceeds {options.tolerance:g}"
+        print_message(console, f"{options.b} disagrees with {options.a}: {excess}")
+        return EXIT_DISAGREEMENT
+
+
+def _print_verification(found, options):
+    rows = [("outputs", found.agreement)]
+    if options.layers:
+        rows = [*found.layers, *rows]
+    print_line(f"{options.b} compared with {options.a}, on {options.images or 'noise'}")
+    table = new_table("", "max error", "mean error", "cosine", "top-1", "images")
+    for name, result in rows:
+        errors = (f"{result.max_error:.1e}", f"{result.mean_error:.1e}", f"{result.cosine:.6f}")
+        table.add_row(name, *errors, f"{result.top1:.1%}", str(result.samples))
+    print_table(table)

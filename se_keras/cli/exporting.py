@@ -1,0 +1,132 @@
+"""The command that exports a Keras model to a LiteRT file or a SavedModel."""
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+
+from .arguments import (
+    CALIBRATED,
+    IMAGES,
+    PRECISIONS,
+    TYPES,
+    Commands,
+    add_command,
+    add_folder_options,
+    one_of,
+    read_images,
+    read_normalization,
+)
+from .screen import print_json, print_line, show_progress
+
+
+def add_export(commands: Commands) -> None:
+    """`se-keras export MODEL -o OUTPUT`."""
+    parser = add_command(commands, "export", export, json_output=True)
+    parser.add_argument("model", metavar="MODEL", type=Path, help="a .keras file")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="FILE.tflite, or the SavedModel's folder")
+    parser.add_argument("--precision", default="float32", help=one_of(PRECISIONS, default="float32"))
+    parser.add_argument("--calibration", metavar="IMAGES", help=f"for {' and '.join(CALIBRATED)}: {IMAGES}")
+    add_folder_options(parser)
+    for option in ("--input-type", "--output-type"):
+        parser.add_argument(option, default="float32", help=f"for int8: {one_of(TYPES, default='float32')}")
+    parser.add_argument("--keep-float", metavar="REGEX", help="layers that stay in float32, such as '.*_se_.*'")
+    parser.add_argument("--as-published", action="store_true", help="do not lower the model first")
+    parser.add_argument("--labels", help="'digits', or a text file with the name of one class per line")
+    parser.add_argument(
+        "--top",
+        type=int,
+        default=5,
+        metavar="N",
+        help="classes that a SavedModel returns for an image file (default: 5)",
+    )
+
+
+def export(options: argparse.Namespace, console: Console) -> None:
+    r"""Export a .keras file to LiteRT (-o FILE.tflite) or to a SavedModel (-o FOLDER).
+
+    Examples:
+      se-keras export runs/se/model.keras -o digits.tflite
+      se-keras export runs/se/model.keras --precision int8 --calibration digits -o digits_int8.tflite
+      se-keras export runs/se/model.keras --precision int8 --calibration images.npy -o digits_int8.tflite
+      se-keras export runs/se/model.keras --precision int8 --calibration digits \
+          --labels digits --normalize 0 255 --input-type uint8 -o camera.tflite
+      se-keras export runs/se/model.keras --precision dynamic -o small.tflite
+      se-keras export model.keras --precision int8 --calibration photos/ --normalize se_resnet50 -o model_int8.tflite
+      se-keras export runs/se/model.keras --labels digits --normalize 0 255 -o models/digits
+    """
+    from se_keras import images, storage
+    from se_keras.export import to_litert, to_savedmodel
+    from se_keras.export.verification import load_keras
+    from se_keras.training.loop import training_of
+
+    to_file = options.output.suffix == ".tflite"
+    if not to_file and options.precision != "float32":
+        raise ValueError(
+            f"{options.precision} is for -o FILE.tflite: a SavedModel is float32. Received: {options.output}"
+        )
+    if options.calibration and options.precision not in CALIBRATED:
+        raise ValueError(
+            f"--calibration is for --precision {' and '.join(CALIBRATED)}. Received: --precision {options.precision}"
+        )
+    with show_progress(console) as progress:
+        progress(f"loading {options.model}")
+        model = load_keras(options.model)
+        calibration = None
+        if options.calibration:
+            if Path(options.calibration).is_dir() and not options.normalize:
+                images.require_pixels(model)
+            calibration = read_images(options.calibration, options, model.inputs[0].shape[1:], progress)
+        storage.check_writable(options.output)
+        progress(f"exporting {model.name}")
+        labels = options.labels and _labels(options.labels)
+        normalization = options.normalize and read_normalization(options.normalize)
+        lowering = not options.as_published
+        if to_file:
+            exported = to_litert(
+                model,
+                precision=options.precision,
+                calibration=calibration,
+                input_type=options.input_type,
+                output_type=options.output_type,
+                keep_float=options.keep_float,
+                lowering=lowering,
+                labels=labels,
+                normalization=normalization,
+                training=training_of(options.model),
+                progress=progress,
+            )
+            exported.save(options.output)
+            path = options.output
+        else:
+            exported = to_savedmodel(
+                model, options.output, lowering=lowering, labels=labels, normalization=normalization, top=options.top
+            )
+            path = exported.path
+    if options.json:
+        return print_json({"path": str(path), **exported.manifest})
+    if calibration is not None:
+        print_line(f"calibrated on {exported.manifest['calibration_images']} of {len(calibration)} images")
+    if lowered := exported.manifest["lowering"]:
+        squeezes = lowered["hoisted"] + lowered["unhoisted"]
+        print_line(f"lowered: {lowered['hoisted']} of {squeezes} squeezes hoisted, {lowered['folded']} layers folded")
+    agreement = exported.manifest["agreement"]
+    print_line(
+        f"wrote {path}: top-1 agreement {agreement['top1']:.1%}, max error {agreement['max_error']:.0e} of the logits' "
+        "range with the Keras model"
+    )
+
+
+def _labels(source):
+    from se_keras.training.sources import DATA
+
+    if source in DATA:
+        return DATA[source]().classes
+    if not Path(source).is_file():
+        raise FileNotFoundError(
+            f"There is no file of labels {source!r}: give 'digits' or a text file, a class per line"
+        )
+    try:
+        return Path(source).read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{source!r} is not a text file of labels: {error}") from None
