@@ -257,14 +257,13 @@ def compare(arm, cpus, name):
 
 def compared(name, precision, content, cpu, x86, arm, instructions):
     """The Comparison of two outputs of a file."""
-    output = "probabilities" if precision == "float32" else "logits"
     step = output_step(content) if precision == "int8" else None
     return Comparison(
         network=name,
         precision=precision,
         bytes=len(content),
         cpu=cpu,
-        difference=agreement({output: x86}, {output: arm}).max_error,
+        difference=agreement({"output": x86}, {"output": arm}, as_logits=precision == "float32").max_error,
         steps=None if step is None else round(float(np.abs(arm - x86).max() / step)),
         span=None if step is None else round(float(np.ptp(x86) / step)),
         instructions=instructions,

@@ -1,10 +1,14 @@
-"""Agreement of two artefacts: how far apart their outputs are on the same images."""
+"""Agreement of two models: how far apart their outputs are on the same images."""
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-LEAST_PROBABILITY = 1e-30  # that is told from 0; float32 ends at 1e-38
+from se_keras.typing import Array, Images, Outputs
+
+LEAST_PROBABILITY = 1e-30  # smaller ones are treated as this; float32 ends at 1e-38
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,19 +31,22 @@ class Agreement:
     cosine: float
     top1: float
 
-    def __str__(self):
+    def __str__(self) -> str:
         return (
             f"max error {self.max_error:.1e} and mean error {self.mean_error:.1e} of the range, "
             f"cosine {self.cosine:.6f}, top-1 agreement {self.top1:.1%} on {self.samples} images"
         )
 
 
-def agreement(expected, actual, *, in_steps=False):
-    """Compares the outputs of two artefacts on the same images: `{name: array}`, each array `(samples, ...)`.
+def agreement(expected: Outputs, actual: Outputs, *, as_logits: bool = False) -> Agreement:
+    """Compares the outputs of two models on the same images: `{name: array}`, each array `(samples, ...)`.
 
-    Outputs named `probabilities` are compared as the logits that they came from, up to a constant: a softmax near 0 and
-    1 would hide every difference, and double the smallest one where two classes tie. Where outputs come `in_steps`, as
-    those of integer files do, most of a softmax's are 0, which has no logit: they are compared as they are.
+    Args:
+        expected: Outputs of the model that is the reference.
+        actual: Outputs of the other.
+        as_logits: Whether the outputs are probabilities, to be compared as the logits that they came from, up to a
+            constant. A softmax near 0 and 1 would hide every difference, and double the smallest one where two classes
+            tie. Not for quantized probabilities: most of these are 0, which has no logit.
 
     Raises:
         ValueError: If their names or shapes differ, or if a value is not finite.
@@ -47,49 +54,48 @@ def agreement(expected, actual, *, in_steps=False):
     shapes = [{name: tuple(x.shape) for name, x in sorted(side.items())} for side in (expected, actual)]
     if shapes[0] != shapes[1]:
         raise ValueError(f"The outputs differ in name or shape. Received: {shapes[0]} and {shapes[1]}")
-    expected, actual = (
-        np.concatenate([_comparable("" if in_steps else name, side[name]) for name in shapes[0]], axis=1)
+    a, b = (
+        np.concatenate([_rows(side[name], as_logits=as_logits) for name in shapes[0]], axis=1)
         for side in (expected, actual)
     )
-    for side, values in (("expected", expected), ("actual", actual)):
+    for side, values in (("expected", a), ("actual", b)):
         if not np.isfinite(values).all():
             raise ValueError(f"The {side} outputs are not finite: {np.count_nonzero(~np.isfinite(values))} values")
-    difference = np.abs(expected - actual)
-    extent = max(np.ptp(expected), np.finfo("float32").tiny)
-    norms = np.linalg.norm(expected) * np.linalg.norm(actual)
+    difference = np.abs(a - b)
+    extent = max(np.ptp(a), np.finfo("float32").tiny)
+    norms = np.linalg.norm(a) * np.linalg.norm(b)
     return Agreement(
-        samples=len(expected),
+        samples=len(a),
         max_error=float(difference.max() / extent),
         mean_error=float(difference.mean() / extent),
-        cosine=float((expected * actual).sum() / norms) if norms else float(np.array_equal(expected, actual)),
-        top1=float((expected.argmax(axis=1) == actual.argmax(axis=1)).mean()),
+        cosine=float((a * b).sum() / norms) if norms else float(np.array_equal(a, b)),
+        top1=float((a.argmax(axis=1) == b.argmax(axis=1)).mean()),
     )
 
 
-def logit_range(outputs):
-    """The range of the logits behind outputs named `probabilities`; None if there are none."""
-    found = outputs.get("probabilities")
-    return None if found is None else float(np.ptp(_comparable("probabilities", found)))
+def logit_range(probabilities: Array) -> float:
+    """The range of the logits that probabilities came from, up to a constant for each sample."""
+    return float(np.ptp(_rows(probabilities, as_logits=True)))
 
 
-def _comparable(name, values):
+def _rows(values, *, as_logits):
     """One output as rows of float64."""
     rows = np.asarray(values, dtype="float64").reshape(len(values), -1)
-    if name != "probabilities":
+    if not as_logits:
         return rows
     logits = np.log(np.maximum(rows, LEAST_PROBABILITY))
     return logits - logits.mean(axis=1, keepdims=True)
 
 
-def noise(shape, *, samples=4, seed=0):
-    """Seeded standard normal images, `(samples, *shape)`: to compare on where no real ones are given."""
+def noise(shape: Sequence[int], *, samples: int = 4, seed: int = 0) -> Images:
+    """Standard normal images, `(samples, *shape)`, to compare on if no real ones are given."""
     return np.random.default_rng(seed).normal(size=(samples, *shape)).astype("float32")
 
 
-def in_batches(run, images, *, size=None):
-    """Outputs of `run`, `{name: array}`, for `images`, a few at a time: all at once would hold every layer of each.
+def in_batches(run: Callable[[Any], Mapping[Any, Any]], images: Array, *, size: int | None = None) -> Outputs:
+    """Outputs of `run`, `{name: array}`, for `images`, a few at a time, because all at once would need much memory.
 
-    `size` is the batch that `run` insists on: a last one that is smaller is filled up, and the surplus cut off again.
+    `size` is the batch size that `run` requires: a smaller last batch is filled up, and the surplus cut off again.
     """
     step, results = size or 8, []
     for start in range(0, len(images), step):

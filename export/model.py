@@ -59,9 +59,12 @@ def input_names(model):
 
 def output_names(model):
     """Names of the outputs: `probabilities` for a single one behind a softmax, else those that Keras has."""
-    if len(model.outputs) == 1 and gives_probabilities(producer(model.outputs[0])):
-        return ["probabilities"]
-    return list(model.output_names)
+    return ["probabilities"] if ends_in_softmax(model) else list(model.output_names)
+
+
+def ends_in_softmax(model: keras.Model) -> bool:
+    """Whether a model has one output, and that comes from a softmax."""
+    return len(model.outputs) == 1 and gives_probabilities(producer(model.outputs[0]))
 
 
 def class_count(model):
@@ -96,12 +99,12 @@ def check_images(model, *, shape=None, samples=4, free_size=_FREE_SIZE):
     """
     shape = shape or [size or free_size for size in model.inputs[0].shape[1:]]
     normal = noise(shape, samples=samples)
-    exponent, images = 0, normal
+    exponent, images, as_logits = 0, normal, ends_in_softmax(model)
     for _ in range(8):
         one, nudged = predict(model, images[:1]), predict(model, images[:1] * np.float32(1 + 1e-6))
         finite = all(np.isfinite(x).all() for x in one.values())
-        logits = logit_range(one) if finite else np.inf
-        quiet = finite and agreement(one, nudged).max_error < 1e-5
+        logits = (logit_range(one["probabilities"]) if finite else np.inf) if as_logits else None
+        quiet = finite and agreement(one, nudged, as_logits=as_logits).max_error < 1e-5
         if quiet and (logits is None or _TELLING[0] < logits < _TELLING[1]):
             return images
         exponent += 1 if logits is not None and logits <= _TELLING[0] else -1

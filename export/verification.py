@@ -37,7 +37,7 @@ class Verification:
     agreement: Agreement
     layers: tuple[tuple[str, Agreement], ...]
 
-    def first_beyond(self, tolerance=1e-3):
+    def first_above(self, tolerance=1e-3):
         """Name of the first layer whose largest error is beyond a share of its range; None if there is none."""
         return next((name for name, result in self.layers if result.max_error > tolerance), None)
 
@@ -51,14 +51,14 @@ class Runnable:
         run: From images to outputs, `{name: array}`.
         input_shape: Of its input, batch first; None where it is free.
         model: The functional Keras model, if it is one.
-        has_steps: Whether its outputs come in steps, as those of integer files do.
+        is_quantized: Whether an output is quantized, as those of integer files are.
     """
 
     name: str
     run: Callable
     input_shape: tuple
     model: keras.Model | None = None
-    has_steps: bool = False
+    is_quantized: bool = False
 
 
 def verify(a, b, inputs=None):
@@ -97,9 +97,13 @@ def verify(a, b, inputs=None):
     a, b = runnable(a), runnable(b)
     shape = images_shape(a, b)
     images = _noise_for(a, b, shape) if inputs is None else calibration_images(inputs, shape, what="Verification")
-    sides = _named_alike(a.run(images), b.run(images), in_steps=a.has_steps or b.has_steps)
-    result = agreement(*sides)
-    if np.mean(sides[0].get("probabilities", 1.0) < LEAST_PROBABILITY) > 0.5:
+    expected, actual = a.run(images), b.run(images)
+    as_logits = len(expected) == len(actual) == 1 and "probabilities" in {*expected, *actual}
+    as_logits = as_logits and not (a.is_quantized or b.is_quantized)
+    if len(expected) == len(actual) == 1:  # compared whatever they are called
+        expected, actual = ({"output": values} for side in (expected, actual) for values in side.values())
+    result = agreement(expected, actual, as_logits=as_logits)
+    if as_logits and np.mean(expected["output"] < LEAST_PROBABILITY) > 0.5:
         warnings.warn(
             f"Most probabilities of {a.name} are 0, which hides differences: are the images scaled as it takes them?",
             stacklevel=2,
@@ -180,7 +184,7 @@ def _litert(file, name):
         name=name or file.manifest["network"],
         run=runner,
         input_shape=runner.input_shape,
-        has_steps=runner.has_quantized_outputs,
+        is_quantized=runner.has_quantized_outputs,
     )
 
 
@@ -197,14 +201,6 @@ def _noise_for(a, b, shape):
     shape = tuple(size or _FREE_SIZE for size in shape)
     model = a.model or b.model
     return check_images(model, shape=shape) if model else noise(shape)
-
-
-def _named_alike(expected, actual, *, in_steps):
-    """Single outputs under one name: `probabilities`, which are compared as logits, where one of them has that name."""
-    if len(expected) != 1 or len(actual) != 1:
-        return expected, actual
-    name = "probabilities" if "probabilities" in {*expected, *actual} and not in_steps else "output"
-    return tuple({name: values} for side in (expected, actual) for values in side.values())
 
 
 def _layers(a, b, images):
@@ -224,8 +220,9 @@ def _layers(a, b, images):
     rows = []
     for index, name in enumerate(names):
         if expected[index].shape == actual[index].shape:
-            kind = "probabilities" if gives_probabilities(producer(sides[0][index])) else "values"
-            rows.append((name, agreement({kind: expected[index]}, {kind: actual[index]})))
+            as_logits = gives_probabilities(producer(sides[0][index]))
+            result = agreement({"y": expected[index]}, {"y": actual[index]}, as_logits=as_logits)
+            rows.append((name, result))
     return tuple(rows)
 
 

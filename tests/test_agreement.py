@@ -60,23 +60,27 @@ def test_cosine_with_the_zero_vector_is_one_for_itself_alone(actual, cosine):
 
 def test_probabilities_are_compared_as_logits():
     # softmax(0, ln 9) = (0.1, 0.9), softmax(0, ln 3) = (0.25, 0.75); centred logits: -+ln 9 / 2 and -+ln 3 / 2.
-    result = agreement({"probabilities": np.array([[0.1, 0.9]])}, {"probabilities": np.array([[0.25, 0.75]])})
+    expected, actual = {"p": np.array([[0.1, 0.9]])}, {"p": np.array([[0.25, 0.75]])}
+    result = agreement(expected, actual, as_logits=True)
     assert result.max_error == pytest.approx((math.log(9) - math.log(3)) / 2 / math.log(9), rel=1e-12)
 
 
 def test_a_small_probability_counts_as_much_as_a_large_one():
     expected = {"probabilities": np.array([[1 - 2e-9, 1e-9, 1e-9]])}
     other = {"probabilities": np.array([[1 - 2e-9, 1e-9, 1e-7]])}
-    assert agreement(expected, other).max_error > 0.1  # and 1e-7 of the range as plain numbers
+    assert agreement(expected, other, as_logits=True).max_error > 0.1
+    assert agreement(expected, other).max_error < 1e-6
 
 
-def test_outputs_of_another_name_are_compared_as_they_are():
+def test_outputs_of_any_name_are_compared_as_they_are_unless_as_logits():
     result = agreement({"scores": np.array([[0.1, 0.9]])}, {"scores": np.array([[0.25, 0.75]])})
+    named = agreement({"probabilities": np.array([[0.1, 0.9]])}, {"probabilities": np.array([[0.25, 0.75]])})
+    assert named == result
     assert result.max_error == pytest.approx(0.15 / 0.8, rel=1e-12)
 
 
 def test_a_probability_of_zero_is_finite():
-    result = agreement({"probabilities": np.array([[0.0, 1.0]])}, {"probabilities": np.array([[0.0, 1.0]])})
+    result = agreement({"p": np.array([[0.0, 1.0]])}, {"p": np.array([[0.0, 1.0]])}, as_logits=True)
     assert result.max_error == 0.0
 
 

@@ -104,7 +104,7 @@ def test_another_networks_weights_do_not_agree(made, images, kind):
 def test_errors_are_those_of_the_outputs(made, model, images):
     other = network(seed=1)
     expected, actual = ({"probabilities": side.predict(images, verbose=0)} for side in (model, other))
-    found, known = verify(made["litert"][1], other, images).agreement, agreement(expected, actual)
+    found, known = verify(made["litert"][1], other, images).agreement, agreement(expected, actual, as_logits=True)
     assert found.max_error == pytest.approx(known.max_error, abs=BOUND)
     assert found.mean_error == pytest.approx(known.mean_error, abs=BOUND)
     assert found.cosine == pytest.approx(known.cosine, abs=BOUND)
@@ -128,7 +128,7 @@ def test_files_of_others_agree_whatever_their_output_is_called(foreign, made, im
 def test_probabilities_are_compared_as_logits_whatever_one_side_calls_them(foreign, images):
     other = network(seed=1)
     expected = {"probabilities": SavedModelRunner(foreign / "net")(images)["output_0"]}
-    known = agreement(expected, {"probabilities": other.predict(images, verbose=0)})
+    known = agreement(expected, {"probabilities": other.predict(images, verbose=0)}, as_logits=True)
     assert verify(foreign / "net", other, images).agreement.max_error == pytest.approx(known.max_error, abs=BOUND)
 
 
@@ -221,7 +221,7 @@ def test_two_keras_models_have_a_row_for_every_layer(made, images):
 @pytest.mark.parametrize("pair", [("keras", "litert"), ("litert", "keras"), ("savedmodel", "litert")])
 def test_other_kinds_have_no_layers(made, images, pair):
     found = verify(*(made[kind][1] for kind in pair), images)
-    assert found.layers == () and found.first_beyond(0.0) is None
+    assert found.layers == () and found.first_above(0.0) is None
 
 
 @pytest.mark.parametrize("name", ["stem", "classes"])
@@ -232,7 +232,7 @@ def test_flipped_bit_of_a_bias_is_found_at_its_layer(model, images, name):
     bias.view("uint32")[2] ^= 1 << 24  # of the exponent: four times the value, or a quarter
     other.get_layer(name).set_weights([kernel, bias])
     found = verify(model, other, images)
-    assert found.first_beyond() == name
+    assert found.first_above() == name
     rows = dict(found.layers)
     in_front = list(rows)[: list(rows).index(name)]
     assert all(rows[layer].max_error == 0 for layer in in_front)
@@ -267,7 +267,7 @@ def test_wrong_bias_of_a_lowered_twin_is_found_at_its_block(model, images):
     twin = lower(model)
     kernel, bias = twin.get_layer("conv1").get_weights()
     twin.get_layer("conv1").set_weights([kernel, bias + 0.1])
-    assert verify(model, twin, images).first_beyond() == "conv1_bn"
+    assert verify(model, twin, images).first_above() == "conv1_bn"
 
 
 @pytest.mark.parametrize("input_shape", [None, (12, 12, 1)])
@@ -277,7 +277,7 @@ def test_lowered_twin_of_a_network_of_the_catalogue_has_a_row_for_every_block(in
     kinds = (SqueezeExcite, layers.Add, layers.BatchNormalization)
     blocks = {layer.name for layer in original.layers if isinstance(layer, kinds)}
     assert len(blocks) > 15 and blocks <= {name for name, _ in found.layers}
-    assert found.first_beyond(BOUND) is None
+    assert found.first_above(BOUND) is None
 
 
 def test_layers_of_two_networks_are_compared_where_name_and_shape_are_the_same():

@@ -4,7 +4,9 @@ import os
 import re
 import tempfile
 import warnings
+from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 from tensorflow.lite.python.convert_phase import ConverterError
@@ -12,15 +14,17 @@ from tensorflow.lite.python.convert_phase import ConverterError
 from se_keras.graph import functional, producer
 from se_keras.images import calibration_images, require_pixels
 from se_keras.storage import sha256
+from se_keras.typing import Images
 
-from ..agreement import agreement
-from ..description import describe
-from ..lowering import lower
+from ..agreement import Agreement, agreement
+from ..description import Metadata, describe
+from ..lowering import Lowering, lower
 from ..manifest import manifest, reference_outputs
 from ..model import (
     SIGNATURE,
     check_images,
     class_count,
+    ends_in_softmax,
     input_names,
     output_names,
     predict,
@@ -35,7 +39,7 @@ from .file import LiteRTModel, LiteRTRunner
 from .flatbuffer import TYPES, with_types, without_idle_clamps
 from .quantization import CALIBRATED, PRECISIONS, quantize
 
-_LOW_COSINE = 0.9  # trained networks are above 0.99; below it, calibration did not show what the network sees
+LOW_COSINE = 0.9  # trained networks are above 0.99; below it, calibration did not show what the network sees
 
 
 def to_litert(
@@ -149,7 +153,6 @@ def to_litert(
     if precision == "int8":
         content = without_clamps(content, seen)
         content = with_types(content, input_type=input_type, output_type=output_type)
-    content = metadata.attach(content, about)
     if held_out is not None:
         check_on = calibration_images(held_out, shape)
     elif seen is not None:
@@ -157,33 +160,62 @@ def to_litert(
     else:
         check_on = check_images(model, shape=shape)
     told(f"comparing {model.name} with its file on {len(check_on)} images")
-    runner = LiteRTRunner(content)
-    expected, actual = predict(model, check_on), runner(check_on)
-    result = agreement(expected, actual, in_steps=runner.has_quantized_outputs)
+    file, result = compared_file(
+        content,
+        model=model,
+        about=about,
+        lowering=getattr(exported, "lowering", None),
+        images=check_on,
+        held_out=check_on is not seen,
+        calibration_images=0 if seen is None else len(seen),
+        kept_float=list(kept),
+    )
     if precision == "float32":
         require_equal(result, "LiteRT file")
-    elif result.cosine < _LOW_COSINE:
+    elif result.cosine < LOW_COSINE:
         warnings.warn(
             f"The {precision} file is far from the Keras model: {result}."
             + " Calibrate on more, and more typical, images" * calibrated,
             stacklevel=2,
         )
-    return LiteRTModel(
-        content=content,
-        manifest=manifest(
-            network=model.name,
-            precision=precision,
-            signature=runner.typed(signature_of(model, batch_shape=(1, *shape))),
-            lowering=getattr(exported, "lowering", None),
-            agreement=result,
-            held_out=check_on is not seen,
-            calibration_images=0 if seen is None else len(seen),
-            kept_float=list(kept),
-            bytes=len(content),
-            sha256=sha256(content),
-            golden=reference_outputs(runner, low=check_on.min(), high=check_on.max(), precision=precision),
-        ),
+    return file
+
+
+def compared_file(
+    content: bytes,
+    *,
+    model: keras.Model,
+    about: Metadata,
+    lowering: Lowering | None,
+    images: Images,
+    **more: Any,
+) -> tuple[LiteRTModel, Agreement]:
+    """The end of every conversion: a file with its metadata and manifest, and how well it agrees with its model.
+
+    Args:
+        content: The .tflite file without metadata.
+        model: The functional Keras model that it was made of.
+        about: What the file says about itself.
+        lowering: What `lower` did; None for a model exported as published.
+        images: `(samples, height, width, channels)`: what to compare on.
+        more: Further entries of the manifest; `held_out` says whether calibration did not see the images.
+    """
+    content = metadata.attach(content, about)
+    runner = LiteRTRunner(content)
+    as_logits = ends_in_softmax(model) and not runner.has_quantized_outputs
+    result = agreement(predict(model, images), runner(images), as_logits=as_logits)
+    record = manifest(
+        network=model.name,
+        precision=about.precision,
+        signature=runner.typed(signature_of(model, batch_shape=(1, *images.shape[1:]))),
+        lowering=lowering,
+        agreement=result,
+        bytes=len(content),
+        sha256=sha256(content),
+        golden=reference_outputs(runner, low=images.min(), high=images.max(), precision=about.precision),
+        **more,
     )
+    return LiteRTModel(content=content, manifest=record), result
 
 
 def _check_options(precision, calibration, input_type, output_type, keep_float):

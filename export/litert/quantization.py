@@ -5,6 +5,7 @@ import io
 import math
 import re
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -129,14 +130,34 @@ def quantize(
         if input_range:
             low, high = np.float32(input_range).reshape(2, 1, 1, 1, 1)
             ranges[f"{signature}_{input_name}:0"] = {"min": low, "max": high}
-        for _ in range(_ROUNDS):
-            with np.errstate(invalid="ignore"):  # a bias by the scale of a dead unit: mended below
-                content = _quantized(engine, ranges)
-            narrow = too_narrow(content) if precision == "int8" else {}
-            if not narrow:
-                return content
+
+        def convert():
+            with np.errstate(invalid="ignore"):  # the scale of a dead unit's bias: widened below
+                return _quantized(engine, ranges)
+
+        def widen(narrow):
             for name in narrow.keys() & ranges.keys():  # the engine adds tensors of its own
                 ranges[name] = widened(ranges[name], 255 * narrow[name])
+
+        return with_wide_ranges(convert, widen) if precision == "int8" else convert()
+
+
+def with_wide_ranges(convert: Callable[[], bytes], widen: Callable[[dict[str, float]], None]) -> bytes:
+    """An int8 file whose ranges are all wide enough for integer kernels.
+
+    Args:
+        convert: Makes the file.
+        widen: Widens ranges before the next try: `{tensor: scale that it needs}`.
+
+    Raises:
+        ValueError: If ranges are still too narrow after five tries.
+    """
+    for _ in range(_ROUNDS):
+        content = convert()
+        narrow = too_narrow(content)
+        if not narrow:
+            return content
+        widen(narrow)
     raise ValueError(f"No int8 ranges fit integer kernels at {', '.join(narrow)}: calibrate on more typical images")
 
 

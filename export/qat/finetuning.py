@@ -21,18 +21,22 @@ from tf_keras import layers
 
 from se_keras.graph import calls, functional, input_shape_of, parts
 from se_keras.images import calibration_images
-from se_keras.storage import sha256
 
 from ..agreement import agreement
 from ..description import describe
-from ..litert import metadata
-from ..litert.conversion import without_clamps
-from ..litert.file import LiteRTModel, LiteRTRunner
+from ..litert.conversion import LOW_COSINE, compared_file, without_clamps
+from ..litert.file import LiteRTRunner
 from ..litert.flatbuffer import with_float_softmax, with_types
-from ..litert.quantization import too_narrow, widened
+from ..litert.quantization import widened, with_wide_ranges
 from ..lowering import lower
-from ..manifest import manifest, reference_outputs
-from ..model import SIGNATURE, class_count, input_names, output_names, predict, require_one_input, signature_of
+from ..model import (
+    SIGNATURE,
+    class_count,
+    ends_in_softmax,
+    input_names,
+    output_names,
+    require_one_input,
+)
 from .library import tfmot
 from .quantizers import _BOUNDED, _UNROUNDED, CalibratedQuantizer, KernelQuantizer, RoundingConfig, _is_fused
 from .tf_keras_model import KERNELS, predict_tf_keras, transcribe
@@ -171,28 +175,23 @@ def to_litert(
         training=training,
     )
     content = without_clamps(_converted(twin, input_names(model)[0], names), images)
-    result = agreement(predict_tf_keras(twin, images, names=names), LiteRTRunner(content)(images))
-    # Rounding differs by a step here and there.
-    if result.cosine < _LOW_COSINE:
-        raise ValueError(f"The int8 file disagrees with the twin that was trained: {result}")
-    content = metadata.attach(with_types(content, input_type=input_type, output_type=output_type), about)
-    runner = LiteRTRunner(content)
-    return LiteRTModel(
-        content=content,
-        manifest=manifest(
-            network=model.name,
-            precision="int8",
-            signature=runner.typed(signature_of(model, batch_shape=(1, *shape))),
-            lowering=lowered.lowering,
-            agreement=agreement(predict(model, images), runner(images), in_steps=runner.has_quantized_outputs),
-            held_out=True,
-            agreement_with_twin=asdict(result),
-            quantization_aware=True,
-            bytes=len(content),
-            sha256=sha256(content),
-            golden=reference_outputs(runner, low=images.min(), high=images.max(), precision="int8"),
-        ),
+    result = agreement(
+        predict_tf_keras(twin, images, names=names), LiteRTRunner(content)(images), as_logits=ends_in_softmax(model)
     )
+    # Rounding differs by a step here and there.
+    if result.cosine < LOW_COSINE:
+        raise ValueError(f"The int8 file disagrees with the twin that was trained: {result}")
+    file, _ = compared_file(
+        with_types(content, input_type=input_type, output_type=output_type),
+        model=model,
+        about=about,
+        lowering=lowered.lowering,
+        images=images,
+        held_out=True,
+        agreement_with_twin=asdict(result),
+        quantization_aware=True,
+    )
+    return file
 
 
 def prunable(model, *, sparsity, steps, input_shape=None):
@@ -287,10 +286,6 @@ def scope():
     return tfmot.quantization.keras.quantize_scope()
 
 
-_LOW_COSINE = 0.9
-_ROUNDS = 5
-
-
 # Where integers are rounded.
 
 
@@ -304,18 +299,16 @@ def _converted(twin, input_name, output_names):
         output = getattr(getattr(layer, "quantize_config", None), "output", None)
         if isinstance(output, CalibratedQuantizer):
             ranges[layer.name] = output.ranges[layer.name]
-    for _ in range(_ROUNDS):
-        content = _once_converted(twin, input_name, output_names)
-        narrow = too_narrow(content)
-        if not narrow:
-            return with_float_softmax(content)
+
+    def widen(narrow):
         for tensor, scale in narrow.items():
             for name in ranges.keys() & set(re.split("[/;]", tensor)):
                 low, high = ranges[name]["min_var"], ranges[name]["max_var"]
                 wider = widened({"min": low.numpy(), "max": high.numpy()}, 255 * scale)
                 low.assign(wider["min"])
                 high.assign(wider["max"])
-    raise ValueError(f"No int8 ranges fit integer kernels at {', '.join(narrow)}: calibrate on more typical images")
+
+    return with_float_softmax(with_wide_ranges(lambda: _once_converted(twin, input_name, output_names), widen))
 
 
 def _once_converted(twin, input_name, output_names):

@@ -26,6 +26,7 @@ from ..model import (
     SIGNATURE,
     check_images,
     class_count,
+    ends_in_softmax,
     output_names,
     predict,
     require_equal,
@@ -170,11 +171,11 @@ def to_savedmodel(
         _forget_xla(path / _GRAPH)
         runner = SavedModelRunner(path)
         outputs = runner(images)
-        result = agreement(predict(model, images), outputs)
+        result = agreement(predict(model, images), outputs, as_logits=ends_in_softmax(model))
         require_equal(result, "SavedModel")
         if LOGITS in runner.signatures:
             softmax = tf.nn.softmax(runner(images, signature=LOGITS)["logits"])
-            require_equal(agreement(outputs, dict.fromkeys(outputs, softmax)), f"signature {LOGITS}")
+            require_equal(agreement(outputs, dict.fromkeys(outputs, softmax), as_logits=True), f"signature {LOGITS}")
         file = about.labels and _picture(images[0], about.normalization)
         warmup.write(path, model.name, _requests(runner, file))
         (path / _BATCHING).write_text(_batching())
