@@ -63,17 +63,15 @@ def describe(
     Raises:
         TypeError, ValueError: If an argument is not valid, or does not fit the number of channels or classes.
     """
+    known: Any = {}
+    if labels is not None:
+        known["labels"] = _labels(labels, classes)
+    if normalization is not None:
+        known["normalization"] = Normalization.of(normalization, channels=channels)
+    if training is not None:
+        known["training"] = _training(training)
     base = converted or Metadata(network=network, precision=precision)
-    return replace(
-        base,
-        network=network,
-        precision=precision,
-        labels=base.labels if labels is None else _labels(labels, classes),
-        normalization=base.normalization
-        if normalization is None
-        else Normalization.of(normalization, channels=channels),
-        training=base.training if training is None else _training(training),
-    )
+    return replace(base, network=network, precision=precision, **known)
 
 
 def _labels(labels: Any, classes: int | None) -> tuple[str, ...]:
