@@ -6,12 +6,12 @@ if __name__ != "se_keras.export":
 from se_keras.images import load_images
 from se_keras.timing import compare
 
-from .agreement import Agreement, agreement
 from .description import Metadata
 from .litert.conversion import to_litert
 from .litert.file import LiteRTModel
 from .litert.inspection import Inspection, inspect
 from .lowering import Lowering, lower
+from .outputs import Agreement, agreement
 from .pruning import ChannelPruning, excitations, prune_channels
 from .serving.savedmodel import SavedModel, to_savedmodel
 from .verification import Verification, verify

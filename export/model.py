@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from se_keras.graph import calls, gives_probabilities, producer, structures
 
-from .agreement import agreement, in_batches, logit_range, noise
+from .outputs import agreement, in_batches, logit_range, noise
 
 SIGNATURE = "serving_default"
 

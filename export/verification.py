@@ -14,10 +14,10 @@ from se_keras.errors import first_line
 from se_keras.graph import calls, functional, gives_probabilities, producer
 from se_keras.images import calibration_images
 
-from .agreement import LEAST_PROBABILITY, Agreement, agreement, in_batches, noise
 from .litert.file import LiteRTModel, load_litert
 from .lowering import lower
 from .model import check_images, predict, require_one_input
+from .outputs import LEAST_PROBABILITY, Agreement, agreement, in_batches, noise
 from .serving.savedmodel import SavedModel, load_savedmodel
 
 _FREE_SIZE = 64  # of noise, where neither side has a size of its own

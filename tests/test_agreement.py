@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from se_keras.export.agreement import agreement, in_batches, noise
+from se_keras.export.outputs import agreement, in_batches, noise
 
 EXPECTED = {"logits": np.array([[0.0, 1.0], [4.0, 2.0]])}
 ACTUAL = {"logits": np.array([[0.0, 3.0], [4.0, 2.0]])}

@@ -21,9 +21,9 @@ from keras import layers
 
 from se_keras.catalogue import create
 from se_keras.export import manifest
-from se_keras.export.agreement import agreement
 from se_keras.export.benchmark.programs import serving_session as session
 from se_keras.export.model import check_images, predict, trace
+from se_keras.export.outputs import agreement
 from se_keras.export.serving import savedmodel, warmup
 from se_keras.export.serving.savedmodel import next_version, to_savedmodel
 from se_keras.layers import SqueezeExcite

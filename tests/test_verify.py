@@ -12,9 +12,9 @@ from keras import layers
 
 from se_keras.catalogue import create
 from se_keras.export import lower, to_litert, to_savedmodel, verify
-from se_keras.export.agreement import agreement
 from se_keras.export.litert.file import LiteRTRunner
 from se_keras.export.model import trace
+from se_keras.export.outputs import agreement
 from se_keras.export.serving.savedmodel import SavedModelRunner
 from se_keras.layers import SqueezeExcite
 

@@ -16,7 +16,6 @@ from se_keras.images import calibration_images, require_pixels
 from se_keras.storage import sha256
 from se_keras.typing import Images
 
-from ..agreement import Agreement, agreement
 from ..description import Metadata, describe
 from ..lowering import Lowering, lower
 from ..manifest import manifest, reference_outputs
@@ -34,6 +33,7 @@ from ..model import (
     trace,
     warn_of_other_range,
 )
+from ..outputs import Agreement, agreement
 from . import metadata
 from .file import LiteRTModel, LiteRTRunner
 from .flatbuffer import TYPES, with_types, without_idle_clamps

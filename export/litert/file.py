@@ -11,7 +11,7 @@ from se_keras import storage
 from se_keras.errors import first_line
 from se_keras.storage import sha256
 
-from ..agreement import in_batches
+from ..outputs import in_batches
 from . import metadata
 
 

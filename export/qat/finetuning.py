@@ -22,7 +22,6 @@ from tf_keras import layers
 from se_keras.graph import calls, functional, input_shape_of, parts
 from se_keras.images import calibration_images
 
-from ..agreement import agreement
 from ..description import describe
 from ..litert.conversion import LOW_COSINE, compared_file, without_clamps
 from ..litert.file import LiteRTRunner
@@ -37,6 +36,7 @@ from ..model import (
     output_names,
     require_one_input,
 )
+from ..outputs import agreement
 from .library import tfmot
 from .quantizers import _BOUNDED, _UNROUNDED, CalibratedQuantizer, KernelQuantizer, RoundingConfig, _is_fused
 from .tf_keras_model import KERNELS, predict_tf_keras, transcribe

@@ -11,8 +11,8 @@ from tf_keras import layers as legacy
 
 from se_keras.graph import calls, endpoints
 
-from ..agreement import agreement
 from ..model import check_images, output_names, predict
+from ..outputs import agreement
 
 KERNELS = (legacy.Conv2D, legacy.DepthwiseConv2D, legacy.Dense)
 

@@ -17,7 +17,6 @@ from se_keras.graph import functional
 from se_keras.images import evaluation_image
 from se_keras.storage import sha256
 
-from ..agreement import agreement, in_batches
 from ..description import LABELS_FILE, describe
 from ..lowering import lower
 from ..manifest import manifest, reference_outputs
@@ -34,6 +33,7 @@ from ..model import (
     signature_of,
     trace,
 )
+from ..outputs import agreement, in_batches
 from . import warmup
 from .signatures import IMAGE_BYTES, LOGITS, classify, logits
 

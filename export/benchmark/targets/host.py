@@ -1,11 +1,13 @@
-"""The benchmark's measurement on this machine."""
+"""Measures two LiteRT files on this machine."""
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from se_keras.timing import compare
 
-from ...agreement import noise
+from ...litert.file import LiteRTModel
+from ...outputs import noise
 from ..energy import find_meter
 from ..programs import footprint as footprint_program
 from ..programs import run
@@ -13,49 +15,44 @@ from ..results import Footprint, Overhead, described, require_pair
 
 
 def measure(
-    baseline,
-    network,
+    baseline: LiteRTModel,
+    network: LiteRTModel,
     *,
-    variant,
-    threads=1,
-    blocks=30,
-    runs=3,
-    within=None,
-    seconds=None,
-    allow_undelegated=False,
-    progress=None,
-):
+    variant: str,
+    threads: int = 1,
+    blocks: int = 30,
+    runs: int = 3,
+    within: float | None = None,
+    seconds: float | None = None,
+    allow_undelegated: bool = False,
+    progress: Callable[[int], object] | None = None,
+) -> Overhead:
     """Times two LiteRT files in pairs, on this machine.
 
     Args:
-        baseline: A `LiteRTModel`: what stands for 1.
-        network: Another, with the same input.
-        variant: What to call both in the record.
-        threads: Number of threads of each.
-        blocks: Blocks of the comparison.
-        runs: Runs of each side in a block.
-        within, seconds: What ends the comparison before all blocks, as in `benchmark.compare`.
-        allow_undelegated: Whether to report a pair with operators that fell off XNNPACK.
-        progress: Called after each block with the number of blocks done.
-
-    Returns:
-        An `Overhead`.
+        baseline: The file that the other one is compared with.
+        network: Another file, with the same input.
+        variant: What to call both files in the record: see `Overhead`.
+        threads: Number of threads.
+        blocks, runs, within, seconds, progress: As in `timing.compare`.
+        allow_undelegated: Whether to measure files with operators that are not delegated to XNNPACK.
 
     Raises:
-        ValueError: If operators fell off XNNPACK, or if the inputs differ.
+        ValueError: If operators are not delegated to XNNPACK, or if the inputs differ.
     """
-    models = {"a": baseline, "b": network, "control": baseline}
-    runners = {side: model.runner(threads=threads) for side, model in models.items()}
-    shape = require_pair(runners["a"], runners["b"])
-    undelegated = sorted(set(runners["a"].undelegated() + runners["b"].undelegated()))
+    a, b, control = (model.runner(threads=threads) for model in (baseline, network, baseline))
+    shape = require_pair(a, b)
+    undelegated = sorted(set(a.undelegated() + b.undelegated()))
     if undelegated and not allow_undelegated:
         raise ValueError(
-            f"{', '.join(undelegated)} fell off XNNPACK and run on slow kernels: the ratio would not be the networks'. "
-            "allow_undelegated=True (--allow-undelegated) measures all the same"
+            f"Not delegated to XNNPACK: {', '.join(undelegated)}. These operators run on slow kernels, which would "
+            "distort the ratio; allow_undelegated=True (--allow-undelegated) measures the files anyway"
         )
     images = noise(shape[1:], samples=shape[0])
     comparison = compare(
-        **{side: runner.prepare(images) for side, runner in runners.items()},
+        a=a.prepare(images),
+        b=b.prepare(images),
+        control=control.prepare(images),
         blocks=blocks,
         runs=runs,
         within=within,

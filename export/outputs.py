@@ -1,4 +1,4 @@
-"""Agreement of two models: how far apart their outputs are on the same images."""
+"""Agreement of two models: how much their outputs on the same images differ."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,21 +8,19 @@ import numpy as np
 
 from se_keras.typing import Array, Images, Outputs
 
-LEAST_PROBABILITY = 1e-30  # smaller ones are treated as this; float32 ends at 1e-38
+LEAST_PROBABILITY = 1e-30  # smaller ones are treated as this one; float32 ends at 1e-38
 
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """How well `actual` follows `expected`.
+    """How well the `actual` outputs of a model agree with the `expected` ones. Several outputs are concatenated.
 
     Args:
         samples: Number of images.
-        max_error: Largest absolute difference, as a share of the range of `expected`.
-        mean_error: Mean absolute difference, likewise.
+        max_error: The largest absolute difference, as a share of the range of `expected`.
+        mean_error: The mean absolute difference, as a share of the same range.
         cosine: Cosine of the angle between the two as vectors.
-        top1: Share of the images with the same largest output.
-
-    Several outputs count as one long one.
+        top1: Share of the images whose largest output is the same.
     """
 
     samples: int
@@ -42,14 +40,14 @@ def agreement(expected: Outputs, actual: Outputs, *, as_logits: bool = False) ->
     """Compares the outputs of two models on the same images: `{name: array}`, each array `(samples, ...)`.
 
     Args:
-        expected: Outputs of the model that is the reference.
-        actual: Outputs of the other.
-        as_logits: Whether the outputs are probabilities, to be compared as the logits that they came from, up to a
-            constant. A softmax near 0 and 1 would hide every difference, and double the smallest one where two classes
-            tie. Not for quantized probabilities: most of these are 0, which has no logit.
+        expected: Outputs of the reference model.
+        actual: Outputs of the other model.
+        as_logits: Whether to compare probabilities as the logits that a softmax made them from, up to a constant. Near
+            0 and 1 a softmax hides every difference, and where two classes tie it doubles the smallest one. Not for
+            quantized probabilities: most of them are 0, which has no logit.
 
     Raises:
-        ValueError: If their names or shapes differ, or if a value is not finite.
+        ValueError: If names or shapes differ, or if a value is not finite.
     """
     shapes = [{name: tuple(x.shape) for name, x in sorted(side.items())} for side in (expected, actual)]
     if shapes[0] != shapes[1]:
@@ -74,11 +72,11 @@ def agreement(expected: Outputs, actual: Outputs, *, as_logits: bool = False) ->
 
 
 def logit_range(probabilities: Array) -> float:
-    """The range of the logits that probabilities came from, up to a constant for each sample."""
+    """The range of the logits of probabilities, up to a constant for each sample."""
     return float(np.ptp(_rows(probabilities, as_logits=True)))
 
 
-def _rows(values, *, as_logits):
+def _rows(values: Array, *, as_logits: bool) -> Array:
     """One output as rows of float64."""
     rows = np.asarray(values, dtype="float64").reshape(len(values), -1)
     if not as_logits:
@@ -88,14 +86,15 @@ def _rows(values, *, as_logits):
 
 
 def noise(shape: Sequence[int], *, samples: int = 4, seed: int = 0) -> Images:
-    """Standard normal images, `(samples, *shape)`, to compare on if no real ones are given."""
+    """Standard normal images, `(samples, *shape)`: to compare models without real images."""
     return np.random.default_rng(seed).normal(size=(samples, *shape)).astype("float32")
 
 
 def in_batches(run: Callable[[Any], Mapping[Any, Any]], images: Array, *, size: int | None = None) -> Outputs:
-    """Outputs of `run`, `{name: array}`, for `images`, a few at a time, because all at once would need much memory.
+    """Runs `run` on batches of `images`, to save memory, and concatenates its outputs: `{name: array}`.
 
-    `size` is the batch size that `run` requires: a smaller last batch is filled up, and the surplus cut off again.
+    `size` is the batch size that `run` requires: a smaller last batch is padded, and the outputs of the padding are
+    dropped. Without it, a batch has 8 images.
     """
     step, results = size or 8, []
     for start in range(0, len(images), step):
