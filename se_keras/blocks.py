@@ -1,56 +1,90 @@
-"""Pieces of every family: the fields of a row, convolution with BatchNorm, padding, the classifier. Nothing of one."""
+"""What all families share: the fields of a row, convolution with BatchNorm, padding, the classifier."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeVar
 
-from keras import initializers, layers
+from keras import KerasTensor, initializers, layers
 
 from se_keras.normalization import IMAGENET, Normalization
-from se_keras.recalibration import SEConfig
+from se_keras.recalibration import SEConfig, Site
+
+Padding = Literal["symmetric", "none"]  # "none" as in the first layers of Inception
+Kernel = int | tuple[int, int]  # (height, width) at stride 1 alone
 
 EPSILON = 1e-5  # of BatchNorm, as in the released networks; Keras' own is 1e-3
 TOP = "predictions"
-HEAD = (TOP, "fc1", "fc2")  # layers with weights behind the features
+HEAD = (TOP, "fc1", "fc2")  # layers with weights after the features
 # "We adopt the weight initialisation strategy of [He et al. 2015]", section 5: variance 2 / fan-in. Uniform, because
 # drawing 28 million normal values takes longer than building the rest of the network.
 HE = "he_uniform"
 
 
-def conv(x, channels, kernel, *, strides=1, groups=1, padding="symmetric", name):
-    """Convolution without bias.
-
-    `kernel` is a number, or `(height, width)` at stride 1; `padding` is `"symmetric"`, or `"none"` as in the first
-    layers of Inception.
-    """
+def conv(
+    x: KerasTensor,
+    channels: int,
+    kernel: Kernel,
+    *,
+    strides: int = 1,
+    groups: int = 1,
+    padding: Padding = "symmetric",
+    name: str,
+) -> KerasTensor:
+    """Convolution without bias."""
     x, keras_padding = _padded(x, kernel, strides, padding, name=name)
-    how = {"strides": strides, "padding": keras_padding, "groups": groups}
-    return layers.Conv2D(channels, kernel, **how, use_bias=False, kernel_initializer=HE, name=name)(x)
+    layer = layers.Conv2D(
+        channels, kernel, strides, keras_padding, groups=groups, use_bias=False, kernel_initializer=HE, name=name
+    )
+    return layer(x)
 
 
-def conv_bn(x, channels, kernel, *, epsilon=EPSILON, name, **how):
+def conv_bn(
+    x: KerasTensor,
+    channels: int,
+    kernel: Kernel,
+    *,
+    strides: int = 1,
+    groups: int = 1,
+    padding: Padding = "symmetric",
+    epsilon: float = EPSILON,
+    name: str,
+) -> KerasTensor:
     """Convolution without bias, then BatchNorm."""
-    return batch_norm(conv(x, channels, kernel, name=name, **how), epsilon=epsilon, name=f"{name}_bn")
+    x = conv(x, channels, kernel, strides=strides, groups=groups, padding=padding, name=name)
+    return batch_norm(x, epsilon=epsilon, name=f"{name}_bn")
 
 
-def conv_bn_relu(x, channels, kernel, *, name, **how):
+def conv_bn_relu(
+    x: KerasTensor,
+    channels: int,
+    kernel: Kernel,
+    *,
+    strides: int = 1,
+    groups: int = 1,
+    padding: Padding = "symmetric",
+    epsilon: float = EPSILON,
+    name: str,
+) -> KerasTensor:
     """Convolution, BatchNorm, ReLU."""
-    return relu(conv_bn(x, channels, kernel, name=name, **how), name=f"{name}_relu")
+    x = conv_bn(x, channels, kernel, strides=strides, groups=groups, padding=padding, epsilon=epsilon, name=name)
+    return relu(x, name=f"{name}_relu")
 
 
-def depthwise_bn(x, kernel, *, strides=1, name):
+def depthwise_bn(x: KerasTensor, kernel: int, *, strides: int = 1, name: str) -> KerasTensor:
     """Depthwise convolution without bias, padded symmetrically, then BatchNorm."""
     x, keras_padding = _padded(x, kernel, strides, "symmetric", name=name)
     # Each output reads kernel x kernel values; Keras' own initializers count those of all channels.
     limit = math.sqrt(6 / kernel**2)
-    initializer = initializers.RandomUniform(-limit, limit)
-    how = {"strides": strides, "padding": keras_padding}
-    x = layers.DepthwiseConv2D(kernel, **how, use_bias=False, depthwise_initializer=initializer, name=name)(x)
+    uniform: Any = initializers.RandomUniform(-limit, limit)  # pyright takes the type of the default, str
+    x = layers.DepthwiseConv2D(
+        kernel, strides, keras_padding, use_bias=False, depthwise_initializer=uniform, name=name
+    )(x)
     return batch_norm(x, name=f"{name}_bn")
 
 
 def _padded(x, kernel, strides, padding, *, name):
-    """The input of a convolution, and the padding that is left to Keras."""
+    """The input of a convolution, padded where Keras cannot do it, and the padding argument for Keras."""
     if padding == "none":
         return x, "valid"
     if kernel == 1 or strides == 1:
@@ -59,70 +93,70 @@ def _padded(x, kernel, strides, padding, *, name):
     return layers.ZeroPadding2D(kernel // 2, name=f"{name}_pad")(x), "valid"
 
 
-def batch_norm(x, *, epsilon=EPSILON, name):
-    """BatchNorm with the momentum of the released networks; Keras' own is 0.99."""
+def batch_norm(x: KerasTensor, *, epsilon: float = EPSILON, name: str) -> KerasTensor:
+    """BatchNorm with the momentum of the released networks. The default of Keras is 0.99."""
     return layers.BatchNormalization(momentum=0.9, epsilon=epsilon, name=name)(x)
 
 
-def relu(x, *, name):
-    """ReLU as a layer of its own."""
+def relu(x: KerasTensor, *, name: str) -> KerasTensor:
+    """ReLU as a separate layer."""
     return layers.ReLU(name=name)(x)
 
 
-def add_relu(x, shortcut, *, name):
+def add_relu(x: KerasTensor, shortcut: KerasTensor, *, name: str) -> KerasTensor:
     """The end of a residual block: sum, then ReLU."""
     return relu(layers.Add(name=f"{name}_add")([x, shortcut]), name=f"{name}_relu")
 
 
-def max_pool_caffe(x, *, name):
+def max_pool_caffe(x: KerasTensor, *, name: str) -> KerasTensor:
     """3x3 max pooling with stride 2 that rounds sizes up, as Caffe does (torch: ceil_mode=True).
 
-    `x` must not be negative (behind a ReLU), so that padding with zeros equals no padding.
+    `x` must not be negative (as after a ReLU), so that padding with zeros equals no padding.
     """
     return layers.MaxPooling2D(3, 2, name=name)(layers.ZeroPadding2D(((0, 1), (0, 1)), name=f"{name}_pad")(x))
 
 
-def max_pool_torch(x, *, name):
+def max_pool_torch(x: KerasTensor, *, name: str) -> KerasTensor:
     """3x3 max pooling with stride 2 and symmetric padding (torch: padding=1). `x` must not be negative."""
     return layers.MaxPooling2D(3, 2, name=name)(layers.ZeroPadding2D(1, name=f"{name}_pad")(x))
 
 
-def classifier(x, classes, *, activation, dropout):
-    """Global average pooling, dropout if any, and the fully connected layer `predictions`."""
+def classifier(x: KerasTensor, classes: int, *, activation: str | None, dropout: float) -> KerasTensor:
+    """Global average pooling, dropout if its rate is not 0, and the fully connected layer `predictions`."""
     x = layers.GlobalAveragePooling2D(name="avg_pool")(x)
     if dropout:
         x = layers.Dropout(dropout, name="dropout")(x)
     return predictions(x, classes, activation=activation)
 
 
-def predictions(x, classes, *, activation):
-    """The last fully connected layer. Logits and probabilities stay in float32 under mixed precision."""
+def predictions(x: KerasTensor, classes: int, *, activation: str | None) -> KerasTensor:
+    """The last fully connected layer. Its outputs stay in float32 under mixed precision."""
     return layers.Dense(classes, kernel_initializer=HE, name=TOP, dtype="float32", activation=activation)(x)
 
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkSpec:
-    """What a row of any family has.
+    """The fields that a row of any family has.
 
     Args:
         head: The classifier: `head(features, classes, activation=..., dropout=...)`.
-        dropout: Rate in the classifier.
+        dropout: Rate of the dropout in the classifier.
         classes: Default number of classes.
-        input_shape: Default image, and its channels.
-        minimum_size: The smallest height and width it accepts.
-        sites: Where its blocks can be recalibrated.
-        mean: Of each channel of the training images in 0 to 255, in RGB order: what preprocessing subtracts.
-        std: Likewise: what it divides by.
+        input_shape: Default `(height, width, channels)`.
+        minimum_size: The smallest height and width that it accepts.
+        sites: The sites where its blocks can be recalibrated.
+        mean: The value of each channel (RGB, pixels in 0 to 255) that preprocessing subtracts.
+        std: The value of each channel that preprocessing then divides by.
         se: Squeeze-and-excitation, or None.
-        source: Where the row is published.
+        source: Where the network is published.
     """
 
-    head: Callable = classifier
+    head: Callable[..., KerasTensor] = classifier
     dropout: float = 0.0
     classes: int = 1000
     input_shape: tuple[int, int, int] = (224, 224, 3)
     minimum_size: int = 32
-    sites: tuple[str, ...] = ("standard",)
+    sites: tuple[Site, ...] = ("standard",)
     mean: tuple[float, ...] = IMAGENET.mean
     std: tuple[float, ...] = IMAGENET.std
     se: SEConfig | None = None
@@ -130,10 +164,18 @@ class NetworkSpec:
 
     @property
     def normalization(self) -> Normalization:
-        """How the network takes pixels."""
+        """The normalization of pixels that the network was trained on."""
         return Normalization(self.mean, self.std)
 
+    @property
+    def stages(self) -> Sequence[int]:
+        """The numbers of the stages, for `SEConfig.stages`."""
+        raise NotImplementedError
 
-def with_se(specs, se):
-    """The rows, and beside each its twin with `se`, named `se_...`."""
+
+Spec = TypeVar("Spec", bound=NetworkSpec)
+
+
+def with_se(specs: dict[str, Spec], se: SEConfig) -> dict[str, Spec]:
+    """The rows, and for each its variant with `se`, named `se_...`."""
     return specs | {f"se_{name}": replace(spec, se=se) for name, spec in specs.items()}

@@ -3,17 +3,17 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from keras import layers
+from keras import KerasTensor, layers
 
 from se_keras.blocks import NetworkSpec, add_relu, batch_norm, conv, conv_bn, conv_bn_relu, relu, with_se
-from se_keras.layers import ShakeShake
-from se_keras.recalibration import SITES, SEConfig, recalibrator
+from se_keras.layers import Mixture, ShakeShake
+from se_keras.recalibration import SITES, Hook, SEConfig, Site, recalibrator
 
-# Pre-activation blocks: BatchNorm and ReLU stand in front of their convolution, nothing behind the sum.
+# Pre-activation blocks: BatchNorm and ReLU come before their convolution, and nothing comes after the sum.
 
 
-def basic(x, channels, *, strides, spec, se, name):
-    """3x3 twice (He et al. 2016, Figure 1b). Its `3x3` site is between them."""
+def basic(x: KerasTensor, channels: int, *, strides: int, spec: "CifarSpec", se: Hook, name: str) -> KerasTensor:
+    """Two 3x3 convolutions (He et al. 2016, Figure 1b). The site `3x3` is between them."""
     activated = bn_relu(x, name=f"{name}_conv1")
     y = conv(se("pre", activated), channels, 3, strides=strides, name=f"{name}_conv1")
     y = se("3x3", bn_relu(y, name=f"{name}_conv2"))
@@ -21,7 +21,7 @@ def basic(x, channels, *, strides, spec, se, name):
     return add(y, project(x, activated, channels, strides=strides, name=name), se=se, name=name)
 
 
-def bottleneck(x, channels, *, strides, spec, se, name):
+def bottleneck(x: KerasTensor, channels: int, *, strides: int, spec: "CifarSpec", se: Hook, name: str) -> KerasTensor:
     """1x1, 3x3, 1x1 with four times the channels (He et al. 2016, section 5)."""
     activated = bn_relu(x, name=f"{name}_conv1")
     y = conv(se("pre", activated), channels, 1, name=f"{name}_conv1")
@@ -31,27 +31,27 @@ def bottleneck(x, channels, *, strides, spec, se, name):
     return add(y, project(x, activated, 4 * channels, strides=strides, name=name), se=se, name=name)
 
 
-def bn_relu(x, *, name):
-    """BatchNorm and ReLU: in front of the convolution of that name, or behind the last block."""
+def bn_relu(x: KerasTensor, *, name: str) -> KerasTensor:
+    """BatchNorm and ReLU: before the convolution of that name, or after the last block."""
     return relu(batch_norm(x, name=f"{name}_bn"), name=f"{name}_relu")
 
 
-def project(x, activated, channels, *, strides, name):
-    """The shortcut: `x` itself where the shape stays, else a convolution that reads what the branch reads."""
+def project(x: KerasTensor, activated: KerasTensor, channels: int, *, strides: int, name: str) -> KerasTensor:
+    """The shortcut: `x` itself if the shape stays the same, else a 1x1 convolution of the activated input."""
     if strides == 1 and x.shape[-1] == channels:
         return x
     return conv(activated, channels, 1, strides=strides, name=f"{name}_shortcut")
 
 
-def add(y, shortcut, *, se, name):
-    """The end of a block."""
+def add(y: KerasTensor, shortcut: KerasTensor, *, se: Hook, name: str) -> KerasTensor:
+    """The end of a block: the sum, without an activation."""
     return se("post", layers.Add(name=f"{name}_add")([y, se("identity", shortcut)]))
 
 
-# Shake-Shake: two branches, mixed by chance, then recalibrated as one.
+# Shake-Shake: two branches are mixed at random, then recalibrated together.
 
 
-def shake_basic(x, channels, *, strides, spec, se, name):
+def shake_basic(x: KerasTensor, channels: int, *, strides: int, spec: "CifarSpec", se: Hook, name: str) -> KerasTensor:
     """Branches of ReLU, 3x3, ReLU, 3x3 (Gastaldi 2017, section 2.1)."""
     activated = relu(x, name=f"{name}_relu")
 
@@ -63,8 +63,10 @@ def shake_basic(x, channels, *, strides, spec, se, name):
     return add(y, skip(x, activated, channels, strides=strides, name=name), se=se, name=name)
 
 
-def shake_bottleneck(x, channels, *, strides, spec, se, name):
-    """Branches of 1x1, grouped 3x3, 1x1; ReLU behind the sum (Gastaldi 2017, its released ResNeXt)."""
+def shake_bottleneck(
+    x: KerasTensor, channels: int, *, strides: int, spec: "CifarSpec", se: Hook, name: str
+) -> KerasTensor:
+    """Branches of 1x1, grouped 3x3, 1x1; ReLU after the sum (Gastaldi 2017, its released ResNeXt)."""
 
     def branch(y, *, name):
         width = channels * spec.cardinality
@@ -78,14 +80,17 @@ def shake_bottleneck(x, channels, *, strides, spec, se, name):
     return se("post", add_relu(y, se("identity", shortcut), name=name))
 
 
-def shake(x, branch, *, spec, se, name):
-    """Two of the branches, mixed."""
+def shake(x: KerasTensor, branch: Callable[..., KerasTensor], *, spec: "CifarSpec", se: Hook, name: str) -> KerasTensor:
+    """Two branches, mixed."""
     branches = [branch(x, name=f"{name}_branch{number}") for number in (1, 2)]
     return se("standard", ShakeShake(spec.forward, spec.backward, name=f"{name}_shake")(branches))
 
 
-def skip(x, activated, channels, *, strides, name):
-    """The shortcut: `x` itself where the shape stays, else two 1x1 that see different pixels, side by side."""
+def skip(x: KerasTensor, activated: KerasTensor, channels: int, *, strides: int, name: str) -> KerasTensor:
+    """The shortcut: `x` itself if the shape stays the same, else two concatenated 1x1 convolutions.
+
+    The second one reads an input that is shifted by one pixel.
+    """
     if x.shape[-1] == channels:
         return x
     shifted = layers.Cropping2D(((0, 1), (0, 1)), name=f"{name}_shortcut2_crop")(activated)
@@ -97,8 +102,8 @@ def skip(x, activated, channels, *, strides, name):
     return batch_norm(layers.Concatenate(name=f"{name}_shortcut_concat")(halves), name=f"{name}_shortcut_bn")
 
 
-def no_end(x, *, name):
-    """Behind blocks that end in ReLU."""
+def no_end(x: KerasTensor, *, name: str) -> KerasTensor:
+    """Nothing, after blocks that end in ReLU."""
     return x
 
 
@@ -108,39 +113,39 @@ class CifarSpec(NetworkSpec):
 
     Args:
         blocks: Number of blocks in each of the three stages.
-        block: One of the above.
-        stem: The 3x3 in front of stage 2: `conv`, `conv_bn` or `conv_bn_relu`.
-        stem_channels: Its channels.
-        end: What stands behind the last block.
+        block: The function that builds a block.
+        stem: The 3x3 convolution before stage 2: `conv`, `conv_bn` or `conv_bn_relu`.
+        stem_channels: Channels of the stem.
+        end: What follows the last block.
         width: Channels of stage 2 (before a bottleneck's factor of four); each later stage doubles them.
-        cardinality: Groups of a Shake-Shake bottleneck's 3x3, each `width` wide.
-        forward: The mixture of Shake-Shake in the output.
-        backward: And in the gradients.
+        cardinality: Groups of the 3x3 convolution in a Shake-Shake bottleneck, each with `width` channels.
+        forward: How Shake-Shake mixes the outputs of the branches.
+        backward: How Shake-Shake mixes their gradients.
     """
 
     blocks: int
-    block: Callable = basic
-    stem: Callable = conv
+    block: Callable[..., KerasTensor] = basic
+    stem: Callable[..., KerasTensor] = conv
     stem_channels: int = 16
-    end: Callable = bn_relu
+    end: Callable[..., KerasTensor] = bn_relu
     width: int = 16
     cardinality: int = 1
-    forward: str = "shake"
-    backward: str = "shake"
+    forward: Mixture = "shake"
+    backward: Mixture = "shake"
     classes: int = 10
     input_shape: tuple[int, int, int] = (32, 32, 3)
     minimum_size: int = 8
-    mean: tuple[float, ...] = (125.3, 123.0, 113.9)  # of CIFAR-10, as in the released code of the wide ResNets
+    mean: tuple[float, ...] = (125.3, 123.0, 113.9)  # of CIFAR-10, from the released code of the wide ResNets
     std: tuple[float, ...] = (63.0, 62.1, 66.7)
-    sites: tuple[str, ...] = SITES
+    sites: tuple[Site, ...] = SITES
 
     @property
-    def stages(self):
+    def stages(self) -> tuple[int, ...]:
         """Stage numbers as in He et al. 2015: conv1 is stage 1."""
         return (2, 3, 4)
 
 
-def build(spec, images):
+def build(spec: CifarSpec, images: KerasTensor) -> KerasTensor:
     """Features of `images`, `(batch, height, width, channels)`, at the end of the last stage."""
     x = spec.stem(images, spec.stem_channels, 3, name="conv1")
     for stage in spec.stages:
@@ -154,7 +159,7 @@ def build(spec, images):
 
 _preact = "He et al. 2016 (arXiv:1603.05027), Table 1; arXiv:1709.01507, Tables 4 and 5"
 _shake = "Gastaldi 2017 (arXiv:1705.07485); arXiv:1709.01507, "
-_block_sites = tuple(site for site in SITES if site != "3x3")  # there are two inner 3x3, one in each branch
+_block_sites: tuple[Site, ...] = ("standard", "pre", "post", "identity")  # not 3x3: each branch has one of its own
 SPECS = with_se(
     {
         # Depth is 6 n + 2 with basic blocks, 9 n + 2 with bottlenecks.

@@ -3,24 +3,33 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
-from keras import layers
+from keras import KerasTensor, layers
 
-from se_keras.blocks import EPSILON, HE, NetworkSpec, conv_bn_relu, max_pool_caffe, relu, with_se
-from se_keras.recalibration import SEConfig, recalibrator
+from se_keras.blocks import EPSILON, HE, Kernel, NetworkSpec, Padding, conv_bn_relu, max_pool_caffe, relu, with_se
+from se_keras.recalibration import Hook, SEConfig, recalibrator
 
-
-def branch(x, *convolutions, strides=1, padding="symmetric", epsilon=EPSILON, name):
-    """Convolutions in a row, `(channels, kernel)` each; strides and padding are the last one's."""
-    *first, last = enumerate(convolutions, start=1)
-    for number, (channels, kernel) in first:
-        x = conv_bn_relu(x, channels, kernel, epsilon=epsilon, name=f"{name}_conv{number}")
-    number, (channels, kernel) = last
-    how = {"strides": strides, "padding": padding, "epsilon": epsilon}
-    return conv_bn_relu(x, channels, kernel, **how, name=f"{name}_conv{number}")
+Convolutions = tuple[tuple[int, Kernel], ...]  # (channels, kernel) of each
 
 
-def concatenate(branches, *, name):
+def branch(
+    x: KerasTensor,
+    *convolutions: tuple[int, Kernel],
+    strides: int = 1,
+    padding: Padding = "symmetric",
+    epsilon: float = EPSILON,
+    name: str,
+) -> KerasTensor:
+    """A sequence of convolutions. Strides and padding are those of the last one."""
+    *first, (channels, kernel) = convolutions
+    for number, convolution in enumerate(first, start=1):
+        x = conv_bn_relu(x, *convolution, epsilon=epsilon, name=f"{name}_conv{number}")
+    name = f"{name}_conv{len(convolutions)}"
+    return conv_bn_relu(x, channels, kernel, strides=strides, padding=padding, epsilon=epsilon, name=name)
+
+
+def concatenate(branches: list[KerasTensor], *, name: str) -> KerasTensor:
     """The end of a module."""
     return layers.Concatenate(name=f"{name}_concat")(branches)
 
@@ -28,7 +37,19 @@ def concatenate(branches, *, name):
 # BN-Inception.
 
 
-def module(x, one, three_reduce, three, double_reduce, double, pool, projection, *, se, name):
+def module(
+    x: KerasTensor,
+    one: int,
+    three_reduce: int,
+    three: int,
+    double_reduce: int,
+    double: int,
+    pool: Callable[..., KerasTensor],
+    projection: int,
+    *,
+    se: Hook,
+    name: str,
+) -> KerasTensor:
     """1x1; 1x1 and 3x3; 1x1 and two 3x3; pooling and 1x1 (Ioffe & Szegedy 2015, appendix)."""
     branches = [
         branch(x, (one, 1), name=f"{name}_branch1"),
@@ -39,8 +60,10 @@ def module(x, one, three_reduce, three, double_reduce, double, pool, projection,
     return se("standard", concatenate(branches, name=name))
 
 
-def reduction(x, three_reduce, three, double_reduce, double, *, se, name):
-    """The module that halves the size: without the 1x1, and its input is pooled and passes."""
+def reduction(
+    x: KerasTensor, three_reduce: int, three: int, double_reduce: int, double: int, *, se: Hook, name: str
+) -> KerasTensor:
+    """The module that halves the size. It has no 1x1 branch and no projection after the pooling."""
     branches = [
         branch(x, (three_reduce, 1), (three, 3), strides=2, name=f"{name}_branch1"),
         branch(x, (double_reduce, 1), (double, 3), (double, 3), strides=2, name=f"{name}_branch2"),
@@ -49,28 +72,28 @@ def reduction(x, three_reduce, three, double_reduce, double, *, se, name):
     return se("standard", concatenate(branches, name=name))
 
 
-def halving_pool(x, *, name):
-    """3x3 at stride 2: Caffe's at even sizes, and at odd ones with the windows of the convolutions beside it."""
+def halving_pool(x: KerasTensor, *, name: str) -> KerasTensor:
+    """3x3 max pooling with stride 2: as in Caffe at even sizes; at odd sizes its windows are those of the branches."""
     return layers.MaxPooling2D(3, 2, padding="same", name=name)(x)
 
 
-def average_pool(x, *, name):
-    """3x3 at stride 1, the zeros around the map counted in, as in Caffe."""
+def average_pool(x: KerasTensor, *, name: str) -> KerasTensor:
+    """3x3 average pooling with stride 1. The zeros of the padding count, as in Caffe."""
     return layers.AveragePooling2D(3, 1, name=name)(layers.ZeroPadding2D(1, name=f"{name}_pad")(x))
 
 
-def max_pool(x, *, name):
-    """3x3 at stride 1."""
+def max_pool(x: KerasTensor, *, name: str) -> KerasTensor:
+    """3x3 max pooling with stride 1."""
     return layers.MaxPooling2D(3, 1, padding="same", name=name)(x)
 
 
-def stem_bn_inception(images):
+def stem_bn_inception(images: KerasTensor) -> KerasTensor:
     """7x7 with stride 2, pooling, 1x1 and 3x3, pooling."""
     x = max_pool_caffe(conv_bn_relu(images, 64, 7, strides=2, name="conv1"), name="pool1")
     return max_pool_caffe(branch(x, (64, 1), (192, 3), name="conv2"), name="pool2")
 
 
-# The modules of each stage, 3a to 5b, with the columns of the paper's table.
+# The modules of each stage, 3a to 5b. The numbers are the columns of the paper's table.
 BN_INCEPTION = {
     3: (
         (module, 64, 64, 64, 64, 96, average_pool, 32),
@@ -91,14 +114,16 @@ BN_INCEPTION = {
 }
 
 
-# Inception-ResNet-v2, whose BatchNorm has the epsilon of its released weights.
+# Inception-ResNet-v2. Its BatchNorm has the epsilon of the released weights.
 
 _branch = partial(branch, epsilon=1e-3)
 _conv = partial(conv_bn_relu, epsilon=1e-3)
 
 
-def residual(x, branches, scale, *, last=False, se, name):
-    """The branches, a linear 1x1 as wide as the input, a scaled sum (Szegedy et al. 2016, Figures 16, 17, 19, 20)."""
+def residual(
+    x: KerasTensor, branches: tuple[Convolutions, ...], scale: float, *, last: bool = False, se: Hook, name: str
+) -> KerasTensor:
+    """Branches, a linear 1x1 as wide as the input, a scaled sum (Szegedy et al. 2016, Figures 16, 17, 19, 20)."""
     y = se("pre", x)
     y = concatenate([_branch(y, *b, name=f"{name}_branch{n}") for n, b in enumerate(branches, 1)], name=name)
     y = se("standard", layers.Conv2D(x.shape[-1], 1, kernel_initializer=HE, name=f"{name}_conv")(y))
@@ -106,8 +131,8 @@ def residual(x, branches, scale, *, last=False, se, name):
     return se("post", y if last else relu(y, name=f"{name}_relu"))
 
 
-def mixed_5b(x, *, se, name):
-    """The one module without a shortcut, behind the stem."""
+def mixed_5b(x: KerasTensor, *, se: Hook, name: str) -> KerasTensor:
+    """The module after the stem. It has no shortcut, and is not recalibrated."""
     pooled = layers.AveragePooling2D(3, 1, padding="same", name=f"{name}_pool")(x)
     branches = [
         _branch(x, (96, 1), name=f"{name}_branch1"),
@@ -118,20 +143,19 @@ def mixed_5b(x, *, se, name):
     return concatenate(branches, name=name)
 
 
-def valid_reduction(x, *branches, se, name):
-    """Branches with stride 2, beside the pooled input (Szegedy et al. 2016, Figures 7 and 18)."""
-    how = {"strides": 2, "padding": "none"}
-    made = [_branch(x, *b, **how, name=f"{name}_branch{n}") for n, b in enumerate(branches, 1)]
+def valid_reduction(x: KerasTensor, *branches: Convolutions, se: Hook, name: str) -> KerasTensor:
+    """Branches with stride 2, and the pooled input (Szegedy et al. 2016, Figures 7 and 18)."""
+    made = [_branch(x, *b, strides=2, padding="none", name=f"{name}_branch{n}") for n, b in enumerate(branches, 1)]
     return concatenate([*made, layers.MaxPooling2D(3, 2, name=f"{name}_pool")(x)], name=name)
 
 
-def widening(x, *, se, name):
-    """The 1x1 in front of the classifier."""
+def widening(x: KerasTensor, *, se: Hook, name: str) -> KerasTensor:
+    """The 1x1 convolution before the classifier."""
     return _conv(x, 1536, 1, name=f"{name}_conv")
 
 
-def stem_inception_resnet(images):
-    """To a twelfth of the size, hardly padded."""
+def stem_inception_resnet(images: KerasTensor) -> KerasTensor:
+    """Convolutions and pooling, most without padding. They reduce 299x299 to 35x35."""
     x = _conv(images, 32, 3, strides=2, padding="none", name="conv1")
     x = _conv(x, 32, 3, padding="none", name="conv2")
     x = layers.MaxPooling2D(3, 2, name="pool1")(_conv(x, 64, 3, name="conv3"))
@@ -159,20 +183,20 @@ class InceptionSpec(NetworkSpec):
     """A row of the family.
 
     Args:
-        stem: What stands before stage 3.
-        modules: Of each stage: the function that builds a module, and its arguments.
+        stem: Everything before stage 3.
+        modules: The modules of each stage: the function that builds a module, and its arguments.
     """
 
-    stem: Callable
-    modules: dict[int, tuple]
+    stem: Callable[[KerasTensor], KerasTensor]
+    modules: dict[int, tuple[tuple[Any, ...], ...]]
 
     @property
-    def stages(self):
-        """Stage numbers as in BN-Inception's names, 3a to 5b, by the size of the map in both networks."""
+    def stages(self) -> tuple[int, ...]:
+        """Stage numbers as in the names of BN-Inception's modules, 3a to 5b: one for each size of the feature map."""
         return tuple(self.modules)
 
 
-def build(spec, images):
+def build(spec: InceptionSpec, images: KerasTensor) -> KerasTensor:
     """Features of `images`, `(batch, height, width, channels)`, at the end of the last module."""
     x = spec.stem(images)
     for stage, modules in spec.modules.items():

@@ -2,15 +2,17 @@
 
 from dataclasses import dataclass, replace
 
-from se_keras.blocks import NetworkSpec, conv_bn_relu, depthwise_bn, relu, with_se
-from se_keras.recalibration import SEConfig, recalibrator
+from keras import KerasTensor
 
-# Howard et al. 2017, Table 1: output channels of the 13 blocks. The first block of every stage but the first halves
-# the size: stage n has a stride of 2 ** n.
+from se_keras.blocks import NetworkSpec, conv_bn_relu, depthwise_bn, relu, with_se
+from se_keras.recalibration import Hook, SEConfig, Site, recalibrator
+
+# Howard et al. 2017, Table 1: output channels of the 13 blocks, by stage. From stage 2 on, the first block of a stage
+# halves the size: stage n has a stride of 2 ** n.
 CHANNELS = ((64,), (128, 128), (256, 256), (512,) * 6, (1024, 1024))
 
 
-def separable(x, channels, *, strides, se, name):
+def separable(x: KerasTensor, channels: int, *, strides: int, se: Hook, name: str) -> KerasTensor:
     """Depthwise 3x3, then pointwise 1x1 (Howard et al. 2017, Figure 3)."""
     x = se("3x3", relu(depthwise_bn(x, 3, strides=strides, name=f"{name}_conv1"), name=f"{name}_conv1_relu"))
     return se("standard", conv_bn_relu(x, channels, 1, name=f"{name}_conv2"))
@@ -21,20 +23,20 @@ class MobileNetSpec(NetworkSpec):
     """A row of the family.
 
     Args:
-        alpha: The width multiplier: a factor of every number of channels.
+        alpha: The width multiplier: every number of channels is multiplied by it.
     """
 
     alpha: float = 1.0
-    sites: tuple[str, ...] = ("standard", "3x3")
+    sites: tuple[Site, ...] = ("standard", "3x3")
     source: str = "Howard et al. 2017, Table 1; arXiv:1709.01507, Table 3"
 
     @property
-    def stages(self):
-        """One for each size of the feature map."""
+    def stages(self) -> range:
+        """Stage numbers from 1: one stage for each size of the feature map."""
         return range(1, 1 + len(CHANNELS))
 
 
-def build(spec, images):
+def build(spec: MobileNetSpec, images: KerasTensor) -> KerasTensor:
     """Features of `images`, `(batch, height, width, channels)`, at the end of the last block."""
     x = conv_bn_relu(images, int(32 * spec.alpha), 3, strides=2, name="conv1")
     for stage, blocks in zip(spec.stages, CHANNELS, strict=True):

@@ -2,19 +2,21 @@
 
 from dataclasses import dataclass
 
-from keras import layers
+from keras import KerasTensor, layers
 
 from se_keras.blocks import NetworkSpec, add_relu, conv_bn, conv_bn_relu, depthwise_bn, max_pool_torch, relu, with_se
 from se_keras.layers import ChannelShuffle
-from se_keras.recalibration import SITES, SEConfig, recalibrator
+from se_keras.recalibration import SITES, Hook, SEConfig, Site, recalibrator
 
-BLOCKS = (4, 8, 4)  # of stage 2 to 4: Zhang et al. 2018, Table 1
+BLOCKS = (4, 8, 4)  # in stages 2 to 4: Zhang et al. 2018, Table 1
 CHANNELS = {1: 144, 2: 200, 3: 240, 4: 272, 8: 384}  # of stage 2, by groups; each later stage doubles them
 
 
-def shuffle_unit(x, channels, *, strides, first_groups, groups, se, name):
+def shuffle_unit(
+    x: KerasTensor, channels: int, *, strides: int, first_groups: int, groups: int, se: Hook, name: str
+) -> KerasTensor:
     """Grouped 1x1, shuffle, depthwise 3x3, grouped 1x1 (Zhang et al. 2018, Figure 2b; Figure 2c with a stride)."""
-    # A unit with a stride appends its pooled input to the branch, which is that much narrower.
+    # A unit with a stride appends its pooled input to the branch. The branch has only the rest of the channels.
     branch_channels = channels - x.shape[-1] if strides > 1 else channels
     y = se("pre", x)
     y = conv_bn_relu(y, channels // 4, 1, groups=first_groups, name=f"{name}_conv1")
@@ -33,25 +35,25 @@ class ShuffleNetSpec(NetworkSpec):
     """A row of the family.
 
     Args:
-        groups: Of the 1x1 convolutions.
-        width: A factor of every number of channels. Where it leaves channels that do not divide into groups, the next
-            multiple that does is taken: the paper does not say.
+        groups: Groups of the 1x1 convolutions.
+        width: Every number of channels is multiplied by it, and rounded up to what the groups divide. The paper does
+            not say how to round.
     """
 
     groups: int
     width: float = 1.0
-    sites: tuple[str, ...] = SITES  # a shuffle unit is a residual block
+    sites: tuple[Site, ...] = SITES  # a shuffle unit is a residual block
     source: str = "Zhang et al. 2018, Table 1; arXiv:1709.01507, Table 3"
 
     @property
-    def stages(self):
+    def stages(self) -> range:
         """Stage numbers as in Zhang et al. 2018, Table 1."""
         return range(2, 2 + len(BLOCKS))
 
 
-def build(spec, images):
+def build(spec: ShuffleNetSpec, images: KerasTensor) -> KerasTensor:
     """Features of `images`, `(batch, height, width, channels)`, at the end of the last stage."""
-    # Stage 2 begins with a unit whose branch has channels - stem: both must divide into groups.
+    # The branch of the first unit of stage 2 has channels - stem channels: the groups must divide both.
     stem = _multiple(24 * spec.width, of=spec.groups)
     x = max_pool_torch(conv_bn_relu(images, stem, 3, strides=2, name="conv1"), name="pool1")
     for stage, count in zip(spec.stages, BLOCKS, strict=True):
@@ -62,7 +64,7 @@ def build(spec, images):
                 x,
                 channels,
                 strides=2 if block == 1 else 1,
-                # "we do not apply group convolution on the first pointwise layer": few channels come in.
+                # "we do not apply group convolution on the first pointwise layer": its input has few channels.
                 first_groups=1 if stage == 2 and block == 1 else spec.groups,
                 groups=spec.groups,
                 se=recalibrator(spec.se, stage=stage, name=name),
@@ -72,7 +74,7 @@ def build(spec, images):
 
 
 def _multiple(channels, *, of):
-    """The least multiple of `of` that is no less than `channels`."""
+    """`channels`, rounded up to a multiple of `of`."""
     return -int(-channels // of) * of
 
 

@@ -2,16 +2,16 @@
 
 from dataclasses import dataclass
 
-from keras import layers
+from keras import KerasTensor, layers
 
 from se_keras.blocks import HE, NetworkSpec, conv_bn_relu, predictions, with_se
 from se_keras.recalibration import SEConfig, recalibrator
 
-CHANNELS = (64, 128, 256, 512, 512)  # of stage 1 to 5: Simonyan & Zisserman 2014, Table 1
+CHANNELS = (64, 128, 256, 512, 512)  # of stages 1 to 5: Simonyan & Zisserman 2014, Table 1
 
 
-def fully_connected(x, classes, *, activation, dropout):
-    """VGG's classifier: two layers of 4096 units behind the flattened map, 7x7 at the default size."""
+def fully_connected(x: KerasTensor, classes: int, *, activation: str | None, dropout: float) -> KerasTensor:
+    """The classifier of VGG: two layers of 4096 units after the flattened feature map (7x7 at the default size)."""
     if None in x.shape[1:]:
         raise ValueError(f"VGG's classifier needs a fixed input_shape. Received: a feature map of {x.shape[1:]}")
     x = layers.Flatten(name="flatten")(x)
@@ -26,19 +26,19 @@ class VGGSpec(NetworkSpec):
     """A row of the family.
 
     Args:
-        blocks: Number of convolutions in stage 1 to 5, each with BatchNorm and ReLU: a block each.
+        blocks: Number of blocks in stages 1 to 5. A block is a convolution with BatchNorm and ReLU.
     """
 
     blocks: tuple[int, ...]
 
     @property
-    def stages(self):
+    def stages(self) -> range:
         """Stage numbers as in the names of VGG's layers: conv1_1 is in stage 1."""
         return range(1, 1 + len(self.blocks))
 
 
-def build(spec, images):
-    """Features of `images`, `(batch, height, width, channels)`, behind the last pooling."""
+def build(spec: VGGSpec, images: KerasTensor) -> KerasTensor:
+    """Features of `images`, `(batch, height, width, channels)`, after the last pooling."""
     x = images
     for stage, count, channels in zip(spec.stages, spec.blocks, CHANNELS, strict=True):
         for block in range(1, count + 1):
