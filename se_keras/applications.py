@@ -1,24 +1,30 @@
 """The networks as functions with the signature of keras.applications: `SEResNet50(weights=None, classes=10)`."""
 
-from se_keras.catalogue import AS_PUBLISHED, create, spec_of
+import os
+from collections.abc import Callable, Sequence
+
+import keras
+
+from se_keras.catalogue import AS_PUBLISHED, AsPublished, Pooling, create, spec_of
+from se_keras.recalibration import SEConfig
 
 
-def application(function, network):
-    """Returns a function of that name that builds `network`, with the keywords of keras.applications and `se`."""
+def application(function: str, network: str) -> Callable[..., keras.Model]:
+    """Returns a function of that name that builds `network`. It has the signature of keras.applications, and `se`."""
 
     def build(
-        include_top=True,
-        weights=None,
-        input_tensor=None,
-        input_shape=None,
-        pooling=None,
-        classes=1000,
-        classifier_activation="softmax",
-        name=None,
+        include_top: bool = True,
+        weights: str | os.PathLike[str] | None = None,
+        input_tensor: keras.KerasTensor | None = None,
+        input_shape: Sequence[int | None] | None = None,
+        pooling: Pooling | None = None,
+        classes: int | None = 1000,
+        classifier_activation: str | None = "softmax",
+        name: str | None = None,
         *,
-        se=AS_PUBLISHED,
-        include_preprocessing=False,
-    ):
+        se: SEConfig | None | AsPublished = AS_PUBLISHED,
+        include_preprocessing: bool = False,
+    ) -> keras.Model:
         return create(
             network,
             se=se,

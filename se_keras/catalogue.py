@@ -1,22 +1,28 @@
-"""Every network by name: `create` builds one, `names` lists them. Owns each keyword of keras.applications."""
+"""Every network by name: `create` builds one, `names` lists them. Handles the keywords of keras.applications."""
 
 import difflib
+import os
+from collections.abc import Sequence
 from dataclasses import replace
+from types import ModuleType
+from typing import Any, Literal
 
 import keras
 
 from se_keras.architectures import cifar, inception, mobilenet, resnet, shufflenet, vgg
-from se_keras.blocks import HEAD
-from se_keras.recalibration import check_fits
+from se_keras.blocks import HEAD, NetworkSpec
+from se_keras.recalibration import SEConfig, check_fits
 from se_keras.weights.porting import load_weights
 from se_keras.weights.released import IMAGENET, imagenet
 
 FAMILIES = (resnet, vgg, inception, mobilenet, shufflenet, cifar)
-AS_PUBLISHED = "as published"
+AsPublished = Literal["as published"]
+AS_PUBLISHED: AsPublished = "as published"
+Pooling = Literal["avg", "max"]
 
 
 def _merge(families):
-    rows = {}
+    rows: dict[str, tuple[ModuleType, NetworkSpec]] = {}
     for family in families:
         for name, spec in family.SPECS.items():
             if name in rows:
@@ -28,85 +34,77 @@ def _merge(families):
 _ROWS = _merge(FAMILIES)
 
 
-def names():
-    """The names that `create` accepts: baselines, and their twins with squeeze-and-excitation."""
+def names() -> list[str]:
+    """The names that `create` accepts: baselines, and their variants with squeeze-and-excitation."""
     return sorted(_ROWS)
 
 
-def spec_of(network):
-    """The row behind a name, a frozen dataclass of its family.
+def spec_of(network: str) -> NetworkSpec:
+    """The row of a network: a frozen dataclass of its family.
 
     Raises:
-        ValueError: If there is no such network; the message has the nearest names.
+        ValueError: If there is no such network. The message lists the most similar names.
     """
     return _row(network)[1]
 
 
 def create(
-    network,
+    network: str,
     /,
     *,
-    se=AS_PUBLISHED,
-    include_top=True,
-    weights=None,
-    input_tensor=None,
-    input_shape=None,
-    pooling=None,
-    classes=None,
-    classifier_activation="softmax",
-    include_preprocessing=False,
-    name=None,
-):
+    se: SEConfig | None | AsPublished = AS_PUBLISHED,
+    include_top: bool = True,
+    weights: str | os.PathLike[str] | None = None,
+    input_tensor: keras.KerasTensor | None = None,
+    input_shape: Sequence[int | None] | None = None,
+    pooling: Pooling | None = None,
+    classes: int | None = None,
+    classifier_activation: str | None = "softmax",
+    include_preprocessing: bool = False,
+    name: str | None = None,
+) -> keras.Model:
     """Builds a network of the catalogue as a functional Keras model.
 
     Args:
         network: One of `names()`, such as `"se_resnet50"`.
-        se: An `SEConfig` in place of the row's own; `None` gives the plain baseline.
-        include_top: Whether the classifier stands at the end.
-        weights: `None` for random ones (He et al. 2015); `"imagenet"` for the released ones, fetched the first time;
-            or a file of the same network, whose classifier does not matter without the top: `.weights.h5` or `.keras`
-            as Keras saves it, `.safetensors` or `.pth` as timm and pytorchcv do.
+        se: An `SEConfig` to use instead of the published one. `None` builds the plain baseline.
+        include_top: Whether to include the classifier.
+        weights: `None` for random weights (He et al. 2015); `"imagenet"` for the released ones, which are downloaded
+            the first time; or a file with weights of the same network. A file is `.weights.h5` or `.keras` (of Keras),
+            `.safetensors` or `.pth` (of timm or pytorchcv). Without the top, the classifier in it is ignored.
         input_tensor: A Keras tensor to use as the images.
-        input_shape: `(height, width, channels)`; height and width may be `None`. Default: the row's own, and free
-            height and width without the top.
-        pooling: Without the top: `None` for the feature map, `"avg"` or `"max"` for a vector.
-        classes: Number of classes of the classifier. Default: the row's own, 1000 for ImageNet's networks.
-        classifier_activation: Its activation; `None` gives logits.
-        include_preprocessing: Whether the network itself turns RGB images in 0 to 255 into what it was trained on.
-        name: Of the model; default: the network's.
+        input_shape: `(height, width, channels)`; height and width may be `None`. Default: the published shape; without
+            the top, height and width are `None`.
+        pooling: The output without the top: `None` for the feature map, `"avg"` or `"max"` for a vector.
+        classes: Number of classes. Default: the published number, such as 1000 for ImageNet.
+        classifier_activation: Activation of the classifier. `None` gives logits.
+        include_preprocessing: Whether the model normalizes its input itself. It then takes RGB images in 0 to 255.
+        name: Name of the model. Default: `network`.
 
     Returns:
-        A `keras.Model` from `(batch, height, width, channels)`, channels last, to `(batch, classes)`.
+        A model from `(batch, height, width, channels)` to `(batch, classes)`.
 
     Raises:
-        ValueError, TypeError: If an argument is not one of the above, or if the weights do not fit.
-        OSError: If there is no such file of weights, or if they cannot be fetched.
+        ValueError, TypeError: If an argument is not valid, or if the weights do not fit.
+        OSError: If the file of weights does not exist, or if the weights cannot be downloaded.
     """
     family, spec = _row(network)
     if se != AS_PUBLISHED:
         check_fits(se, network=network, sites=spec.sites, stages=spec.stages)
         spec = replace(spec, se=se)
     if keras.config.image_data_format() != "channels_last":
-        raise ValueError("se_keras builds channels-last networks. Received: keras.config.image_data_format()="
-                         f"{keras.config.image_data_format()!r}")  # fmt: skip
+        raise ValueError(f"se_keras builds channels-last networks. Received: {keras.config.image_data_format()=!r}")
     if pooling not in (None, "avg", "max"):
         raise ValueError(f"pooling must be None, 'avg' or 'max'. Received: pooling={pooling!r}")
     classes = spec.classes if classes is None else classes
     if include_top and (isinstance(classes, bool) or not isinstance(classes, int) or classes < 1):
         raise ValueError(f"classes must be a positive int. Received: classes={classes!r}")
 
-    if input_tensor is None:
-        images = keras.Input(_input_shape(input_shape, include_top, spec), name="images")
-    elif keras.utils.is_keras_tensor(input_tensor):
-        _input_shape(input_tensor.shape[1:], include_top, spec)
-        images = input_tensor
-    else:
-        raise TypeError(f"input_tensor must be a Keras tensor, as keras.Input returns. Received: {type(input_tensor)}")
+    x = images = _images(input_tensor, input_shape, include_top, spec)
     if isinstance(weights, str) and weights == "imagenet":
         _check_released(network, spec, images.shape[1:], classes if include_top else None)
         weights = imagenet(network, build=lambda: create(network))
 
-    x = images
     if include_preprocessing:
         if x.shape[-1] != len(spec.mean):
             raise ValueError(f"{network} preprocesses {len(spec.mean)} channels. Received: input_shape={x.shape[1:]}")
@@ -128,20 +126,35 @@ def create(
     return model
 
 
+def _images(input_tensor, input_shape, include_top, spec) -> Any:
+    """The images: a new `keras.Input`, or the checked `input_tensor`."""
+    if input_tensor is None:
+        return keras.Input(_input_shape(input_shape, include_top, spec), name="images")
+    if not keras.utils.is_keras_tensor(input_tensor):
+        raise TypeError(f"input_tensor must be a Keras tensor, as keras.Input returns. Received: {type(input_tensor)}")
+    _input_shape(input_tensor.shape[1:], include_top, spec)
+    return input_tensor
+
+
 def _check_released(network, spec, shape, classes):
-    """Raises ValueError where released weights cannot fit, before any are fetched; `classes` is None without a top."""
+    """Raises ValueError before a download if the released weights cannot fit. `classes` is None without the top."""
     row = spec_of(network)
     if network not in IMAGENET:
         return
     if classes not in (None, row.classes):
-        raise ValueError(f"weights='imagenet' has a classifier of {row.classes} classes: classes must be "
-                         f"{row.classes}, or include_top False. Received: classes={classes}")  # fmt: skip
+        raise ValueError(
+            f"weights='imagenet' has a classifier of {row.classes} classes: classes must be {row.classes}, or "
+            f"include_top False. Received: classes={classes}"
+        )
     if spec != row:
-        raise ValueError(f"weights='imagenet' was trained as {network} is published: se must be left out, or be the "
-                         f"row's own. Received: se={spec.se}")  # fmt: skip
+        raise ValueError(
+            f"weights='imagenet' was trained with the published squeeze-and-excitation of {network}: se must be left "
+            f"out, or be {row.se}. Received: se={spec.se}"
+        )
     if shape[-1] != row.input_shape[-1]:
-        raise ValueError(f"weights='imagenet' takes images of {row.input_shape[-1]} channels. "
-                         f"Received: input_shape={tuple(shape)}")  # fmt: skip
+        raise ValueError(
+            f"weights='imagenet' takes images with {row.input_shape[-1]} channels. Received: input_shape={tuple(shape)}"
+        )
 
 
 def _row(network):
@@ -172,6 +185,6 @@ def _input_shape(shape, include_top, spec):
     return tuple(shape)
 
 
-def baseline_name(network):
-    """What the baseline of a network is called: se_resnet50's is resnet50."""
+def baseline_name(network: str) -> str:
+    """The name of the baseline of a network: resnet50 for se_resnet50."""
     return network.removeprefix("se_") if network.startswith("se_") else f"{network}_without_se"

@@ -1,7 +1,9 @@
 """Parameters and multiply-adds of a model, layer by layer and in total."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import keras
 from keras import layers
@@ -12,11 +14,11 @@ from se_keras.layers import SqueezeExcite
 
 @dataclass(frozen=True, kw_only=True)
 class LayerComplexity:
-    """One call of a layer. Parameters of a shared layer count at its first call, multiply-adds at each."""
+    """One call of a layer. The parameters of a shared layer count at its first call, its multiply-adds at each."""
 
     name: str
     type: str
-    output_shape: tuple
+    output_shape: tuple[int, ...]
     trainable: int
     statistics: int
     macs: int
@@ -24,16 +26,16 @@ class LayerComplexity:
 
 @dataclass(frozen=True, kw_only=True)
 class Complexity:
-    """Of a whole model, for one image.
+    """The counts of a whole model, for one image.
 
     Args:
-        trainable: Parameters that training changes: BatchNorm's gamma and beta in, its moving statistics out. Frozen
-            layers count too: it is a fact of the network, not of a moment in its training.
-        statistics: BatchNorm's moving means and variances.
+        trainable: Parameters that training changes: with gamma and beta of BatchNorm, without its moving statistics.
+            The parameters of frozen layers count too.
+        statistics: Moving means and variances of BatchNorm.
         se_trainable: The share of `trainable` in SqueezeExcite layers.
-        macs: Multiply-adds of convolutions and fully connected layers (Dense) alone; 1 multiply-add = 1.
+        macs: Multiply-adds of convolutions and fully connected layers (Dense). One multiply-add counts as 1.
         se_macs: The share of `macs` in SqueezeExcite layers.
-        layers: The same per call, in order.
+        layers: The counts of each call, in order.
     """
 
     trainable: int
@@ -44,21 +46,21 @@ class Complexity:
     layers: tuple[LayerComplexity, ...]
 
     @property
-    def parameters(self):
-        """What Keras' `count_params()` gives: moving statistics included."""
+    def parameters(self) -> int:
+        """All parameters, with the moving statistics: `count_params()` of Keras."""
         return self.trainable + self.statistics
 
 
-def complexity(model, *, input_shape=None):
+def complexity(model: keras.Model, *, input_shape: Sequence[int] | None = None) -> Complexity:
     """Counts parameters and multiply-adds of a functional model at any input size.
 
     Args:
-        model: A functional or Sequential Keras model with one input; models inside it are counted through.
-        input_shape: `(height, width, channels)` to count at; needed where the model leaves a size free. Default: the
-            model's own.
+        model: A functional or Sequential Keras model. The layers of models inside it are counted too.
+        input_shape: `(height, width, channels)` of the image, for models with one input. Default: the shape of the
+            model; required if a size in it is None.
 
     Raises:
-        ValueError: If a size is left free, or if the model does not take `input_shape`.
+        ValueError: If a size is unknown, or if the model does not take `input_shape`.
         TypeError: If the model is not functional.
 
     Example: `complexity(se_keras.SEResNet50()).macs` is 3.8605e9: Table 2's 3.87 GFLOPs.
@@ -71,7 +73,7 @@ def complexity(model, *, input_shape=None):
     images = [keras.KerasTensor((1, *shape), dtype=x.dtype) for shape, x in zip(shapes, inputs, strict=True)]
     rows = []
     try:
-        _count(model, images, rows, seen=set())
+        _count(model, images, rows, counted=set())
     except ValueError as error:
         raise ValueError(f"{model.name} does not take input_shape={shapes[0]}: {error}") from error
     se_rows = [row for row in rows if row.type == SqueezeExcite.__name__]
@@ -85,27 +87,26 @@ def complexity(model, *, input_shape=None):
     )
 
 
-def _count(model, images, rows, seen):
-    """Appends the rows of `model` called on the symbolic `images`; returns its outputs."""
+def _count(model, images, rows, counted):
+    """Appends the rows of `model`, called on the symbolic `images`, and returns its outputs."""
     inputs, outputs = endpoints(model)
     values = {id(x): image for x, image in zip(inputs, images, strict=True)}
     for call in calls(model):
         operation = call.operation
         if isinstance(operation, keras.Model):
-            results = _count(operation, [values[id(x)] for x in call.input_tensors], rows, seen)
+            results = _count(operation, [values[id(x)] for x in call.input_tensors], rows, counted)
         else:
             args, kwargs = call.arguments.fill_in(values)
             results = keras.tree.flatten(operation.compute_output_spec(*args, **kwargs))
             if isinstance(operation, layers.Layer):
-                rows.append(_row(operation, values[id(call.input_tensors[0])].shape, results[0].shape, seen))
+                rows.append(_row(operation, values[id(call.input_tensors[0])].shape, results[0].shape, counted))
         values |= {id(x): result for x, result in zip(call.output_tensors, results, strict=True)}
     return [values[id(x)] for x in outputs]
 
 
-def _row(layer, input_shape, output_shape, seen):
-    fresh = layer not in seen
-    seen.add(layer)
-    weights = layer.weights if fresh else []
+def _row(layer, input_shape, output_shape, counted):
+    weights = [] if layer in counted else layer.weights
+    counted.add(layer)
     statistics = [w for w in weights if w.name in _STATISTICS]
     parameters = [w for w in weights if w.name not in _STATISTICS]
     return LayerComplexity(
@@ -118,7 +119,7 @@ def _row(layer, input_shape, output_shape, seen):
     )
 
 
-# Of BatchNormalization and Normalization: gathered, not trained.
+# Weights of BatchNormalization and Normalization that are measured, not trained.
 _STATISTICS = ("moving_mean", "moving_variance", "mean", "variance", "count")
 
 
@@ -144,8 +145,8 @@ def _transposed_macs(layer, input_shape, _):
     return _positions(input_shape) * math.prod(layer.kernel.shape)
 
 
-# A kernel is applied once per output position; a transposed convolution's once per input position.
-_MACS = (
+# A kernel is applied once per output position; that of a transposed convolution once per input position.
+_MACS: tuple[tuple[Any, Any], ...] = (
     (SqueezeExcite, _se_macs),
     ((layers.Conv1DTranspose, layers.Conv2DTranspose), _transposed_macs),
     ((layers.SeparableConv1D, layers.SeparableConv2D), _separable_macs),

@@ -1,18 +1,19 @@
-"""The figures of each network: our counts, and what the paper prints."""
+"""The counts of each network, and the figures that the paper publishes."""
 
 import json
 from dataclasses import dataclass
 from importlib.resources import files
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """What arXiv:1709.01507v4 prints of a network; None where it prints nothing.
+    """The figures of a network in arXiv:1709.01507v4. None means that the paper does not have it.
 
     Args:
-        error: Top-1 error in % by data set: ImageNet's validation images (224x224 centre crop unless the network has
-            another input), or the test images of CIFAR.
-        gmacs: GFLOPs, which are multiply-adds.
+        error: Top-1 error in % by data set: validation images of ImageNet (224x224 centre crop unless the network has
+            another input), or test images of CIFAR.
+        gmacs: GFLOPs of the paper, which are multiply-adds.
         mparameters: Parameters in millions.
     """
 
@@ -68,9 +69,9 @@ PAPER = {
 }
 
 
-def listing():
-    """One row for each network: its counts, its input, the paper's figures, its source.
+def listing() -> list[dict[str, Any]]:
+    """One row for each network: its counts, its input, the figures of the paper, its source.
 
-    It is what `se-keras list --counts --json` printed: counting all networks anew takes a minute.
+    They are the stored output of `se-keras list --counts --json`, because counting all networks takes a minute.
     """
     return json.loads((files("se_keras") / "networks.json").read_text())

@@ -1,6 +1,7 @@
-"""Feature pyramids for detectors and segmenters: a network's feature map at the end of each stage."""
+"""Feature pyramids for detectors and segmenters: the feature map of a network at the end of each stage."""
 
 import re
+from typing import Any
 
 import keras
 
@@ -9,34 +10,34 @@ from se_keras.graph import calls, structures
 
 @keras.saving.register_keras_serializable(package="se_keras")
 class Pyramid(keras.Model):
-    """A functional model whose outputs are levels by name."""
+    """A functional model. Its outputs are the levels of the pyramid by name."""
 
     @property
-    def pyramid_outputs(self):
-        """The levels, under the name by which KerasHub's detectors and segmenters ask an image encoder for them."""
-        return self.output
+    def pyramid_outputs(self) -> dict[str, Any]:
+        """The levels. The detectors and segmenters of KerasHub read this property of an image encoder."""
+        return self.output  # pyright: ignore[reportReturnType]: `pyramid` gives it a dict
 
 
-def pyramid(model):
-    """Makes a model that returns a network's feature maps: `{"P2": ..., "P3": ...}`, `Pn` with a stride of 2 ** n.
+def pyramid(model: keras.Model) -> Pyramid:
+    """Makes a model that returns the feature maps of a network: `{"P2": ..., "P3": ...}`, `Pn` with stride 2 ** n.
 
-    Each is the output of the last block with that stride, so ResNets have P2 to P5. Layers and weights are shared with
-    `model`, whose classifier, if any, is left out.
+    A level is the output of the last block with that stride, so ResNets have P2 to P5. Layers and weights are shared
+    with `model`. A classifier is left out.
 
     Args:
-        model: A network of the catalogue, with or without its top, at any input size, fixed or free; lowered or not.
+        model: A network of the catalogue, with or without its top, with any input shape, lowered or not.
 
     Returns:
-        A `keras.Model` with the inputs of `model`. Sizes are rounded as the network pads. It is an image encoder for
-        KerasHub, such as that of `keras_hub.models.RetinaNetBackbone`.
+        A model with the inputs of `model`. Each level has the size that the padding of the network gives. It is an
+        image encoder for KerasHub, such as for `keras_hub.models.RetinaNetBackbone`.
 
     Raises:
         TypeError: If `model` is not functional.
-        ValueError: If it has no blocks named as those of the catalogue.
+        ValueError: If it has no blocks with the names of the catalogue.
     """
     ends, strides = {}, {}
     for call in calls(model):
-        # By the strides of convolutions and pooling: those of sizes would be off where a small image is rounded.
+        # From the strides of convolutions and pooling. The sizes of the maps are rounded, and would be inexact.
         stride = max(strides.get(id(x), 1) for x in call.input_tensors) * getattr(call.operation, "strides", (1,))[0]
         strides |= {id(x): stride for x in call.output_tensors}
         if block := re.match(r"(stage\d+_(?:block\d+|end))_", call.operation.name):
