@@ -1,18 +1,27 @@
-"""The measurement on a phone, against a stand-in that speaks as adb and as four generations of benchmark_model."""
+"""The measurement on a phone, with a stand-in for adb and for four generations of benchmark_model."""
 
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import keras
 import pytest
+from keras import layers
 
 import se_keras_cli
 from se_keras.catalogue import create
-from se_keras.export.benchmark.targets.adb import PhoneLost, environment, measure_on_phone, parse
+from se_keras.export.benchmark.targets.adb import PhoneLost, environment, measure, parse
 from se_keras.export.litert.conversion import to_litert
 
-A, B = b"a" * 1000, b"b" * 1100  # the stand-in takes 10 us a byte
+
+@pytest.fixture(scope="module")
+def pair():
+    """Two LiteRT files of 10,000 and 11,000 bytes: the stand-in takes 10 us a byte."""
+    images = keras.Input((2, 2, 1), name="images")
+    file = to_litert(keras.Model(images, layers.Conv2D(1, 1)(images), name="small"))
+    return [replace(file, content=file.content.ljust(size, b"\0")) for size in (10_000, 11_000)]
 
 
 @pytest.fixture
@@ -34,8 +43,15 @@ def phone(tmp_path, monkeypatch):
     return like
 
 
-def measured(home, **how):
-    return measure_on_phone(A, B, benchmark_model=home / "benchmark_model", **{"blocks": 3, "runs": 5, "rest": 0} | how)
+@pytest.fixture
+def measured(pair):
+    """`measured(home, **options)`: measures the two files on the phone."""
+
+    def run(home, **options):
+        defaults = {"benchmark_model": home / "benchmark_model", "blocks": 3, "runs": 5, "rest": 0}
+        return measure(*pair, variant="as given", **defaults | options)
+
+    return run
 
 
 def left_on(home):
@@ -43,28 +59,29 @@ def left_on(home):
 
 
 @pytest.mark.parametrize("version", ["newest", "new", "old", "oldest"])
-def test_every_generation_of_benchmark_model_is_read(phone, version):
+def test_every_generation_of_benchmark_model_is_read(phone, measured, version):
     home = phone(version=version)
     found = measured(home)
     assert found.comparison.ratio.median == pytest.approx(1.1, rel=1e-3)
     assert found.comparison.control.median == pytest.approx(1, rel=1e-3)
-    assert (found.comparison.a_ms, found.comparison.blocks) == (pytest.approx(10, rel=1e-3), 3)
-    assert (found.runs[1].init_us, found.runs[1].first_us) == pytest.approx((12750, 14744))
-    assert found.runs[1].memory_mb == (None if version == "oldest" else pytest.approx(19.65, abs=0.05))
+    assert (found.comparison.a_ms, found.comparison.blocks) == (pytest.approx(100, rel=1e-3), 3)
+    footprint = found.footprints[1]
+    assert (footprint.bytes, footprint.init_ms, footprint.first_ms) == pytest.approx((11_000, 12.75, 14.744))
+    assert footprint.peak_mb == (None if version == "oldest" else pytest.approx(19.65, abs=0.05))
     assert ((home / "log").read_text().count("pull") > 0) is (version == "newest")
-    assert found.missing is None
+    assert (found.device.missing, found.undelegated) == (None, ())
 
 
-def test_phone_says_what_it_is_and_is_left_clean(phone):
+def test_phone_says_what_it_is_and_is_left_clean(phone, measured):
     home = phone()
     found, where = measured(home), environment()
     assert where["model"] == "Pixel 9" and where["processor"] == "Pixel 9 Tensor G4" and where["system"] == "Android 16"
     assert where["governor"] is None
-    assert found.celsius == (33.5,) * 3
+    assert found.device.celsius == (33.5,) * 3
     assert left_on(home) == []
 
 
-def test_blocks_run_a_b_and_a_again_in_changing_order(phone):
+def test_blocks_run_a_b_and_a_again_in_changing_order(phone, measured):
     home = phone()
     measured(home, blocks=6, threads=4)
     lines = [line for line in (home / "log").read_text().splitlines() if "--graph" in line]
@@ -74,35 +91,37 @@ def test_blocks_run_a_b_and_a_again_in_changing_order(phone):
     assert all("--num_threads=4 --use_xnnpack=true --num_runs=5" in line for line in lines)
 
 
-def test_binary_on_the_phone_is_used_as_it_is(phone):
+def test_binary_on_the_phone_is_used_as_it_is(phone, measured):
     home = phone()
-    measure_on_phone(A, B, benchmark_model="device:/data/local/tmp/bm", blocks=2, runs=1, rest=0)
+    measured(home, benchmark_model="device:/data/local/tmp/bm", blocks=2, runs=1)
     log = (home / "log").read_text()
     assert log.count("push") == 2 and "/data/local/tmp/bm --graph=" in log
 
 
-def test_phone_that_is_lost_leaves_what_it_has(phone):
+def test_phone_that_is_lost_leaves_what_it_has(phone, measured):
     found = measured(phone(lost_after=8), blocks=5)
     assert found.comparison.blocks == 2
-    assert found.missing.startswith("2 of 5 blocks: The phone no longer answers: error: device 'PIXEL' not found")
+    assert found.device.missing.startswith(
+        "2 of 5 blocks: The phone no longer answers: error: device 'PIXEL' not found"
+    )
 
 
 @pytest.mark.parametrize("status", [255, 0], ids=["torn stream", "adb without statuses"])
-def test_cable_that_is_pulled_in_a_run_leaves_the_blocks_before(phone, status):
+def test_cable_that_is_pulled_in_a_run_leaves_the_blocks_before(phone, measured, status):
     found = measured(phone(torn_after=8, torn_status=status), blocks=5)
     assert found.comparison.blocks == 2
-    assert found.missing.startswith("2 of 5 blocks: The phone no longer answers: ")
+    assert found.device.missing.startswith("2 of 5 blocks: The phone no longer answers: ")
 
 
-def test_what_a_lost_phone_kept_is_removed_by_the_next_run(phone):
+def test_what_a_lost_phone_kept_is_removed_by_the_next_run(phone, measured):
     home = phone()
     (home / "phone/data/local/tmp/se_keras_old").mkdir(parents=True)
-    (home / "phone/data/local/tmp/se_keras_old/a.tflite").write_bytes(A)
+    (home / "phone/data/local/tmp/se_keras_old/a.tflite").write_bytes(b"old")
     measured(home)
     assert left_on(home) == []
 
 
-def test_phone_that_is_lost_at_once_is_told(phone):
+def test_phone_that_is_lost_at_once_is_told(phone, measured):
     with pytest.raises(PhoneLost, match="The phone no longer answers: error: device 'PIXEL' not found"):
         measured(phone(lost_after=3))
 
@@ -115,11 +134,11 @@ def test_phone_that_is_lost_at_once_is_told(phone):
         ({"serials": ["A", "B"]}, ValueError, "There are several phones: say which with --serial. Received: A, B"),
         ({"full": True}, OSError, "The phone has no space left in /data/local/tmp"),
         ({"abi": "wrong"}, OSError, "The phone cannot run this benchmark_model: take the one for its processor"),
-        ({"partial": True}, ValueError, "Operators of file [AB] fell off XNNPACK on the phone"),
-        ({"partial": "nothing"}, ValueError, "Operators of file [AB] fell off XNNPACK on the phone"),
+        ({"partial": True}, ValueError, "Operators of file [AB] are not delegated to XNNPACK on the phone"),
+        ({"partial": "nothing"}, ValueError, "Operators of file [AB] are not delegated to XNNPACK on the phone"),
     ],
 )
-def test_what_stands_in_the_way_is_told_in_a_line_and_the_phone_left_clean(phone, what, error, message):
+def test_what_stands_in_the_way_is_told_in_a_line_and_the_phone_left_clean(phone, measured, what, error, message):
     home = phone(**what)
     with pytest.raises(error, match=message) as told:
         measured(home)
@@ -127,7 +146,7 @@ def test_what_stands_in_the_way_is_told_in_a_line_and_the_phone_left_clean(phone
     assert left_on(home) == []
 
 
-def test_one_of_several_phones_is_named(phone):
+def test_one_of_several_phones_is_named(phone, measured):
     home = phone(serials=["A", "B"])
     measured(home, serial="B")
     assert "-s B shell" in (home / "log").read_text() and "-s A" not in (home / "log").read_text()
@@ -135,20 +154,20 @@ def test_one_of_several_phones_is_named(phone):
         measured(home, serial="C")
 
 
-def test_partial_delegation_is_measured_where_it_is_asked_for(phone):
-    assert all(run.partial for run in measured(phone(partial=True), allow_undelegated=True).runs)
+def test_partial_delegation_is_measured_where_it_is_asked_for(phone, measured):
+    assert measured(phone(partial=True), allow_undelegated=True).undelegated == ("a part",)
 
 
-def test_missing_adb_is_told(tmp_path, monkeypatch):
+def test_missing_adb_is_told(tmp_path, measured, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     (tmp_path / "bm").touch()
     with pytest.raises(FileNotFoundError, match="adb is not on the PATH: it comes with Android's platform tools"):
-        measure_on_phone(A, B, benchmark_model=tmp_path / "bm")
+        measured(tmp_path, benchmark_model=tmp_path / "bm")
 
 
-def test_missing_binary_is_told(tmp_path):
+def test_missing_binary_is_told(tmp_path, measured):
     with pytest.raises(FileNotFoundError, match="There is no benchmark_model '.+/bm': docs/phone.md says where"):
-        measure_on_phone(A, B, benchmark_model=tmp_path / "bm")
+        measured(tmp_path, benchmark_model=tmp_path / "bm")
 
 
 @pytest.mark.parametrize("text", ["", "Segmentation fault", "INFO: STARTING!\nERROR: Failed to load model"])
@@ -157,7 +176,7 @@ def test_output_without_timings_is_refused(text):
         parse(text)
 
 
-def test_time_ends_a_comparison_on_a_phone(phone):
+def test_time_ends_a_comparison_on_a_phone(phone, measured):
     assert measured(phone(), blocks=1000, seconds=0.5).comparison.blocks < 100
 
 
@@ -209,5 +228,5 @@ def test_files_with_different_inputs_are_no_pair_on_a_phone_either(phone, capsys
     command = ["benchmark", "--adb", "--benchmark-model", str(home / "benchmark_model")]
     command += ["--files", str(tmp_path / "32.tflite"), str(tmp_path / "16.tflite")]
     assert se_keras_cli.main(command) == 2
-    assert "A pair has the same input. Received: (1, 16, 16, 1) and (1, 32, 32, 1)" in capsys.readouterr().err
+    assert "A pair needs the same input. Received: (1, 16, 16, 1) and (1, 32, 32, 1)" in capsys.readouterr().err
     assert "push" not in (home / "log").read_text()

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from se_keras.export.benchmark.report import as_html, as_markdown, headline, read
-from se_keras.export.benchmark.results import Footprint, Overhead
+from se_keras.export.benchmark.results import DeviceConditions, Footprint, Overhead
 from se_keras.timing import Comparison, Percentiles, Ratio
 
 CONTROL = Ratio(median=1.0, low=0.998, high=1.003)
@@ -96,14 +96,16 @@ def test_profiled_pair_shows_what_its_parts_take():
 
 
 def test_page_tells_what_is_missing_and_what_ran_on_slow_kernels():
-    page = as_html([results(record(1.1, 1.09, 1.11, missing="2 of 5 blocks: gone", undelegated=["CUMSUM", "ABS"]))])
+    device = DeviceConditions(missing="2 of 5 blocks: gone")
+    page = as_html([results(record(1.1, 1.09, 1.11, device=device, undelegated=["CUMSUM", "ABS"]))])
     assert "se_resnet50 at 224x224, float32 lowered, 1 thread: measured 2 of 5 blocks: gone." in page
     assert "CUMSUM, ABS ran outside XNNPACK, on slow kernels." in page
     assert "<ul>" not in as_html([results(BELOW)])
 
 
 def test_page_of_a_phone_tells_its_flags_and_how_warm_it_was():
-    page = as_html([results(record(1.1, 1.09, 1.11, celsius=(33.5, 35.2), flags=("--num_threads=1", "--num_runs=20")))])
+    device = DeviceConditions(celsius=(33.5, 35.2), flags=("--num_threads=1", "--num_runs=20"))
+    page = as_html([results(record(1.1, 1.09, 1.11, device=device))])
     assert "the warmest sensor had 34 to 35 degrees Celsius" in page
     assert "flags of benchmark_model: --num_threads=1 --num_runs=20." in page
 

@@ -527,8 +527,8 @@ def test_load_is_of_each_form_for_each_number_of_callers_and_images(loaded):
     result, lines = loaded
     rows = [(x.network, x.variant, x.callers, x.batch) for x in result.loads]
     variants = ("published", "lowered")
-    assert rows[:4] == [(name, variant, 1, 1) for name in ("se_resnet11_digits", "resnet11_digits") for variant in variants]
-    assert rows[4:] == [("se_resnet11_digits", variant, n, b) for n, b in ((3, 1), (1, 2), (3, 2)) for variant in variants]
+    assert rows[:4] == [(name, x, 1, 1) for name in ("se_resnet11_digits", "resnet11_digits") for x in variants]
+    assert rows[4:] == [("se_resnet11_digits", x, n, b) for n, b in ((3, 1), (1, 2), (3, 2)) for x in variants]
     assert [(callers, batch) for callers, batch, _ in result.gains] == [(1, 1), (3, 1), (1, 2), (3, 2)]
     assert lines[:2] == ["exporting se_resnet11_digits", "exporting resnet11_digits"]
 

@@ -1,27 +1,30 @@
-"""What is measured of a pair of files: its record, and what it is a record of."""
+"""What a measurement of two LiteRT files found, as the records of results.json."""
 
-import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from typing import Any
 
+from se_keras.recalibration import SEConfig
 from se_keras.storage import sha256
 from se_keras.timing import Comparison
+from se_keras.typing import Json
 
-AS_GIVEN = "as given"  # the variant of files that were exported before
+from ..litert.file import LiteRTModel, LiteRTRunner
 
-
+AS_GIVEN = "as given"  # the variant of files that were not exported for the measurement
 PAPER = {"resnet50_ms": 164, "se_resnet50_ms": 167, "ratio": 167 / 164, "source": "arXiv:1709.01507, section 4"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Footprint:
-    """What a LiteRT file takes in a process of its own.
+    """Size, start-up times and memory of a LiteRT file in a process of its own.
 
     Args:
-        bytes: Of the file.
-        init_ms: Until it can be run: reading, and XNNPACK's packing of the weights.
-        first_ms: The first run.
-        peak_mb: Most memory that it added to the process, in 10^6 bytes; on a phone, what it had added at the end. None
-            where the system does not tell.
+        bytes: Size of the file.
+        init_ms: Time until the file can be run: reading, and XNNPACK's packing of the weights.
+        first_ms: Time of the first run.
+        peak_mb: Memory that the file added to the process, in 10^6 bytes: the largest amount on a computer, the amount
+            at the end on a phone. None where the system does not report it.
     """
 
     bytes: int
@@ -31,23 +34,39 @@ class Footprint:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DeviceConditions:
+    """How a phone measured; everything is empty for a measurement on this machine.
+
+    Args:
+        flags: Of `benchmark_model`.
+        celsius: Temperature of the warmest sensor before each block; empty where the sensors cannot be read.
+        missing: Which blocks were not measured, and why; None if the measurement is complete.
+    """
+
+    flags: tuple[str, ...] = ()
+    celsius: tuple[float, ...] = ()
+    missing: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Overhead:
     """A measured pair of LiteRT files.
 
     Args:
-        baseline: Name of what stands for 1.
-        network: Name of what is compared with it.
-        precision: Of both; `"float32/int8"` where that of the baseline is another.
-        variant: `"published"` or `"lowered"`, both sides alike, or `"as given"`.
+        baseline: Name of the file that the other one is compared with.
+        network: Name of the other file.
+        precision: Of both files; `"float32/int8"` if they differ.
+        variant: `"published"` or `"lowered"`, the same for both files, or `"as given"`.
         threads: Number of threads.
         input_shape: `(1, height, width, channels)`.
         comparison: The times; A is the baseline.
-        undelegated: Operators that fell off XNNPACK, on either side.
+        undelegated: Operators of either file that are not delegated to XNNPACK.
         sha256: Of the baseline's file and the network's.
-        se: Where and how the network recalibrates, the fields of its `SEConfig`; None for files that were given.
+        se: The fields of the network's `SEConfig`; None for files that were given.
         footprints: Of the baseline and the network.
-        profiles: Likewise, where they were asked for: microseconds by stage and part, `{"stage2": {"scale": 1.0}}`.
-        flags, celsius, missing: Of a measurement on a phone: see `android.measure`.
+        profiles: Of the baseline and the network, if they were profiled: microseconds by stage and part,
+            `{"stage2": {"scale": 1.0}}`.
+        device: The conditions on a phone.
     """
 
     baseline: str
@@ -59,29 +78,59 @@ class Overhead:
     comparison: Comparison
     undelegated: tuple[str, ...]
     sha256: tuple[str, str]
-    se: dict | None = None
+    se: dict[str, Any] | None = None
     footprints: tuple[Footprint, ...] = ()
-    profiles: tuple[dict, ...] = ()
-    flags: tuple[str, ...] = ()
-    celsius: tuple[float, ...] = ()
-    missing: str | None = None
+    profiles: tuple[dict[str, dict[str, float]], ...] = ()
+    device: DeviceConditions = DeviceConditions()
 
-    def to_json(self):
-        """The record as a dict for JSON."""
+    def to_json(self) -> Json:
+        """The record as a dict for JSON, with the keys of results.json."""
         record = {"form" if field == "variant" else field: value for field, value in asdict(self).items()}
-        return record | {"comparison": self.comparison.to_json(), "is_real": self.comparison.is_significant}
+        record |= {"comparison": self.comparison.to_json()} | record.pop("device")
+        return record | {"is_real": self.comparison.is_significant}
 
 
-def require_pair(baseline, network):
-    """The shape of the input of two runners; raises ValueError if they differ in it."""
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """What a record measures: two records with the same cell repeat one measurement."""
+
+    network: str
+    baseline: str
+    precision: str
+    variant: str
+    threads: int
+    input_shape: tuple[int, ...]
+    se: SEConfig | None
+
+    @classmethod
+    def of(cls, record: Json) -> "Cell":
+        """The cell of a record of results.json."""
+        return cls(
+            network=record["network"],
+            baseline=record["baseline"],
+            precision=record["precision"],
+            variant=record["form"],
+            threads=record["threads"],
+            input_shape=tuple(record["input_shape"]),
+            se=record["se"] and SEConfig(**record["se"]),
+        )
+
+
+def complete(records: Iterable[Json]) -> list[Json]:
+    """The records of complete measurements."""
+    return [record for record in records if not record.get("missing")]
+
+
+def require_pair(baseline: LiteRTRunner, network: LiteRTRunner) -> tuple[int, ...]:
+    """The shape of the input of two files; raises ValueError if the shapes differ."""
     shapes = {runner.input_shape for runner in (baseline, network)}
     if len(shapes) != 1:
-        raise ValueError(f"A pair has the same input. Received: {' and '.join(map(str, sorted(shapes)))}")
+        raise ValueError(f"A pair needs the same input. Received: {' and '.join(map(str, sorted(shapes)))}")
     return shapes.pop()
 
 
-def described(baseline, network):
-    """What two files say of themselves, as fields of their `Overhead`."""
+def described(baseline: LiteRTModel, network: LiteRTModel) -> dict[str, Any]:
+    """The fields of an `Overhead` that the manifests and contents of two files give."""
     precisions = dict.fromkeys(side.manifest["precision"] for side in (baseline, network))
     return {
         "baseline": baseline.manifest["network"],
@@ -89,13 +138,3 @@ def described(baseline, network):
         "precision": "/".join(precisions),
         "sha256": (sha256(baseline.content), sha256(network.content)),
     }
-
-
-def cell(record):
-    """What a record is of: no two measurements differ in this alone."""
-    fields = ("network", "baseline", "precision", "form", "threads")
-    return *(record[name] for name in fields), tuple(record["input_shape"]), _text(record["se"])
-
-
-def _text(se):
-    return json.dumps(se, sort_keys=True)  # tuples and lists alike

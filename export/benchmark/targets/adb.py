@@ -1,7 +1,7 @@
-"""The benchmark's measurement on a phone, through adb and LiteRT's own `benchmark_model`: A, B and A again in turn.
+"""Measures two LiteRT files on a phone, with adb and LiteRT's `benchmark_model`.
 
-Since 2025 `benchmark_model` writes what it has measured as a BenchmarkResult; what the versions since 2019 print is
-read as text, which has a line of timings in microseconds.
+Since 2025 `benchmark_model` writes its measurements as a BenchmarkResult. Versions since 2019 print them as text, with
+a line of timings in microseconds.
 """
 
 import contextlib
@@ -13,21 +13,24 @@ import shutil
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from se_keras import protos
 from se_keras.environment import versions
 from se_keras.errors import first_line
-from se_keras.timing import Blocks, Comparison, check_plan
+from se_keras.timing import Blocks, check_plan
+from se_keras.typing import FilePath, Json, OnMessage
 
-from ...litert.file import check_threads
-from ..results import Footprint, Overhead, described, require_pair
+from ...litert.file import LiteRTModel, check_threads
+from ..results import DeviceConditions, Footprint, Overhead, described, require_pair
 
 FOLDER = "/data/local/tmp"
 _ON_PHONE = "device:"
-_WARMER = 3.0  # degrees Celsius above the beginning that a phone may be before a block
+_WARMER = 3.0  # degrees Celsius by which a phone may be warmer before a block than before the first one
 _LONGEST_REST = 300  # seconds to wait for that
+_LONGEST_CALL = 1800  # seconds that a call of adb may take: a phone that is gone may never answer
 _TIMINGS = (
     r"Inference timings in us: Init: (?P<init>[\d.e+]+), First inference: (?P<first>[\d.e+]+), .*?"
     r"Inference \(avg\): (?P<average>[\d.e+]+)",
@@ -36,17 +39,16 @@ _TIMINGS = (
 )
 _RESULT = "Saved benchmark result to:"
 # tensorflow/lite/tools/benchmark/proto/benchmark_result.proto
+_LATENCY = {"avg_ms": (1, float), "min_ms": (2, float), "init_ms": (8, float), "first_inference_ms": (9, float)}
 _BenchmarkResult = protos.message(
     "BenchmarkResult",
     {
-        "LatencyMetrics": {"avg_ms": (1, float), "min_ms": (2, float), "init_ms": (8, float),
-                           "first_inference_ms": (9, float)},
+        "LatencyMetrics": _LATENCY,
         "MemoryMetrics": {"overall_footprint_kb": (2, int)},
         "BenchmarkResult": {"latency_metrics": (2, "LatencyMetrics"), "memory_metrics": (3, "MemoryMetrics")},
     },
-)  # fmt: skip
-_NOT_WHOLLY = re.compile(r"(partially executed|not be executed) by the delegate")
-_LONGEST_CALL = 1800  # seconds that a call of adb may take: a phone that has gone may never answer
+)
+_PARTIAL = re.compile(r"(partially executed|not be executed) by the delegate")
 _GONE = re.compile(
     r"device '?[^\n]*'? not found|no devices/emulators found|device offline|error: closed|protocol fault"
 )
@@ -54,15 +56,15 @@ _GONE = re.compile(
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What one run of `benchmark_model` tells.
+    """What one call of `benchmark_model` measured.
 
     Args:
         average_us: Mean time of a run of the model, in microseconds.
-        fastest_us: The fastest; None where it does not tell.
-        init_us: Until the model can be run.
-        first_us: The first run.
-        memory_mb: Memory that the model had added at the end, in 10^6 bytes; None where it does not tell.
-        partial: Whether XNNPACK took a part of the model alone, or nothing.
+        fastest_us: Time of the fastest run; None where it is not reported.
+        init_us: Time until the model can be run.
+        first_us: Time of the first run.
+        memory_mb: Memory that the model had added at the end, in 10^6 bytes; None where it is not reported.
+        partial: Whether some operators, or all, are not delegated to XNNPACK.
     """
 
     average_us: float
@@ -73,43 +75,24 @@ class Run:
     partial: bool
 
 
-@dataclass(frozen=True, kw_only=True)
-class PhoneMeasurement:
-    """Two files on a phone.
-
-    Args:
-        comparison: The times; A is what stands for 1.
-        runs: Of the last block, A's and B's.
-        flags: Of `benchmark_model`.
-        celsius: Warmest sensor before each block; empty where they cannot be read.
-        missing: What could not be measured, and why; None if all was.
-    """
-
-    comparison: Comparison
-    runs: tuple[Run, Run]
-    flags: tuple[str, ...]
-    celsius: tuple[float, ...]
-    missing: str | None = None
-
-
 class PhoneLost(ConnectionError):
     """The phone no longer answers."""
 
 
-def parse(text, result=None):
-    """Reads what `benchmark_model` prints, and the BenchmarkResult that it wrote, where it did.
+def parse(text: str, result: bytes | None = None) -> Run:
+    """Reads the output of `benchmark_model`.
 
     Args:
-        text: What it prints.
-        result: Bytes of the BenchmarkResult.
+        text: What it printed.
+        result: The BenchmarkResult that it wrote, if it wrote one.
 
     Raises:
-        ValueError: If there are no timings in it.
+        ValueError: If the output has no timings.
     """
-    partial = bool(_NOT_WHOLLY.search(text))
+    partial = bool(_PARTIAL.search(text))
     if result:
-        told = _BenchmarkResult.FromString(result)
-        latency, memory = told.latency_metrics, told.memory_metrics
+        message = _BenchmarkResult.FromString(result)
+        latency, memory = message.latency_metrics, message.memory_metrics
         return Run(
             average_us=latency.avg_ms * 1e3,
             fastest_us=latency.min_ms * 1e3,
@@ -122,7 +105,7 @@ def parse(text, result=None):
     if found is None:
         last = first_line((text.strip().splitlines() or ["nothing"])[-1])
         raise ValueError(f"benchmark_model prints its timings at the end. Received: {last}")
-    counts = re.findall(r"count=\d+[^\n]*", text)  # of warming up, and of the runs: one run alone has no fastest
+    counts = re.findall(r"count=\d+[^\n]*", text)  # of the warm-up, then of the runs; a single run has no fastest
     fastest = re.search(r"min=([\d.e+]+)", counts[-1]) if counts else None
     memory = re.search(r"emory footprint[^:]*\(MB\): init=[\d.e+-]+ overall=([\d.e+-]+)", text)
     return Run(
@@ -136,20 +119,20 @@ def parse(text, result=None):
 
 
 class Phone:
-    """A phone that adb reaches.
+    """A phone that adb reaches: `phone("push", source, target)` runs `adb push` and returns what it prints.
 
     Args:
-        serial: Which, if there are several.
+        serial: Of the phone; needed if there are several.
 
     Raises:
         OSError: If adb is missing, or no phone answers.
-        ValueError: If there are several and none was named.
+        ValueError: If there are several phones and `serial` is None.
     """
 
-    def __init__(self, serial=None):
+    def __init__(self, serial: str | None = None):
         if shutil.which("adb") is None:
             raise FileNotFoundError(
-                "adb is not on the PATH: it comes with Android's platform tools (docs/phone.md says from where)"
+                "adb is not on the PATH: it comes with Android's platform tools (docs/phone.md says where to get them)"
             )
         listed = [line.split()[:2] for line in self._call("devices").splitlines()[1:] if line.strip()]
         ready = [name for name, state in listed if state == "device"]
@@ -163,22 +146,35 @@ class Phone:
             )
         self.serial = serial or ready[0]
 
-    def __call__(self, *arguments):
-        """What adb prints.
+    def __call__(self, *arguments: str) -> str:
+        """What a command of adb prints.
 
         Raises:
             PhoneLost: If the phone no longer answers.
-            OSError: If it refuses.
+            OSError: If the command fails.
         """
         return self._call("-s", self.serial, *arguments)
 
-    def shell(self, command):
+    def shell(self, command: str) -> str:
         """What a command of the phone's shell prints."""
         return self("shell", command)
 
-    def described(self):
-        """What the phone says of itself."""
-        asked = {
+    def pull(self, source: str) -> bytes:
+        """The content of a file on the phone."""
+        with tempfile.TemporaryDirectory() as folder:
+            self("pull", source, f"{folder}/file")
+            return Path(folder, "file").read_bytes()
+
+    def push(self, content: bytes, target: str) -> None:
+        """Writes a file on the phone."""
+        with tempfile.NamedTemporaryFile() as file:
+            file.write(content)
+            file.flush()
+            self("push", file.name, target)
+
+    def properties(self) -> dict[str, str | None]:
+        """Model, processor and system of the phone, as far as it reports them."""
+        commands = {
             "model": "getprop ro.product.model",
             "processor": "getprop ro.soc.model",
             "board": "getprop ro.board.platform",
@@ -186,227 +182,197 @@ class Phone:
             "abi": "getprop ro.product.cpu.abi",
             "governor": "cat /sys/devices/system/cpu/cpu0/cpufreq/scaling_governor",
         }
-        told = {}
-        for name, command in asked.items():
+        found = {}
+        for name, command in commands.items():
             with contextlib.suppress(OSError):
-                told[name] = self.shell(f"{command} 2>/dev/null || true").strip() or None
-        return told
+                found[name] = self.shell(f"{command} 2>/dev/null || true").strip() or None
+        return found
 
-    def celsius(self):
-        """Its warmest sensor; None where none can be read."""
+    def celsius(self) -> float | None:
+        """Temperature of the warmest sensor; None where the sensors cannot be read."""
         text = self.shell("cat /sys/class/thermal/thermal_zone*/temp 2>/dev/null || true")
         degrees = [int(x) / 1000 for x in text.split() if re.fullmatch(r"\d{4,6}", x)]
         return max((x for x in degrees if 10 < x < 120), default=None)
 
-    def answers(self):
-        """Whether it is still there."""
+    def is_connected(self) -> bool:
+        """Whether the phone still answers."""
         try:
             return self("get-state").strip() == "device"
         except OSError:
             return False
 
     def _call(self, *arguments):
-        how = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True, "errors": "replace"}
         try:
-            result = subprocess.run(["adb", *arguments], **how, timeout=_LONGEST_CALL)
+            result = subprocess.run(
+                ["adb", *arguments],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=_LONGEST_CALL,
+            )
         except subprocess.TimeoutExpired:
-            raise PhoneLost(f"The phone no longer answers: no word in {_LONGEST_CALL} seconds") from None
-        told = f"{result.stdout}\n{result.stderr}"
+            raise PhoneLost(f"The phone no longer answers: adb waited for {_LONGEST_CALL} seconds") from None
+        output = f"{result.stdout}\n{result.stderr}"
         if result.returncode and _GONE.search(result.stderr):
             raise PhoneLost(f"The phone no longer answers: {first_line(result.stderr)}")
-        if result.returncode or "not executable" in told:
-            if "No space left" in told:
+        if result.returncode or "not executable" in output:
+            if "No space left" in output:
                 raise OSError(f"The phone has no space left in {FOLDER}")
-            if "not executable" in told or "cannot execute" in told or "Exec format error" in told:
+            if "not executable" in output or "cannot execute" in output or "Exec format error" in output:
                 raise OSError(
                     "The phone cannot run this benchmark_model: take the one for its processor, such as arm64"
                 )
-            lines = [line.strip() for line in told.splitlines() if line.strip()] or ["nothing is told"]
+            lines = [line.strip() for line in output.splitlines() if line.strip()] or ["it printed no message"]
             raise OSError(f"adb {arguments[-2]} fails with status {result.returncode}: {lines[-1]}")
         return result.stdout
 
 
-def environment(serial=None):
-    """Where a phone measures: what it says of itself, with the fields of `overhead.environment`."""
-    told = Phone(serial).described()
-    name = " ".join(filter(None, (told.get("model"), told.get("processor") or told.get("board"))))
-    return told | {
+def environment(serial: str | None = None) -> Json:
+    """The phone that measures, with the fields of `environment.environment`."""
+    found = Phone(serial).properties()
+    name = " ".join(filter(None, (found.get("model"), found.get("processor") or found.get("board"))))
+    return found | {
         "processor": name or "a phone",
         "matrix_units": [],
-        "system": f"Android {told.get('android') or 'of a version that it does not tell'}",
+        "system": f"Android {found.get('android') or 'of an unknown version'}",
         "runtime": "benchmark_model with XNNPACK",
         "versions": versions(),
     }
 
 
 def measure(
-    baseline, network, *, variant, benchmark_model, serial=None, threads=1, blocks=10, runs=20, rest=5.0, within=None,
-    seconds=None, allow_undelegated=False, progress=None,
-):  # fmt: skip
-    """Times two LiteRT files in pairs, on a phone: `overhead.measure` for one.
+    baseline: LiteRTModel,
+    network: LiteRTModel,
+    *,
+    variant: str,
+    benchmark_model: FilePath,
+    serial: str | None = None,
+    threads: int = 1,
+    blocks: int = 10,
+    runs: int = 20,
+    rest: float = 5.0,
+    within: float | None = None,
+    seconds: float | None = None,
+    allow_undelegated: bool = False,
+    progress: OnMessage = lambda message: None,
+) -> Overhead:
+    """Times two LiteRT files in pairs, on a phone.
 
     Args:
-        baseline: A `LiteRTModel`: what stands for 1.
-        network: Another, with the same input.
-        variant: What to call both in the record.
-        benchmark_model, serial, threads, blocks, runs, rest, within, seconds, allow_undelegated, progress: As in
-            `measure_on_phone`.
+        baseline, network, variant, threads, allow_undelegated: As in `host.measure`.
+        benchmark_model: Path of LiteRT's binary for the phone; `device:/path` if it is already on the phone.
+        serial: Of the phone; needed if there are several.
+        blocks: Paired measurements: each runs the baseline, the network and the baseline again, in random order.
+        runs: Runs of a file in each measurement.
+        rest: Seconds between blocks. The pause is longer while the phone is warmer than before the first block.
+        within, seconds: Ends the comparison early, as in `timing.compare`.
+        progress: Called with what is done next.
 
     Returns:
-        An `Overhead`, with the `flags` of benchmark_model, the warmest sensor before each block in `celsius` (empty
-        where they cannot be read), and what is `missing`, and why, where the phone was lost.
+        An `Overhead`. If the phone is lost after two blocks or more, of the blocks that were measured.
 
     Raises:
-        ValueError: If the inputs differ, or as `measure_on_phone` does.
-        OSError: As `measure_on_phone` does.
+        OSError: If adb, the phone, the binary or space is missing; PhoneLost if the phone is lost before two blocks.
+        ValueError: If an argument is out of range, if the inputs differ, or if operators are not delegated to XNNPACK.
     """
     shape = require_pair(baseline.runner(), network.runner())
-    found = measure_on_phone(
-        baseline.content, network.content, benchmark_model=benchmark_model, serial=serial, threads=threads,
-        blocks=blocks, runs=runs, rest=rest, within=within, seconds=seconds, allow_undelegated=allow_undelegated,
-        progress=progress,
-    )  # fmt: skip
+    check_plan(blocks, runs)
+    check_threads(threads)
+    if not rest >= 0:
+        raise ValueError(f"rest must be 0 seconds or more. Received: rest={rest!r}")
+    require_binary(benchmark_model)
+    phone = Phone(serial)
+    flags = (f"--num_threads={threads}", "--use_xnnpack=true", f"--num_runs={runs}", "--warmup_runs=3", "--min_secs=0")
+    files = {"a": baseline.content, "b": network.content}
+    found, order, last, celsius, missing = Blocks(within=within, seconds=seconds), random.Random(0), {}, [], None
+    try:
+        with _copied(phone, benchmark_model, files, progress) as (binary, folder):
+            while len(found) < blocks and not found.are_enough():
+                progress(f"timing on {phone.serial}: block {len(found) + 1} of {blocks}")
+                _rest(phone, celsius, rest if len(found) else 0, progress)
+                last = {
+                    side: _run(phone, binary, folder, "a" if side == "control" else side, flags, allow_undelegated)
+                    for side in order.sample(("a", "b", "control"), 3)
+                }
+                found.add({side: 1e3 * (run.fastest_us or run.average_us) for side, run in last.items()})
+    except PhoneLost as lost:
+        if len(found) < 2:
+            raise
+        missing = f"{len(found)} of {blocks} blocks: {lost}"
     return Overhead(
         **described(baseline, network),
         variant=variant,
         threads=threads,
         input_shape=shape,
-        comparison=found.comparison,
-        undelegated=("a part",) if any(run.partial for run in found.runs) else (),
-        footprints=tuple(
-            Footprint(bytes=len(side.content), init_ms=run.init_us / 1e3, first_ms=run.first_us / 1e3,
-                      peak_mb=run.memory_mb) for side, run in zip((baseline, network), found.runs, strict=True)
-        ),
-        flags=found.flags,
-        celsius=found.celsius,
-        missing=found.missing,
-    )  # fmt: skip
-
-
-def measure_on_phone(
-    a, b, *, benchmark_model, serial=None, threads=1, blocks=10, runs=20, rest=5.0, within=None, seconds=None,
-    allow_undelegated=False, seed=0, progress=None,
-):  # fmt: skip
-    """Times the contents of two LiteRT files on a phone, in pairs.
-
-    Args:
-        a: Bytes of the file that stands for 1.
-        b: Of the other.
-        benchmark_model: Path of LiteRT's binary for the phone; `device:/path` where it lies there already.
-        serial: Of the phone, if there are several.
-        threads: Number of threads.
-        blocks: Paired measurements: each runs A, B and A again, in random order.
-        runs: Runs of a file in each.
-        rest: Seconds between blocks; longer where the phone is still warm.
-        within, seconds: What ends the comparison before all blocks, as in `benchmark.compare`.
-        allow_undelegated: Whether to report though XNNPACK took a part of a file alone.
-        seed: Of the order.
-        progress: Called with what is done next, as a string.
-
-    Returns:
-        A `PhoneMeasurement`. Where the phone is lost after two blocks, of those that it has.
-
-    Raises:
-        OSError: If adb, the phone, the binary or space is missing; PhoneLost, if it is lost before two blocks.
-        ValueError: If an argument is out of range, or if operators fell off XNNPACK.
-    """
-    check_plan(blocks, runs)
-    check_threads(threads)
-    if not rest >= 0:
-        raise ValueError(f"rest must be 0 seconds or more. Received: rest={rest!r}")
-    local = require_binary(benchmark_model)
-    phone = Phone(serial)
-    tell = progress or (lambda line: None)
-    folder = f"{FOLDER}/se_keras_{secrets.token_hex(4)}"
-    flags = (f"--num_threads={threads}", "--use_xnnpack=true", f"--num_runs={runs}", "--warmup_runs=3", "--min_secs=0")
-    found, last, celsius, missing = Blocks(within=within, seconds=seconds, seed=seed), {}, [], None
-    try:
-        phone.shell(f"rm -rf {FOLDER}/se_keras_*")  # of a run whose phone was lost
-        phone.shell(f"mkdir -p {folder}")
-        binary = str(benchmark_model).removeprefix(_ON_PHONE)
-        if local:
-            tell(f"copying {binary} to {phone.serial}")
-            _push(phone, Path(binary).read_bytes(), f"{folder}/benchmark_model")
-            binary = f"{folder}/benchmark_model"
-            phone.shell(f"chmod 755 {binary}")
-        for name, content in (("a", a), ("b", b)):
-            tell(f"copying file {name.upper()}, {len(content) / 1e6:.1f} MB")
-            _push(phone, content, f"{folder}/{name}.tflite")
-        order = random.Random(seed)
-        for block in range(blocks):
-            tell(f"timing on {phone.serial}: block {block + 1} of {blocks}")
-            _rest(phone, celsius, rest if block else 0, tell)
-            runs_of = {}
-            for side in order.sample(("a", "b", "control"), 3):
-                runs_of[side] = _run(phone, binary, folder, "a" if side == "control" else side, flags)
-                if runs_of[side].partial and not allow_undelegated:
-                    name = "B" if side == "b" else "A"
-                    raise ValueError(
-                        f"Operators of file {name} fell off XNNPACK on the phone and run on slow kernels: "
-                        "--allow-undelegated measures all the same"
-                    )
-            found.add({side: 1e3 * (run.fastest_us or run.average_us) for side, run in runs_of.items()})
-            last = runs_of
-            if found.are_enough():
-                break
-    except PhoneLost as lost:
-        if len(found) < 2:
-            raise
-        missing = f"{len(found)} of {blocks} blocks: {lost}"
-    finally:
-        with contextlib.suppress(OSError):
-            phone.shell(f"rm -rf {folder}")
-    return PhoneMeasurement(
         comparison=found.comparison(runs=runs),
-        runs=(last["a"], last["b"]),
-        flags=flags,
-        celsius=tuple(celsius),
-        missing=missing,
+        undelegated=("a part",) if last["a"].partial or last["b"].partial else (),
+        footprints=tuple(_footprint(content, last[side]) for side, content in files.items()),
+        device=DeviceConditions(flags=flags, celsius=tuple(celsius), missing=missing),
     )
 
 
-def require_binary(benchmark_model):
-    """Whether the binary lies here, not on the phone; raises FileNotFoundError if it lies nowhere."""
-    local = not str(benchmark_model).startswith(_ON_PHONE)
-    if local and not Path(benchmark_model).is_file():
+def require_binary(benchmark_model: FilePath) -> bool:
+    """Whether the binary is a file here, not on the phone; raises FileNotFoundError if there is no such file here."""
+    is_local = not str(benchmark_model).startswith(_ON_PHONE)
+    if is_local and not Path(benchmark_model).is_file():
         raise FileNotFoundError(
             f"There is no benchmark_model {str(benchmark_model)!r}: docs/phone.md says where to get it"
         )
-    return local
+    return is_local
 
 
-def _run(phone, binary, folder, name, flags):
-    """Runs a file on the phone once: a `Run`. A version that does not write its result passes over where to."""
+@contextlib.contextmanager
+def _copied(phone: Phone, benchmark_model, files: dict[str, bytes], progress) -> Iterator[tuple[str, str]]:
+    """Copies the binary and the files into a new folder on the phone; yields the binary's path and the folder."""
+    folder = f"{FOLDER}/se_keras_{secrets.token_hex(4)}"
+    try:
+        phone.shell(f"rm -rf {FOLDER}/se_keras_*")  # of a measurement that lost its phone
+        phone.shell(f"mkdir -p {folder}")
+        binary = str(benchmark_model).removeprefix(_ON_PHONE)
+        if require_binary(benchmark_model):
+            progress(f"copying {binary} to {phone.serial}")
+            phone.push(Path(binary).read_bytes(), f"{folder}/benchmark_model")
+            binary = f"{folder}/benchmark_model"
+            phone.shell(f"chmod 755 {binary}")
+        for name, content in files.items():
+            progress(f"copying file {name.upper()}, {len(content) / 1e6:.1f} MB")
+            phone.push(content, f"{folder}/{name}.tflite")
+        yield binary, folder
+    finally:
+        with contextlib.suppress(OSError):
+            phone.shell(f"rm -rf {folder}")
+
+
+def _run(phone, binary, folder, name, flags, allow_undelegated):
+    """Runs a file on the phone once: a `Run`. Old versions ignore the flag for the result file, and write none."""
     result = f"{folder}/result.pb"
     command = f"{shlex.quote(binary)} --graph={folder}/{name}.tflite {' '.join(flags)} --result_file_path={result} 2>&1"
     try:
         text = phone.shell(command)
-        return parse(text, _pull(phone, result) if _RESULT in text else None)
-    except (OSError, ValueError) as error:  # a cable that is pulled ends a run with any status, and half of its words
-        if isinstance(error, PhoneLost) or phone.answers():
+        found = parse(text, phone.pull(result) if _RESULT in text else None)
+    except (OSError, ValueError) as error:  # if the cable is pulled, status and output of the run can be anything
+        if isinstance(error, PhoneLost) or phone.is_connected():
             raise
         raise PhoneLost(f"The phone no longer answers: {first_line(error)}") from None
+    if found.partial and not allow_undelegated:
+        raise ValueError(
+            f"Operators of file {name.upper()} are not delegated to XNNPACK on the phone and run on slow kernels: "
+            "--allow-undelegated measures the files anyway"
+        )
+    return found
 
 
-def _pull(phone, source):
-    with tempfile.TemporaryDirectory() as folder:
-        phone("pull", source, f"{folder}/file")
-        return Path(folder, "file").read_bytes()
+def _footprint(content, run):
+    return Footprint(bytes=len(content), init_ms=run.init_us / 1e3, first_ms=run.first_us / 1e3, peak_mb=run.memory_mb)
 
 
-def _push(phone, content, target):
-    with tempfile.NamedTemporaryFile() as file:
-        file.write(content)
-        file.flush()
-        phone("push", file.name, target)
-
-
-def _rest(phone, celsius, seconds, tell):
-    """Waits, and goes on waiting while the phone is warmer than it was at first."""
+def _rest(phone, celsius, seconds, progress):
+    """Waits, and waits longer while the phone is warmer than it was before the first block."""
     time.sleep(seconds)
     now, until = phone.celsius(), time.monotonic() + _LONGEST_REST
     while seconds and celsius and now is not None and now > celsius[0] + _WARMER and time.monotonic() < until:
-        tell(f"waiting for {phone.serial} to cool down: {now:.1f} degrees Celsius, {celsius[0]:.1f} at first")
+        progress(f"waiting for {phone.serial} to cool down: {now:.1f} degrees Celsius, {celsius[0]:.1f} at first")
         time.sleep(seconds)
         now = phone.celsius()
     if now is not None:
