@@ -1,4 +1,4 @@
-"""Data: the digits, folders, the order of a pass and its shares, packed TFRecords."""
+"""Data: the digits, folders, the order of an epoch and its shares, packed TFRecords."""
 
 import importlib.util
 import json
@@ -11,7 +11,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from se_keras.training import shards, sources
-from se_keras.training.data import Arrays, Data, Pass, digits, folder
+from se_keras.training.data import Arrays, Data, EpochOrder, digits, folder
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def test_digits_are_all_scans_of_scikit_learn_each_once(data):
     scans = load_digits()
     expected = rows((scans.images[..., None] / 16).astype("float32"), scans.target)
     assert len(expected) == 1797
-    # So the two splits are disjoint, too: together they hold no scan more often than the data set does.
+    # So the two splits are disjoint too: together they have no scan more often than the data set has.
     assert sorted(rows(data.train.images, data.train.labels) + rows(data.test.images, data.test.labels)) == expected
 
 
@@ -59,53 +59,55 @@ def test_classes_of_the_digits_are_named_after_them(data):
     assert data.classes == tuple("0123456789")
 
 
-# The order of a pass
+# The order of an epoch
 
 LABELS = np.repeat(np.arange(4), (40, 30, 20, 10))
 
 
 def test_each_epoch_has_another_order_and_each_seed_too():
-    orders = [tuple(Pass(batch=10, seed=seed, epoch=epoch).order(LABELS)) for seed in (0, 1) for epoch in (0, 1)]
+    orders = [
+        tuple(EpochOrder(batch=10, seed=seed, epoch=epoch).indices(LABELS)) for seed in (0, 1) for epoch in (0, 1)
+    ]
     assert len(set(orders)) == 4
     assert {tuple(sorted(order)) for order in orders} == {tuple(range(100))}
 
 
 def test_incomplete_last_step_of_training_is_left_out():
-    order = Pass(batch=30, seed=0).order(LABELS)
+    order = EpochOrder(batch=30, seed=0).indices(LABELS)
     assert len(order) == len(set(order)) == 90
 
 
 @pytest.mark.parametrize("seed", [0, None])
 def test_shares_make_up_the_steps_of_one_pass(seed):
-    whole = Pass(batch=12, seed=seed).order(LABELS).reshape(-1, 12)
-    shares = [Pass(batch=4, part=part, parts=3, seed=seed).order(LABELS).reshape(-1, 4) for part in range(3)]
+    whole = EpochOrder(batch=12, seed=seed).indices(LABELS).reshape(-1, 12)
+    shares = [EpochOrder(batch=4, part=part, parts=3, seed=seed).indices(LABELS).reshape(-1, 4) for part in range(3)]
     np.testing.assert_array_equal(np.concatenate(shares, axis=1), whole)
 
 
 def test_pass_without_a_seed_has_each_image_once_and_is_filled_up():
-    order = Pass(batch=30, seed=None).order(LABELS)
+    order = EpochOrder(batch=30, seed=None).indices(LABELS)
     np.testing.assert_array_equal(order, [*range(100), *[-1] * 20])
 
 
 def test_pass_begins_behind_the_steps_that_are_done():
-    a_pass = Pass(batch=10, part=1, parts=2, seed=3)
-    np.testing.assert_array_equal(replace(a_pass, start=2).order(LABELS), a_pass.order(LABELS)[20:])
+    order = EpochOrder(batch=10, part=1, parts=2, seed=3)
+    np.testing.assert_array_equal(replace(order, start=2).indices(LABELS), order.indices(LABELS)[20:])
 
 
 def test_balanced_pass_has_each_class_equally_often():
-    order = Pass(batch=20, seed=0, sampling="balanced").order(LABELS)
+    order = EpochOrder(batch=20, seed=0, sampling="balanced").indices(LABELS)
     assert len(order) == 100
     np.testing.assert_array_equal(np.bincount(LABELS[order]), [25] * 4)
-    # In each step, too: four in a row are of four classes.
+    # In each step too: four consecutive images are of four classes.
     assert all(len(set(LABELS[four])) == 4 for four in order.reshape(-1, 4))
-    # Images of a small class come again only when all of it was seen.
+    # Images of a small class repeat only when all of them were drawn.
     few = order[LABELS[order] == 3]
     assert sorted(np.bincount(few - 90)) == [2] * 5 + [3] * 5
 
 
 def test_unknown_sampling_is_refused():
     with pytest.raises(ValueError, match=r"sampling must be one of .+ Received: sampling='weighted'"):
-        Pass(batch=1, sampling="weighted")
+        EpochOrder(batch=1, sampling="weighted")
 
 
 # Folders
@@ -159,17 +161,17 @@ FOLDERS = {
     "an empty class": (
         lambda root: (write_images(root, {"ant": 3}), (root / "bee").mkdir()),
         ValueError,
-        r"Each class has images \(.bmp.+\). Received: none in '.+/bee'",
+        r"Each class needs images \(.bmp.+\). Received: none in '.+/bee'",
     ),
     "a class of one": (
         lambda root: write_images(root, {"ant": 3, "bee": 1}),
         ValueError,
-        "A class has at least 2 images, one to be judged by. Received: 1 in 'bee'",
+        "A class needs at least 2 images, one of them to evaluate on. Received: 1 in 'bee'",
     ),
     "other classes": (
         lambda root: (write_images(root / "train", {"a": 1, "b": 1}), write_images(root / "val", {"a": 1, "c": 1})),
         ValueError,
-        r"train/ and val/ have the same classes. Received: 'b' in one alone",
+        r"train/ and val/ must have the same classes. Received: 'b' in one of them only",
     ),
 }
 
@@ -231,7 +233,7 @@ def packed(insects, tmp_path_factory):
 
 
 def seen(split, **how):
-    return [(int(i), bytes(x), int(label)) for i, x, label in split.examples(Pass(**how)).as_numpy_iterator()]
+    return [(int(i), bytes(x), int(label)) for i, x, label in split.examples(EpochOrder(**how)).as_numpy_iterator()]
 
 
 def files_of(split):
@@ -363,7 +365,7 @@ def test_damaged_index_is_refused(copied, text):
 def test_records_cannot_be_balanced(packed):
     train = shards.read(packed).train
     with pytest.raises(ValueError, match="TFRecords are read in the order of their files: sampling must be 'shuffled'"):
-        train.examples(Pass(batch=1, seed=0, sampling="balanced"))
+        train.examples(EpochOrder(batch=1, seed=0, sampling="balanced"))
 
 
 def test_data_of_records_knows_its_labels(packed):

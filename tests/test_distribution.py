@@ -1,4 +1,4 @@
-"""Strategies: several replicas learn what one process does with them, and survive the loss of a worker."""
+"""Strategies: several processes train as one process with as many replicas does, and a lost worker loses no work."""
 
 import json
 import os
@@ -29,7 +29,7 @@ def free_addresses(count=2):
 
 
 def finished(processes, timeout=180):
-    """Output and errors of each process; all are ended, however this goes."""
+    """Standard output and errors of each process; all are killed in the end."""
     try:
         return [process.communicate(timeout=timeout) for process in processes]
     finally:
@@ -49,15 +49,15 @@ def started(*arguments, **options):
 
 @pytest.fixture(scope="module")
 def mirrored(tmp_path_factory):
-    """What one process learns with two replicas, on two logical CPUs."""
-    given = replicas("mirrored")
-    assert given.count == 2
-    return run(tmp_path_factory.mktemp("mirrored"), given)
+    """The result of one process with two replicas, on two logical CPUs."""
+    strategy = replicas("mirrored")
+    assert strategy.count == 2
+    return run(tmp_path_factory.mktemp("mirrored"), strategy)
 
 
 @pytest.fixture(scope="module")
 def two_workers(tmp_path_factory):
-    """What each of two processes learns, and the folder that both were given."""
+    """The result of each of two processes, and their folder."""
     folder, addresses = tmp_path_factory.mktemp("two"), ",".join(free_addresses())
     results = [folder / f"result{index}.json" for index in range(2)]
     worker = Path(__file__).with_name("worker.py")
@@ -65,15 +65,15 @@ def two_workers(tmp_path_factory):
         started(worker, result, folder / "run", "multi-worker", addresses, index)
         for index, result in enumerate(results)
     ]
-    told = finished(processes)
-    assert [process.returncode for process in processes] == [0, 0], told
+    output = finished(processes)
+    assert [process.returncode for process in processes] == [0, 0], output
     return [json.loads(result.read_text()) for result in results], folder / "run"
 
 
 def test_two_workers_have_the_loss_curve_of_one_process_with_two_replicas(mirrored, two_workers):
     for result in two_workers[0]:
         assert len(result["losses"]) == STEPS
-        # The same sums of the same numbers; what is added first differs.
+        # The same sums of the same numbers, in another order.
         np.testing.assert_allclose(result["losses"], mirrored["losses"], rtol=1e-4)
 
 
@@ -84,7 +84,7 @@ def test_two_workers_end_with_the_same_weights(mirrored, two_workers):
 
 
 def test_every_test_image_is_judged_once_by_all_workers_together(mirrored, two_workers):
-    # 101 images: a share that was dropped or doubled is none of a hundred-and-first.
+    # 101 images: with one lost or counted twice the accuracy would be no multiple of 1/101.
     for result in (mirrored, *two_workers[0]):
         for accuracy in result["figures"]["val_accuracy"]:
             assert accuracy * 101 == pytest.approx(round(accuracy * 101), abs=1e-9)
@@ -99,7 +99,7 @@ def test_the_first_worker_writes_one_run(two_workers):
     assert not list(folder.glob(".*partial*"))
 
 
-# Workers that are lost, or do not come
+# Workers that are lost, or do not connect
 
 
 @pytest.mark.slow
@@ -127,15 +127,15 @@ def test_run_goes_on_after_a_worker_was_killed(tmp_path):
         assert time.monotonic() < deadline and first[1].poll() is None
         time.sleep(0.05)
     first[1].send_signal(signal.SIGKILL)
-    told = finished(first)
+    output = finished(first)
     position = checkpoint.position(file)
     assert (1, 10) <= position < (4, 0)
     assert first[0].returncode == 2
-    line = told[0][1].strip().splitlines()[-1]
+    line = output[0][1].strip().splitlines()[-1]
     assert line.startswith("se-keras: error: A worker was lost in epoch") and str(file) in line
 
-    told = finished(second := workers())
-    assert [process.returncode for process in second] == [0, 0], told
+    output = finished(second := workers())
+    assert [process.returncode for process in second] == [0, 0], output
     figures = json.loads((tmp_path / "run" / RUN_FILE).read_text())["figures"]
     assert len(figures["val_accuracy"]) == 4
     # An undisturbed run of four epochs ends at 0.96 to 0.98: one of 360 images is 0.003.
@@ -145,7 +145,9 @@ def test_run_goes_on_after_a_worker_was_killed(tmp_path):
 def test_worker_that_does_not_come_is_named():
     here, there = free_addresses()
     cluster = Cluster(workers=(here, there), index=0)
-    with pytest.raises(TimeoutError, match=rf"Not all 2 workers came within 0.5 s. .+ worker 0 at {here}; .+ {there}$"):
+    with pytest.raises(
+        TimeoutError, match=rf"Not all 2 workers connected within 0.5 s. .+ worker 0 at {here}; .+ {there}$"
+    ):
         replicas("multi-worker", cluster=cluster, timeout=0.5)
 
 
@@ -201,11 +203,11 @@ def test_unknown_strategy_is_refused():
 
 
 def test_tpu_that_is_not_there_is_told():
-    with pytest.raises(OSError, match="There is no TPU 'local' that can be used"):
+    with pytest.raises(OSError, match="The TPU 'local' cannot be used"):
         replicas("tpu")
 
 
 def test_batch_that_replicas_cannot_share_is_refused():
-    given = Replicas(name="mirrored", strategy=tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]))
-    with pytest.raises(ValueError, match="2 replicas need a batch that they can share evenly. Received: batch_size=33"):
-        given.share(33)
+    mirrored = Replicas(name="mirrored", strategy=tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]))
+    with pytest.raises(ValueError, match="batch_size must be a multiple of the 2 replicas. Received: batch_size=33"):
+        mirrored.share(33)

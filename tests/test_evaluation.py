@@ -1,7 +1,8 @@
-"""Evaluation: shares and their intervals against others' computation, the paper's views, and what is refused."""
+"""Evaluation: shares and intervals against independent computations, the paper's views, and invalid arguments."""
 
 import csv
 from dataclasses import replace
+from typing import get_args
 
 import keras
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import tensorflow as tf
 from sklearn.metrics import confusion_matrix, top_k_accuracy_score
 
-from se_keras.evaluation import PROTOCOLS, Share, evaluate, write_confusion
+from se_keras.evaluation import PROTOCOLS, ProtocolName, Share, evaluate, write_confusion
 from se_keras.export import to_litert, to_savedmodel
 from se_keras.training.data import Arrays, digits, folder
 
@@ -21,7 +22,7 @@ def data():
 
 @pytest.fixture(scope="module")
 def model(data):
-    """A small network of one epoch, so that it errs on some."""
+    """A small network of one epoch, so that it has some errors."""
     keras.utils.set_random_seed(0)
     images = keras.Input((8, 8, 1), name="images")
     x = keras.layers.Flatten()(keras.layers.Conv2D(8, 3, activation="relu")(images))
@@ -83,10 +84,10 @@ def test_ensemble_averages_probabilities(model, data):
 
 
 def test_progress_is_told_some_ten_times(model, data):
-    told = []
-    evaluate(model, data.test, data, progress=told.append)
-    assert 5 <= len(told) <= 11
-    assert told[-1] == "evaluating: 360 of 360 images"
+    messages = []
+    evaluate(model, data.test, data, progress=messages.append)
+    assert 5 <= len(messages) <= 11
+    assert messages[-1] == "evaluating: 360 of 360 images"
 
 
 # Views
@@ -94,7 +95,7 @@ def test_progress_is_told_some_ten_times(model, data):
 
 @pytest.fixture
 def pixels():
-    """Each pixel says where it is: row, column, and one."""
+    """Each pixel is its row, its column, and one."""
     rows, columns = np.meshgrid(np.arange(64.0), np.arange(96.0), indexing="ij")
     return tf.constant(np.stack([rows, columns, rows * 0 + 1], axis=-1), "float32")
 
@@ -104,6 +105,10 @@ def views(name, pixels, size=56):
     return [protocol.views(pixels, (size, size), scale).numpy() for scale in protocol.scales]
 
 
+def test_names_of_the_protocols_are_those_of_their_type():
+    assert get_args(ProtocolName) == tuple(PROTOCOLS)
+
+
 @pytest.mark.parametrize(
     "name, count", [("plain", 1), ("224", 1), ("299", 1), ("320", 1), ("ten_crop", 10), ("multi_scale", 8),
                     ("multi_crop", 144)]
@@ -111,7 +116,7 @@ def views(name, pixels, size=56):
 def test_protocol_has_its_number_of_views(name, count, pixels):
     found = np.concatenate(views(name, pixels))
     assert found.shape == (count, 56, 56, 3)
-    np.testing.assert_allclose(found[..., 2], 1, atol=1e-5)  # nothing beyond the image
+    np.testing.assert_allclose(found[..., 2], 1, atol=1e-5)  # nothing from outside of the image
 
 
 def test_ten_crops_are_the_corners_and_the_middle_and_their_mirror_images(pixels):
@@ -136,7 +141,7 @@ def test_photographs_are_judged_at_the_size_of_the_model(tmp_path):
     for number in range(20):
         path = tmp_path / f"class{number % 2}" / f"{number:02}.png"
         path.parent.mkdir(exist_ok=True)
-        value = 255 * (number % 2)  # black or white: to be told apart by anything
+        value = 255 * (number % 2)  # black or white
         keras.utils.save_img(path, np.full((40, 60, 3), value, "uint8"), scale=False)
     data = folder(tmp_path)
     images = keras.Input((24, 24, 3))
@@ -147,7 +152,7 @@ def test_photographs_are_judged_at_the_size_of_the_model(tmp_path):
         assert evaluate(bright, data.train, data, protocol=name).top1.value == 1
 
 
-# Refusals
+# Invalid arguments
 
 
 def test_unknown_protocol_is_refused(model, data):
@@ -156,7 +161,7 @@ def test_unknown_protocol_is_refused(model, data):
 
 
 def test_no_models_and_no_images_are_refused(model, data):
-    with pytest.raises(ValueError, match="A model and an image are evaluated. Received: 0 models, 360 images"):
+    with pytest.raises(ValueError, match="At least one model and one image are needed. Received: 0 models, 360 images"):
         evaluate([], data.test, data)
     none = Arrays(images=data.test.images[:0], labels=data.test.labels[:0])
     with pytest.raises(ValueError, match="Received: 1 models, 0 images"):
@@ -164,7 +169,7 @@ def test_no_models_and_no_images_are_refused(model, data):
 
 
 def test_model_of_another_size_than_the_protocols_is_refused(model, data):
-    with pytest.raises(ValueError, match="'224' and the models before it show 224x224 pixels. .+ small, .+ 8x8"):
+    with pytest.raises(ValueError, match="'224' and the other models need images of 224x224. .+ small, .+ 8x8"):
         evaluate(model, data.test, data, protocol="224")
 
 
@@ -177,7 +182,7 @@ def test_model_of_other_channels_is_refused(data):
 
 def test_model_of_other_classes_is_refused(model, data):
     nine = keras.Model(model.inputs, keras.layers.Dense(9)(model.layers[-2].output), name="nine")
-    with pytest.raises(ValueError, match=r"A classifier of 10 classes can be evaluated. Received: nine, .+ \[\(9,\)\]"):
+    with pytest.raises(ValueError, match=r"A model must have one output of 10 classes. Received: nine .+ \[\(9,\)\]"):
         evaluate(nine, data.test, data)
 
 

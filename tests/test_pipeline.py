@@ -1,4 +1,4 @@
-"""From files to batches: content decides, chance is the seed's, and nothing is lost or seen twice."""
+"""From files to batches: content decides the format, seeds decide the changes, no image is lost or repeated."""
 
 import io
 from dataclasses import replace
@@ -9,8 +9,9 @@ import pytest
 import tensorflow as tf
 
 from se_keras.images import RESIZE, decode, evaluation_image
+from se_keras.normalization import IMAGENET
 from se_keras.training.augmentation import training_image
-from se_keras.training.data import IMAGENET, Arrays, Corrupt, Data, Pass, digits, folder
+from se_keras.training.data import Arrays, Data, EpochOrder, SkippedFiles, digits, folder
 from se_keras.training.pipeline import batches, held_out
 from se_keras.training.recipes import Augmentation
 
@@ -19,8 +20,8 @@ CROPS = Augmentation(crop="scale_and_aspect", flip=True)
 
 def picture(number=0, size=(30, 40)):
     """A smooth picture, which JPEG keeps well."""
-    chance = np.random.default_rng(number)
-    small = chance.uniform(20, 235, (3, 4, 3)).astype("float32")
+    rng = np.random.default_rng(number)
+    small = rng.uniform(20, 235, (3, 4, 3)).astype("float32")
     return np.asarray(keras.ops.image.resize(small, size, interpolation="bicubic")).clip(0, 255).astype("uint8")
 
 
@@ -102,12 +103,13 @@ def test_image_of_the_networks_size_stays_as_it_is():
 
 def some(augmentation, content, size=(16, 16), count=200):
     seeds = tf.stack([tf.range(count), tf.ones(count, "int32")], axis=1)
-    how = {"size": size, "channels": 3, "augmentation": augmentation}
-    return np.stack([training_image(content, seed=seed, **how) for seed in seeds])
+    return np.stack(
+        [training_image(content, size=size, channels=3, augmentation=augmentation, seed=seed) for seed in seeds]
+    )
 
 
 def test_crop_is_a_part_of_random_size_and_place():
-    # Each pixel says where it is: row and column.
+    # Each pixel is its row and its column.
     rows, columns = np.meshgrid(np.arange(100.0), np.arange(100.0), indexing="ij")
     pixels = np.stack([rows, columns, rows * 0], axis=-1).astype("float32")
     crops = some(replace(CROPS, flip=False), tf.constant(pixels))
@@ -121,8 +123,10 @@ def test_crop_is_a_part_of_random_size_and_place():
 
 def test_part_of_a_jpeg_file_is_the_part_of_its_pixels():
     content = tf.constant(encoded(picture(size=(60, 80)), "JPEG"))
-    how = {"size": (16, 16), "channels": 3, "augmentation": CROPS, "seed": tf.constant([3, 4])}
-    of_file, of_pixels = (training_image(x, **how) for x in (content, decode(content)))
+    of_file, of_pixels = (
+        training_image(x, size=(16, 16), channels=3, augmentation=CROPS, seed=tf.constant([3, 4]))
+        for x in (content, decode(content))
+    )
     assert np.abs(of_file - of_pixels).mean() < 2  # another inverse transform of the coefficients
 
 
@@ -144,13 +148,18 @@ def test_padded_crop_moves_the_image_by_at_most_the_padding():
 
 def test_square_of_the_mean_is_cut_out_anywhere_and_ends_at_the_border():
     pixels = tf.constant(np.full((16, 12, 3), 9.0, "float32"))
-    how = {
-        "size": (16, 12),
-        "channels": 3,
-        "augmentation": Augmentation(cutout=6),
-        "mean": tf.constant([1.0, 2.0, 3.0]),
-    }
-    seen = np.stack([training_image(pixels, seed=tf.constant([number, 1]), **how) for number in range(400)])
+    images = [
+        training_image(
+            pixels,
+            size=(16, 12),
+            channels=3,
+            augmentation=Augmentation(cutout=6),
+            seed=tf.constant([number, 1]),
+            mean=tf.constant([1.0, 2.0, 3.0]),
+        )
+        for number in range(400)
+    ]
+    seen = np.stack(images)
     out = (seen != 9).all(axis=-1)
     np.testing.assert_array_equal(seen[out], np.broadcast_to([1, 2, 3], seen[out].shape))
     np.testing.assert_array_equal(seen[~out], np.full(seen[~out].shape, 9))
@@ -166,7 +175,7 @@ def test_square_of_the_mean_is_cut_out_anywhere_and_ends_at_the_border():
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory):
-    """Forty JPEG files in two classes, under names that lie."""
+    """Forty JPEG files in two classes, with the suffix of another format."""
     root = tmp_path_factory.mktemp("photographs")
     for number in range(40):
         path = root / f"class{number % 2}" / f"{number:02}.png"
@@ -175,10 +184,16 @@ def photographs(tmp_path_factory):
     return folder(root)
 
 
-def training(data, augmentation=CROPS, corrupt=None, service=None, **a_pass):
-    how = {"batch": 8, "seed": 0} | a_pass
-    made = batches(data.train, data, size=(16, 16), a_pass=Pass(**how), augmentation=augmentation, corrupt=corrupt,
-                   service=service)  # fmt: skip
+def training(data, augmentation=CROPS, skipped=None, service=None, *, batch=8, seed=0, **order):
+    made = batches(
+        data.train,
+        data,
+        size=(16, 16),
+        order=EpochOrder(batch=batch, seed=seed, **order),
+        augmentation=augmentation,
+        skipped=skipped,
+        service=service,
+    )
     return [tuple(np.asarray(x) for x in batch) for batch in made]
 
 
@@ -209,7 +224,7 @@ def test_shares_see_together_what_one_process_sees(photographs):
 
 def test_pixels_are_normalized(photographs):
     raw = replace(photographs, mean=(0.0,) * 3, std=(1.0,) * 3)
-    expected = [(images - IMAGENET["mean"]) / IMAGENET["std"] for images, _, _ in training(raw)]
+    expected = [(images - np.array(IMAGENET.mean)) / np.array(IMAGENET.std) for images, _, _ in training(raw)]
     np.testing.assert_allclose([x[0] for x in training(photographs)], expected, atol=1e-5)
 
 
@@ -225,7 +240,7 @@ def test_labels_go_with_their_images():
     images = np.broadcast_to(labels[:, None, None, None], (50, 4, 4, 1)).astype("float32")
     split = Arrays(images=images, labels=labels)
     data = Data(name="x", train=split, test=split, classes=tuple("0123456789"), mean=(0.0,), std=(1.0,))
-    made = batches(split, data, size=(4, 4), a_pass=Pass(batch=5, seed=1), augmentation=Augmentation(flip=True))
+    made = batches(split, data, size=(4, 4), order=EpochOrder(batch=5, seed=1), augmentation=Augmentation(flip=True))
     for x, y, _ in made:
         np.testing.assert_array_equal(x[:, 0, 0, 0], np.argmax(y, axis=1))
 
@@ -258,33 +273,33 @@ def damaged(photographs, tmp_path):
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_file_that_cannot_be_decoded_is_a_black_image_without_weight(photographs, damaged):
-    corrupt = Corrupt(budget=3)
-    order = Pass(batch=8, seed=0).order(photographs.train.labels).reshape(-1, 8)
+    skipped = SkippedFiles(budget=3)
+    order = EpochOrder(batch=8, seed=0).indices(photographs.train.labels).reshape(-1, 8)
     for numbers, whole, (images, labels, weights) in zip(
-        order, training(photographs), training(damaged, corrupt=corrupt), strict=True
+        order, training(photographs), training(damaged, skipped=skipped), strict=True
     ):
         missing = np.isin(numbers, (3, 9, 20))
         np.testing.assert_array_equal(weights, ~missing)
         np.testing.assert_array_equal(labels, whole[1])
         np.testing.assert_array_equal(images[~missing], whole[0][~missing])
-    assert sorted(path[-6:] for path in corrupt.paths) == ["03.jpg", "09.jpg", "20.jpg"]
+    assert sorted(path[-6:] for path in skipped.paths) == ["03.jpg", "09.jpg", "20.jpg"]
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_batch_of_files_none_of_which_can_be_decoded_has_no_weight(damaged, tmp_path):
     (tmp_path / "no.jpg").write_bytes(b"no")
     none = replace(damaged, train=replace(damaged.train, paths=(str(tmp_path / "no.jpg"),) * len(damaged.train)))
-    for images, _, weights in training(none, corrupt=Corrupt(budget=1)):
+    for images, _, weights in training(none, skipped=SkippedFiles(budget=1)):
         assert not weights.any() and images.shape == (8, 16, 16, 3)
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_budget_that_is_spent_ends_the_pass(damaged):
-    corrupt = Corrupt(budget=1)
+    skipped = SkippedFiles(budget=1)
     with pytest.raises(tf.errors.OpError):
-        training(damaged, corrupt=corrupt)
-    with pytest.raises(ValueError, match=r"[23] files cannot be decoded, and at most 1 may be left out"):
-        corrupt.check()
+        training(damaged, skipped=skipped)
+    with pytest.raises(ValueError, match=r"[23] files cannot be decoded, and at most 1 may be skipped"):
+        skipped.check()
 
 
 # A service

@@ -1,4 +1,4 @@
-"""Recipes: the paper's figures, what cannot be trained with, and the learning rate of each step."""
+"""Recipes: the paper's values, invalid values, the learning rate of each step, and the plan of a training."""
 
 import json
 import math
@@ -96,9 +96,15 @@ def test_augmentation_refuses_what_cannot_be_done(field, value):
 @pytest.mark.parametrize(
     "fields, message",
     [
-        ({"warmup_epochs": 5, "schedule": "steps"}, "warmup_epochs stand in front of a cosine"),
+        (
+            {"warmup_epochs": 5, "schedule": "steps"},
+            "warmup_epochs need schedule='cosine'",
+        ),
         ({"warmup_epochs": 15}, "warmup_epochs must be fewer than epochs. Received: 15 of 15"),
-        ({"ema": 0.9, "frozen_batch_norm_epochs": 1}, "Averaged weights and frozen BatchNorm exclude each other"),
+        (
+            {"ema": 0.9, "frozen_batch_norm_epochs": 1},
+            "ema and frozen_batch_norm_epochs exclude each other",
+        ),
     ],
 )
 def test_recipe_refuses_what_does_not_go_together(fields, message):

@@ -1,7 +1,9 @@
-"""What a training leaves for people: read back as they would read it."""
+"""The files of a training for people, read back as they would read them."""
 
 import csv
 import re
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -61,8 +63,8 @@ def test_curves_show_each_run_in_its_colour(tmp_path, epochs):
 def test_curves_name_each_run_and_each_part(tmp_path):
     record.draw_curves(tmp_path / "curves.svg", {"resnet50": FIGURES, "se_resnet50": FIGURES})
     text = (tmp_path / "curves.svg").read_text()
-    for told in ("resnet50, training", "resnet50, validation", "se_resnet50, validation", "top-1 error, %", "epoch"):
-        assert f"<!-- {told} -->" in text
+    for label in ("resnet50, training", "resnet50, validation", "se_resnet50, validation", "top-1 error, %", "epoch"):
+        assert f"<!-- {label} -->" in text
 
 
 @pytest.mark.parametrize("runs", [{}, {"resnet50": {}}, {"resnet50": {"loss": []}}])
@@ -82,3 +84,16 @@ def test_provenance_is_that_of_the_sources():
     assert made == record.provenance()
     assert made["versions"]["se-keras"] == se_keras.__version__
     assert re.fullmatch("[0-9a-f]{64}", made["source_sha256"])
+
+
+def test_sources_have_the_same_checksum_in_a_checkout_and_in_a_wheel(tmp_path):
+    root = Path(se_keras.__file__).parents[1]
+    shutil.copytree(root / "se_keras", tmp_path / "se_keras", ignore=shutil.ignore_patterns("cli"))  # links as folders
+    shutil.copytree(root / "se_keras_cli", tmp_path / "se_keras_cli")
+    assert not (tmp_path / "se_keras" / "export").is_symlink()
+    assert record.source_sha256(tmp_path) == record.source_sha256(root)
+    for changed in ("se_keras/version.py", "se_keras/export/__init__.py", "se_keras_cli/__init__.py"):
+        before = record.source_sha256(tmp_path)
+        with (tmp_path / changed).open("a") as file:
+            file.write("# changed")
+        assert record.source_sha256(tmp_path) != before

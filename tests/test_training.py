@@ -1,4 +1,4 @@
-"""The loop: what is on the disk after each epoch and after every kind of end, and that training goes on from there."""
+"""The loop: the files after each epoch and after every kind of interruption, and that training resumes from them."""
 
 import contextlib
 import csv
@@ -14,9 +14,10 @@ import pytest
 
 import se_keras
 from se_keras.training import Execution, Preempted, checkpoint, fit, record
-from se_keras.training.data import Arrays, Corrupt, Files, digits, folder
-from se_keras.training.loop import EXIT_SAVED, MODEL_FILE, RUN_FILE
+from se_keras.training.data import Arrays, Files, SkippedFiles, digits, folder
+from se_keras.training.loop import MODEL_FILE, RUN_FILE
 from se_keras.training.recipes import DIGITS, Augmentation
+from se_keras.training.stopping import EXIT_SAVED
 
 FIGURES = ("loss", "accuracy", "val_loss", "val_accuracy", "val_top5", "learning_rate")
 FILES = {MODEL_FILE, RUN_FILE, checkpoint.FILE, record.CSV, record.EVENTS, *record.CURVES}
@@ -31,7 +32,7 @@ def data():
 
 @pytest.fixture(scope="module")
 def few(data):
-    """256 digits to learn and 100 to be judged by: an epoch in a fraction of a second."""
+    """256 digits to train on and 100 to evaluate on: an epoch takes a fraction of a second."""
     return replace(
         data,
         train=Arrays(images=data.train.images[:256], labels=data.train.labels[:256]),
@@ -40,7 +41,7 @@ def few(data):
 
 
 def small(name="small", classes=10, size=8, dropout=0.1):
-    """A network with all that a run keeps: kernels, BatchNorm, SE, and a source of chance; the same at each call."""
+    """A network with every kind of state: kernels, BatchNorm, SE, and dropout's seed; the same at each call."""
     keras.utils.set_random_seed(0)
     images = keras.Input((size, size, 1))
     x = keras.layers.Conv2D(8, 3, strides=2, use_bias=False)(images)
@@ -50,7 +51,7 @@ def small(name="small", classes=10, size=8, dropout=0.1):
 
 
 def content(folder):
-    """The files of a run but for TensorBoard's; partial ones would show too."""
+    """The files of a run except TensorBoard's; partial ones would be here too."""
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
@@ -82,9 +83,9 @@ def end():
 
 @pytest.fixture(scope="module")
 def uninterrupted(few, tmp_path_factory):
-    """Three epochs on a few digits: model, figures, folder, and what was told."""
-    folder, told = tmp_path_factory.mktemp("uninterrupted"), []
-    return *fit(small(), SHORT, few, folder, progress=told.append), folder, told
+    """Three epochs on a few digits: model, figures, folder, and each `Progress`."""
+    folder, reports = tmp_path_factory.mktemp("uninterrupted"), []
+    return *fit(small(), SHORT, few, folder, progress=reports.append), folder, reports
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +100,7 @@ def trained(data, tmp_path_factory):
 def test_training_raises_the_accuracy(trained):
     _, figures, _ = trained
     assert figures["accuracy"][0] < figures["accuracy"][2]
-    # Chance is 0.1; logistic regression gets 0.96.
+    # A random guess has 0.1; logistic regression has 0.96.
     assert figures["val_accuracy"][2] > 0.9
 
 
@@ -157,7 +158,7 @@ def test_finished_run_returns_at_once(trained, data, monkeypatch):
     model, figures, folder = trained
     before = content(folder)
     monkeypatch.setattr(
-        "se_keras.training.distribution.Trainer.train", lambda *_, **__: pytest.fail("A finished run was trained")
+        "se_keras.training.step.Trainer.train", lambda *_, **__: pytest.fail("A finished run was trained")
     )
     again, same = fit(se_keras.create("se_resnet11_digits", classes=10), replace(DIGITS, epochs=3), data, folder)
     assert_same_weights(again, model)
@@ -166,27 +167,27 @@ def test_finished_run_returns_at_once(trained, data, monkeypatch):
 
 
 def test_progress_tells_each_step_and_each_epoch(uninterrupted):
-    told = uninterrupted[3]
+    reports = uninterrupted[3]
     steps = [(0, 0), *((epoch, step) for epoch in range(3) for step in range(1, STEPS + 1))]
     ends = [(epoch, 0) for epoch in (1, 2, 3)]
-    assert sorted((now.epoch, now.step) for now in told) == sorted(steps + ends)
-    assert {(now.epochs, now.steps) for now in told} == {(3, STEPS)}
-    assert told[-1].figures == uninterrupted[1]
+    assert sorted((now.epoch, now.step) for now in reports) == sorted(steps + ends)
+    assert {(now.epochs, now.steps) for now in reports} == {(3, STEPS)}
+    assert reports[-1].figures == uninterrupted[1]
 
 
 def test_callbacks_of_keras_hear_of_epochs_and_batches(few, tmp_path):
-    heard = []
+    calls = []
 
     class Listener(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
-            heard.append((epoch, sorted(logs)))
+            calls.append((epoch, sorted(logs)))
             self.model.stop_training = epoch == 1
 
         def on_train_batch_end(self, batch, logs=None):
-            heard.append(batch)
+            calls.append(batch)
 
     _, figures = fit(small(), SHORT, few, tmp_path, callbacks=[Listener()])
-    assert heard == [*range(STEPS), (0, sorted(FIGURES)), *range(STEPS), (1, sorted(FIGURES))]
+    assert calls == [*range(STEPS), (0, sorted(FIGURES)), *range(STEPS), (1, sorted(FIGURES))]
     assert len(figures["loss"]) == 2
 
 
@@ -197,7 +198,7 @@ def test_learning_rate_falls_to_zero(uninterrupted):
 
 
 def test_learning_rate_falls_on_a_plateau(few, tmp_path):
-    # No epoch is better than the one before where nothing is learned: the rate falls after each.
+    # Nothing is learned, so no epoch is better than the one before: the rate falls after each.
     recipe = replace(SHORT, schedule="plateau", patience=1, learning_rate=1e-30, decay=0.5)
     _, figures = fit(small(), recipe, few, tmp_path)
     assert figures["learning_rate"] == pytest.approx([1e-30, 1e-30, 0.5e-30])
@@ -214,9 +215,9 @@ def test_weights_are_averaged_where_the_recipe_says_so(few, tmp_path):
     predicted = model.predict(few.test.images, verbose=0).argmax(axis=1)
     assert figures["val_accuracy"][-1] == np.mean(predicted == few.test.labels)
     assert_same_weights(keras.saving.load_model(tmp_path / MODEL_FILE), model)
-    tensors, _ = checkpoint.load(tmp_path / checkpoint.FILE)
+    tensors, _ = checkpoint.load_checkpoint(tmp_path / checkpoint.FILE)
     kernel = next(values for name, values in tensors.items() if name.endswith("kernel"))
-    assert not np.array_equal(kernel, model.layers[1].kernel.numpy())  # the checkpoint goes on from the others
+    assert not np.array_equal(kernel, model.layers[1].kernel.numpy())  # the checkpoint has the other ones
 
 
 def test_batch_norm_is_frozen_in_the_last_epochs(few, tmp_path):
@@ -342,8 +343,8 @@ def disk_full(call):
 INTERRUPTIONS = {
     "before the model of epoch 2": in_place_of_call(keras.Model, "save", 2, killed),
     "before the history of epoch 2": in_place_of_call(record, "write_csv", 2, killed),
-    "before the checkpoint of epoch 2": in_place_of_call(checkpoint, "save", 2, killed),
-    "disk full at the checkpoint of epoch 2": in_place_of_call(checkpoint, "save", 2, disk_full),
+    "before the checkpoint of epoch 2": in_place_of_call(checkpoint, "save_checkpoint", 2, killed),
+    "disk full at the checkpoint of epoch 2": in_place_of_call(checkpoint, "save_checkpoint", 2, disk_full),
     "disk full at the model of epoch 2": in_place_of_call(keras.Model, "save", 2, disk_full),
 }
 
@@ -366,7 +367,7 @@ def test_what_a_killed_process_left_half_written_goes(few, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == FILES
 
 
-# Refusals
+# Invalid arguments
 
 
 @pytest.fixture(scope="module")
@@ -412,7 +413,7 @@ def test_checkpoint_of_another_network_of_that_name_is_refused(few, run, stopped
 
 def test_model_without_its_checkpoint_is_not_trained_over(few, run, stopped):
     (run / checkpoint.FILE).unlink()
-    with pytest.raises(ValueError, match=r"has a model.keras and no checkpoint.safetensors to go on from"):
+    with pytest.raises(ValueError, match=r"has a model.keras and no checkpoint.safetensors to resume from"):
         fit(small(), SHORT, few, run)
     assert content(run) == {name: file for name, file in stopped.items() if name != checkpoint.FILE}
 
@@ -519,7 +520,7 @@ def unwritable(request, tmp_path):
 
 
 def test_folder_that_cannot_be_written_is_told_before_the_first_step(few, unwritable, monkeypatch):
-    monkeypatch.setattr("se_keras.training.distribution.Trainer.train", lambda *_, **__: pytest.fail("in vain"))
+    monkeypatch.setattr("se_keras.training.step.Trainer.train", lambda *_, **__: pytest.fail("in vain"))
     with pytest.raises(OSError):
         fit(small(), SHORT, few, unwritable)
 
@@ -529,7 +530,7 @@ def test_folder_that_cannot_be_written_is_told_before_the_first_step(few, unwrit
 
 @pytest.fixture
 def photographs(tmp_path):
-    """Twenty small pictures in two classes, of which two are no pictures."""
+    """Twenty small PNG files in two classes; two of them are cut short."""
     for number in range(20):
         path = tmp_path / "photographs" / f"class{number % 2}" / f"{number:02}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -550,12 +551,12 @@ def test_files_that_cannot_be_decoded_are_left_out_and_told(photographs, tmp_pat
         network_of_photographs(), recipe, photographs, tmp_path / "run", execution=Execution(corrupt_budget=2)
     )
     assert np.isfinite(figures["loss"]).all()
-    told = json.loads((tmp_path / "run" / RUN_FILE).read_text())["corrupt"]
-    assert sorted(path[-6:] for path in told) == ["02.png", "03.png"]
+    skipped = json.loads((tmp_path / "run" / RUN_FILE).read_text())["corrupt"]
+    assert sorted(path[-6:] for path in skipped) == ["02.png", "03.png"]
 
 
 def test_too_many_files_that_cannot_be_decoded_end_the_run_with_their_names(photographs, tmp_path):
-    with pytest.raises(ValueError, match=r"files cannot be decoded, and at most 0 may be left out .+0[23].png"):
+    with pytest.raises(ValueError, match=r"files cannot be decoded, and at most 0 may be skipped .+0[23].png"):
         fit(network_of_photographs(), replace(SHORT, batch_size=4), photographs, tmp_path / "run")
 
 
@@ -565,13 +566,13 @@ def test_files_to_be_judged_by_count_too(photographs, tmp_path):
     train = Files(paths=tuple(whole), labels=np.array([int(path[-8] == "1") for path in whole], "int32"))
     test = Files(paths=(str(tmp_path / "no.png"), *whole[:3]), labels=np.zeros(4, "int32"))
     data = replace(photographs, train=train, test=test)
-    with pytest.raises(ValueError, match="1 files cannot be decoded, and at most 0 may be left out .+no.png"):
+    with pytest.raises(ValueError, match="1 files cannot be decoded, and at most 0 may be skipped .+no.png"):
         fit(network_of_photographs(), replace(SHORT, batch_size=4), data, tmp_path / "run")
 
 
 def test_budget_counts_a_file_once():
-    corrupt = Corrupt(budget=1)
-    corrupt.add("a.png")
-    corrupt.add("a.png")
-    with pytest.raises(ValueError, match="2 files cannot be decoded, and at most 1 may be left out .+: a.png, b.png"):
-        corrupt.add("b.png")
+    skipped = SkippedFiles(budget=1)
+    skipped.add("a.png")
+    skipped.add("a.png")
+    with pytest.raises(ValueError, match="2 files cannot be decoded, and at most 1 may be skipped .+: a.png, b.png"):
+        skipped.add("b.png")

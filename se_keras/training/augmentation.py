@@ -1,51 +1,64 @@
-"""One image: from the bytes of a file to the pixels that a network is shown, in training by chance and in evaluation.
+"""One training image: from the bytes of a file to random crops, flips and other changes of its pixels.
 
-All chance is stateless: it comes from a seed that the caller derives from the training's seed, the epoch and the image,
-so that a training that goes on, or another worker, sees the same.
+All randomness is stateless: the caller derives each seed from the training's seed, the epoch and the image, so that a
+resumed training and every worker see the same images.
 """
+
+from collections.abc import Callable
+from typing import Any
 
 import keras
 import tensorflow as tf
 
 from se_keras.images import _pixels, evaluation_image
+from se_keras.training.recipes import Augmentation
 
 
-def training_image(content, *, size, channels, augmentation, seed, operations=None, mean=0.0):
-    """An image as training shows it.
+def training_image(
+    content: tf.Tensor,
+    *,
+    size: tuple[int, int],
+    channels: int,
+    augmentation: Augmentation,
+    seed: tf.Tensor,
+    operations: Callable | None = None,
+    mean: Any = 0.0,
+) -> tf.Tensor:
+    """An image as a network sees it in training.
 
     Args:
         content: Bytes of a file, or pixels `(height, width, channels)`.
         size: `(height, width)` of the network.
         channels: Of the network.
-        augmentation: An `Augmentation`.
-        seed: Two integers, as a tensor.
-        operations: What `rand_augment` has made, if the augmentation asks for it.
-        mean: Of the pixels, or of those of each channel: what a square that is cut out shows.
+        augmentation: The random changes.
+        seed: Two integers.
+        operations: What `rand_augment` returns, if the augmentation asks for it.
+        mean: Of the pixels, or of each channel: the value of a cutout square.
 
     Returns:
-        Pixels `(height, width, channels)`, float32, in the range that they came in.
+        Pixels `(height, width, channels)`, float32, in the range of the content.
     """
     if augmentation.crop == "scale_and_aspect":
-        image = tf.image.resize(_random_part(content, channels, augmentation, _sub(seed, 0)), size)
+        image = tf.image.resize(_random_part(content, channels, augmentation, fold_in(seed, 0)), size)
     else:
         image = evaluation_image(content, size=size, channels=channels)
     if augmentation.crop == "pad":
         border = augmentation.padding
         padded = tf.pad(image, [[border, border], [border, border], [0, 0]])
-        image = tf.image.stateless_random_crop(padded, (*size, channels), seed=_sub(seed, 1))
+        image = tf.image.stateless_random_crop(padded, (*size, channels), seed=fold_in(seed, 1))
     if augmentation.flip:
-        image = tf.image.stateless_random_flip_left_right(image, seed=_sub(seed, 2))
+        image = tf.image.stateless_random_flip_left_right(image, seed=fold_in(seed, 2))
     if operations is not None:
-        image = operations(image, _sub(seed, 3))
+        image = operations(image, fold_in(seed, 3))
     if augmentation.cutout:
-        image = tf.where(_square(size, augmentation.cutout, _sub(seed, 4)), mean, image)
+        image = tf.where(_square(size, augmentation.cutout, fold_in(seed, 4)), mean, image)
     return tf.ensure_shape(image, (*size, channels))
 
 
-def mix_up(alpha):
-    """`keras.layers.MixUp` with stateless chance: a function of images, labels as probabilities, and a seed.
+def mix_up(alpha: float) -> Callable:
+    """`keras.layers.MixUp` without state: a function of images, labels as probabilities, and a seed.
 
-    `alpha` is that of the Beta distribution. Layers make variables: outside of a dataset's functions.
+    `alpha` is that of the Beta distribution. Call this outside of a dataset's functions, since layers create variables.
     """
     layer = keras.layers.MixUp(alpha=alpha, data_format="channels_last", dtype="float32")
 
@@ -57,10 +70,11 @@ def mix_up(alpha):
     return mix
 
 
-def rand_augment(factor):
-    """Two operations of `keras.layers.RandAugment` with stateless chance: a function of an image and a seed."""
-    how = {"data_format": "channels_last", "dtype": "float32"}
-    layer = keras.layers.RandAugment(value_range=(0, 255), num_ops=2, factor=factor, **how)
+def rand_augment(factor: float) -> Callable:
+    """Two operations of `keras.layers.RandAugment` without state: a function of an image and a seed."""
+    layer = keras.layers.RandAugment(
+        value_range=(0, 255), num_ops=2, factor=factor, data_format="channels_last", dtype="float32"
+    )
     parts = [part for part in vars(layer).values() if isinstance(part, keras.layers.Layer)]
 
     def augment(image, seed):
@@ -73,29 +87,34 @@ def rand_augment(factor):
 
 
 class StatelessSeeds(keras.random.SeedGenerator):
-    """Seeds for Keras layers that all come from one seed, a tensor: a dataset that is read again gives the same."""
+    """Seeds for Keras layers, all derived from one tensor: a dataset that is read again has the same images."""
 
-    def __init__(self, seed):
-        self._seed, self._given = seed, 0
+    def __init__(self, seed: tf.Tensor):
+        self._seed, self._count = seed, 0
 
-    def next(self, ordered=True):
+    def next(self, ordered: bool = True) -> tf.Tensor:
         """The next seed."""
-        self._given += 1
-        return tf.cast(_sub(self._seed, self._given), "uint32")
+        self._count += 1
+        return tf.cast(fold_in(self._seed, self._count), "uint32")
+
+
+def fold_in(seed: Any, number: Any) -> tf.Tensor:
+    """A new seed from a seed, two integers, and a number."""
+    return tf.random.experimental.stateless_fold_in(seed, number)  # pyright: ignore[reportAttributeAccessIssue]  stubs
 
 
 def _square(size, side, seed):
-    """Where a square of `side` pixels lies whose middle is anywhere in the image: `(height, width, 1)`."""
-    middle = tf.cast(tf.random.stateless_uniform((2,), seed) * tf.constant(size, "float32"), "int32")
+    """Mask `(height, width, 1)` of a square of `side` pixels whose centre is anywhere in the image."""
+    centre = tf.cast(tf.random.stateless_uniform((2,), seed) * tf.constant(size, "float32"), "int32")
     rows, columns = (
         (tf.range(extent) >= at - side // 2) & (tf.range(extent) < at - side // 2 + side)
-        for extent, at in zip(size, tf.unstack(middle), strict=True)
+        for extent, at in zip(size, tf.unstack(centre), strict=True)
     )
     return rows[:, None, None] & columns[None, :, None]
 
 
 def _random_part(content, channels, augmentation, seed):
-    """A part of an image, of random size and proportions; of a JPEG file only the part is decoded."""
+    """A part of an image, of random size and aspect ratio; of a JPEG file only this part is decoded."""
 
     def part(shape):
         begin, extent, _ = tf.image.stateless_sample_distorted_bounding_box(
@@ -122,7 +141,3 @@ def _random_part(content, channels, augmentation, seed):
     if content.dtype != tf.string:
         return of_pixels()
     return tf.cond(tf.io.is_jpeg(content), of_jpeg, of_pixels)
-
-
-def _sub(seed, number):
-    return tf.random.experimental.stateless_fold_in(seed, number)

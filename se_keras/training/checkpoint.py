@@ -1,9 +1,11 @@
-"""All that a training is, in one file: whole or absent, and the same whoever reads it on."""
+"""The state of a training in one file, written atomically: any process of the same run can resume from it."""
 
 import contextlib
 import hashlib
 import json
 import re
+from collections.abc import Mapping
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -12,19 +14,21 @@ import safetensors.numpy
 
 from se_keras import storage
 from se_keras.errors import first_line
+from se_keras.typing import Array, FilePath, Json
 
 FILE = "checkpoint.safetensors"
 
 
-def state_of(model, optimizer):
-    """The values that training changes, by name: weights, states of random numbers, the optimizer's and its averages.
+def state_of(model: keras.Model, optimizer: keras.Optimizer) -> dict[str, Array]:
+    """The values that training changes, by name: weights, seeds, the optimizer's variables and averaged weights.
 
-    Where a strategy has several workers, each of them must ask at the same time.
+    Under a strategy with several workers all of them must call this at the same time.
     """
-    return {name: keras.ops.convert_to_numpy(variable) for name, variable in _variables(model, optimizer).items()}
+    variables = _variables(model, optimizer)
+    return {name: np.asarray(keras.ops.convert_to_numpy(variable)) for name, variable in variables.items()}
 
 
-def restore(path, tensors, model, optimizer):
+def restore(path: FilePath, tensors: Mapping[str, Array], model: keras.Model, optimizer: keras.Optimizer) -> None:
     """Gives a model and its built optimizer the values that `load_checkpoint` has read from `path`.
 
     Raises:
@@ -35,37 +39,39 @@ def restore(path, tensors, model, optimizer):
     found = {name: values.shape for name, values in tensors.items()}
     if shapes != found:
         names = sorted(name for name in shapes.keys() | found.keys() if shapes.get(name) != found.get(name))
-        told = "; ".join(f"{name}: {found.get(name, 'none')} beside {shapes.get(name, 'none')}" for name in names[:3])
+        first = "; ".join(
+            f"{name}: {found.get(name, 'none')} instead of {shapes.get(name, 'none')}" for name in names[:3]
+        )
         raise ValueError(
-            f"{str(path)!r} is of another network or optimizer than {model.name}: {len(names)} values differ, {told}"
+            f"{str(path)!r} is of another network or optimizer than {model.name}: {len(names)} values differ, {first}"
         )
     for name, variable in variables.items():
         variable.assign(tensors[name])
 
 
-def save_checkpoint(path, tensors, about):
-    """Writes a checkpoint whole or not at all: the values of `state_of`, and `about`, a dict for JSON."""
-    about = json.dumps(about)
-    metadata = {"about": about, "sha256": _sha256(tensors, about)}
-    storage.write_bytes(path, safetensors.numpy.save(tensors, metadata=metadata))
+def save_checkpoint(path: FilePath, tensors: Mapping[str, Array], about: Json) -> None:
+    """Writes a checkpoint atomically: the values of `state_of`, and a description."""
+    text = json.dumps(about)
+    metadata = {"about": text, "sha256": _checksum(tensors, text)}
+    storage.write_bytes(path, safetensors.numpy.save(dict(tensors), metadata=metadata))
 
 
-def load_checkpoint(path):
-    """Reads a checkpoint: the values, and what it says of itself.
+def load_checkpoint(path: FilePath) -> tuple[dict[str, Array], Json]:
+    """Reads the values and the description of a checkpoint.
 
     Raises:
-        ValueError: If it is damaged, or none of this project's.
+        ValueError: If it is damaged, or not a checkpoint of se_keras.
     """
     with _open(path) as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
         metadata = file.metadata() or {}
-    if metadata.get("sha256") != _sha256(tensors, metadata.get("about", "")):
-        raise ValueError(f"{str(path)!r} is damaged, or no checkpoint of se_keras: its checksum is another")
+    if metadata.get("sha256") != _checksum(tensors, metadata.get("about", "")):
+        raise ValueError(f"{str(path)!r} is damaged, or no checkpoint of se_keras: its checksum does not match")
     return tensors, json.loads(metadata["about"])
 
 
-def position(path):
-    """Epochs that are done, and steps of the next, by the head of a checkpoint; None where there is none."""
+def position(path: Path) -> tuple[int, int] | None:
+    """The number of finished epochs and of finished steps in the next one, from the header; None without a file."""
     if not path.is_file():
         return None
     with _open(path) as file:
@@ -83,15 +89,15 @@ def _open(path):
 
 
 def _variables(model, optimizer):
-    """By place and kind alone: Keras numbers what has no name, layers and optimizers, as they come in a process."""
+    """Named by position and kind only: Keras numbers unnamed layers and optimizers anew in each process."""
     return {
-        f"{owner}/{place}/{re.split('[/_]', variable.path)[-1]}": variable
+        f"{owner}/{position}/{re.split('[/_]', variable.path)[-1]}": variable
         for owner, variables in (("model", model.variables), ("optimizer", optimizer.variables))
-        for place, variable in enumerate(variables)
+        for position, variable in enumerate(variables)
     }
 
 
-def _sha256(tensors, about):
+def _checksum(tensors, about):
     digest = hashlib.sha256(about.encode())
     for name in sorted(tensors):
         digest.update(name.encode() + np.ascontiguousarray(tensors[name]).tobytes())

@@ -1,35 +1,39 @@
-"""Data to train on, and in which order: the digits of scikit-learn, and folders of images."""
+"""Data to train on: splits of images and their order in an epoch, the digits of scikit-learn, folders of images."""
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import tensorflow as tf
 
-from se_keras.training.recipes import SAMPLINGS
+from se_keras.normalization import IMAGENET, Normalization
+from se_keras.training.recipes import SAMPLINGS, Sampling
+from se_keras.typing import Array, FilePath
 
-IMAGENET = {"mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375)}  # of each channel, 0 to 255, RGB
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")  # of what is tried; the content says what it is
-TRAIN, HELD_OUT = ("train",), ("val", "valid", "validation", "test")
-HELD_OUT_SHARE = 0.2  # of each class, where a folder has no images of its own to be judged by
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")  # of the files to read; their content decides the format
+TRAIN, HELD_OUT = "train", ("val", "valid", "validation", "test")
+HELD_OUT_SHARE = 0.2  # of each class, where a folder has no held-out images of its own
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pass:
-    """One pass over a split, or one worker's share of it.
+class EpochOrder:
+    """The order of the images in one epoch, or in one worker's share of it.
 
-    The images of a step stand together: of `batch * parts` in a row, part 0 takes the first `batch`, part 1 the next.
-    So two workers see together what one process with two replicas sees.
+    Of each `batch * parts` images, which make a step, part 0 has the first `batch`, part 1 the next, and so on: two
+    workers together see what one process with two replicas sees.
 
     Args:
-        batch: Images of a step that the share has.
-        part: Which share.
+        batch: Images of the share in a step.
+        part: Index of the share.
         parts: Number of shares.
-        seed: Of the order; None for the split's own, all of it once, filled up to whole steps by -1 in place of an
-            image.
-        epoch: Number of the pass: each has another order. An incomplete last step is left out.
+        seed: Of the random order. None keeps the order of the split, with each image once, and fills the last step up
+            with -1.
+        epoch: Index of the epoch. Each has another random order, without the last step if it is incomplete.
         sampling: `"shuffled"`, each image once; or `"balanced"`, each class equally often (arXiv:1512.05830, 4.1).
-        start: Steps to leave out.
+        start: Steps to skip.
 
     Raises:
         ValueError: If there is no such sampling.
@@ -40,56 +44,79 @@ class Pass:
     parts: int = 1
     seed: int | None = None
     epoch: int = 0
-    sampling: str = "shuffled"
+    sampling: Sampling = "shuffled"
     start: int = 0
 
     def __post_init__(self):
         if self.sampling not in SAMPLINGS:
             raise ValueError(f"sampling must be one of {SAMPLINGS}. Received: sampling={self.sampling!r}")
 
-    def order(self, labels):
-        """The images of the share, one after the other, by their number in the split."""
+    def indices(self, labels: Array) -> Array:
+        """The indices of the share's images in a split with these labels, in order."""
         count, step = len(labels), self.batch * self.parts
         if self.seed is None:
-            order = np.full(-(-count // step) * step, -1)
-            order[:count] = np.arange(count)
+            indices = np.full(-(-count // step) * step, -1)
+            indices[:count] = np.arange(count)
         else:
-            chance = np.random.default_rng((self.seed, self.epoch))
-            whole = chance.permutation(count) if self.sampling == "shuffled" else _balanced(labels, chance)
-            order = whole[: count // step * step]
-        return order.reshape(-1, self.parts, self.batch)[self.start :, self.part].reshape(-1)
+            rng = np.random.default_rng((self.seed, self.epoch))
+            indices = rng.permutation(count) if self.sampling == "shuffled" else _balanced(labels, rng)
+            indices = indices[: count // step * step]
+        return indices.reshape(-1, self.parts, self.batch)[self.start :, self.part].reshape(-1)
 
 
-def _balanced(labels, chance):
-    """As many images as there are, each class equally often, in a random order; few images of a class come again."""
+def _balanced(labels, rng):
+    """As many images as there are, in random order, each class equally often: images of small classes repeat."""
     by_class = [np.flatnonzero(labels == label) for label in np.unique(labels)]
     rounds = -(-len(labels) // len(by_class))
     columns = []
     for images in by_class:
-        turns = [chance.permutation(images) for _ in range(-(-rounds // len(images)))]
+        turns = [rng.permutation(images) for _ in range(-(-rounds // len(images)))]
         columns.append(np.concatenate(turns)[:rounds])
-    drawn = np.stack(columns, axis=1)  # a row has one image of each class
-    return np.concatenate([chance.permutation(row) for row in drawn])[: len(labels)]
+    drawn = np.stack(columns, axis=1)  # each row has one image of each class
+    return np.concatenate([rng.permutation(row) for row in drawn])[: len(labels)]
+
+
+class Split(Protocol):
+    """Labelled images, to train or to evaluate on."""
+
+    @property
+    def labels(self) -> Array:
+        """Each label that occurs, at least once."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def examples(self, order: EpochOrder) -> tf.data.Dataset:
+        """A dataset of (index, pixels or bytes of a file, label) in this order; index -1 fills the last step up."""
+        ...
+
+    def name_of(self, index: int) -> str:
+        """The name of an image in messages."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Arrays:
     """Images `(samples, height, width, channels)` in memory, and their labels `(samples,)`."""
 
-    images: np.ndarray
-    labels: np.ndarray
+    images: Array
+    labels: Array
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.images)
 
-    def examples(self, a_pass):
-        """A dataset of number, pixels and label, as a `Pass` has them; number -1 stands for none."""
+    def examples(self, order: EpochOrder) -> tf.data.Dataset:
+        """A dataset of (index, pixels, label) in this order; index -1 fills the last step up."""
         images, labels = tf.constant(self.images), tf.constant(self.labels, "int32")
 
         def read(index):
             return index, tf.gather(images, tf.maximum(index, 0)), tf.gather(labels, tf.maximum(index, 0))
 
-        return tf.data.Dataset.from_tensor_slices(a_pass.order(self.labels)).map(read)
+        return tf.data.Dataset.from_tensor_slices(order.indices(self.labels)).map(read)
+
+    def name_of(self, index: int) -> str:
+        """The name of an image in messages."""
+        return f"image {index}"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -97,100 +124,108 @@ class Files:
     """Image files, and their labels `(samples,)`."""
 
     paths: tuple[str, ...]
-    labels: np.ndarray
+    labels: Array
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.paths)
 
-    def examples(self, a_pass):
-        """A dataset of number, bytes and label, as a `Pass` has them; number -1 stands for none."""
+    def examples(self, order: EpochOrder) -> tf.data.Dataset:
+        """A dataset of (index, bytes of the file, label) in this order; index -1 fills the last step up."""
         paths, labels = tf.constant(self.paths), tf.constant(self.labels, "int32")
 
         def read(index):
             content = tf.io.read_file(tf.gather(paths, tf.maximum(index, 0)))
             return index, content, tf.gather(labels, tf.maximum(index, 0))
 
-        order = tf.data.Dataset.from_tensor_slices(a_pass.order(self.labels))
-        return order.map(read, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        indices = tf.data.Dataset.from_tensor_slices(order.indices(self.labels))
+        return indices.map(read, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
-    def name_of(self, index):
-        """What a message calls an image."""
+    def name_of(self, index: int) -> str:
+        """The path of an image."""
         return self.paths[index]
 
 
+AnySplit = TypeVar("AnySplit", bound=Split, covariant=True)
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Data:
-    """A data set: what to learn from, what to be judged by, and the names of the classes.
+class Data(Generic[AnySplit]):
+    """A data set: images to train on, images to evaluate on, and the names of the classes.
 
     Args:
-        name: What it is called in a run's record.
-        train: A split, such as `Arrays` or `Files`: a length, `labels`, and `examples(a_pass)`.
-        test: Likewise.
-        classes: Names, in the order of the labels.
-        mean: Of each channel: pixels become (pixel - mean) / std.
-        std: Likewise.
+        name: What run.json and messages call it.
+        train: A split to train on, such as `Arrays` or `Files`.
+        test: A split to evaluate on.
+        classes: Names in the order of the labels.
+        mean: Of each channel: images are normalized to (pixel - mean) / std.
+        std: Of each channel.
 
     Raises:
-        ValueError: If a label is none of a class.
+        ValueError: If there is a label of no class.
     """
 
     name: str
-    train: object
-    test: object
+    train: AnySplit
+    test: AnySplit
     classes: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
     def __post_init__(self):
         for split in (self.train, self.test):
-            beyond = [int(label) for label in np.unique(split.labels) if not 0 <= label < len(self.classes)]
-            if beyond:
+            invalid = [int(label) for label in np.unique(split.labels) if not 0 <= label < len(self.classes)]
+            if invalid:
                 raise ValueError(
                     f"The labels of {len(self.classes)} classes are 0 to {len(self.classes) - 1}. "
-                    f"Received: {beyond[0]} in {self.name}"
+                    f"Received: {invalid[0]} in {self.name}"
                 )
 
+    @property
+    def normalization(self) -> Normalization:
+        """What networks are trained with on these data."""
+        return Normalization(self.mean, self.std)
 
-class Corrupt:
-    """Files that could not be decoded, and were left out, up to a budget.
+
+class SkippedFiles:
+    """Files that were skipped because they cannot be decoded.
 
     Args:
-        budget: How many may be.
+        budget: How many may be skipped.
     """
 
-    def __init__(self, budget=0):
+    def __init__(self, budget: int = 0):
         self.budget = budget
-        self.paths = []
+        self.paths: list[str] = []
 
-    def add(self, path):
-        """Takes note of one, and ends the pass where there are too many.
+    def add(self, path: str) -> None:
+        """Adds a file, unless it is there already.
 
         Raises:
-            ValueError: If there are more than the budget allows.
+            ValueError: If there are more files than the budget allows.
         """
         if path not in self.paths:
             self.paths.append(path)
         self.check()
 
-    def check(self):
-        """Raises ValueError if there were too many."""
+    def check(self) -> None:
+        """Raises ValueError if there are more files than the budget allows."""
         if len(self.paths) > self.budget:
             listed = ", ".join(self.paths[:20]) + (", ..." if len(self.paths) > 20 else "")
             raise ValueError(
-                f"{len(self.paths)} files cannot be decoded, and at most {self.budget} may be left out "
+                f"{len(self.paths)} files cannot be decoded, and at most {self.budget} may be skipped "
                 f"(--corrupt-budget): {listed}"
             )
 
 
-def digits():
-    """1,797 scans of handwritten digits, 8x8 pixels in 0..1; every class gives a fifth of its scans to the test.
+def digits() -> Data[Arrays]:
+    """1,797 scans of handwritten digits, 8x8 pixels in 0..1; a fifth of each class is held out.
 
     Source: https://archive.ics.uci.edu/dataset/80, as shipped with scikit-learn.
     """
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
-    scans = load_digits()
+    scans: Any = load_digits()  # a Bunch, but for return_X_y=True
     images = (scans.images[..., None] / 16).astype("float32")
     labels = scans.target.astype("int32")
     train, test = train_test_split(np.arange(len(labels)), test_size=0.2, stratify=labels, random_state=0)
@@ -204,49 +239,58 @@ def digits():
     )
 
 
-def folder(path, *, mean=IMAGENET["mean"], std=IMAGENET["std"], seed=0):
-    """Image files in a folder for each class, `train/CLASS/...` and `val/CLASS/...`, or `CLASS/...` alone.
+def folder(
+    path: FilePath,
+    *,
+    mean: Sequence[float] = IMAGENET.mean,
+    std: Sequence[float] = IMAGENET.std,
+    seed: int = 0,
+) -> Data[Files]:
+    """Image files in a folder for each class: `train/CLASS/...` and `val/CLASS/...`, or `CLASS/...` alone.
 
-    Of the second kind, a fifth of each class is held out. Classes are in the order of their names; what is in folders
-    within a class is of that class; hidden files, and files of other kinds than images, are passed over.
+    Of `CLASS/...` alone, a fifth of each class is held out. Classes are sorted by name. A class has the images of its
+    subfolders too. Hidden files and files that are no images are ignored.
 
     Args:
-        path: The folder. Its images are judged by those in `val`, `valid`, `validation` or `test`.
-        mean: Of each channel, of pixels in 0 to 255: what they are normalized by; as many as channels to read, 1 or 3.
-        std: Likewise.
-        seed: Of what is held out.
+        path: The folder. Its held-out images are in `val`, `valid`, `validation` or `test`.
+        mean: Of each channel of pixels in 0 to 255, for the normalization: 3 values to read RGB, 1 to read gray.
+        std: Of each channel.
+        seed: Of the choice of held-out images.
 
     Raises:
         FileNotFoundError: If there is no such folder.
-        ValueError: If there are fewer than two classes, if one has no images, or if the two parts differ in classes.
+        ValueError: If there are fewer than two classes, if a class has no images, or if the parts differ in classes.
     """
     root = Path(path)
     if not root.is_dir():
         raise FileNotFoundError(f"There is no folder of images {str(path)!r}")
     held_out = next((root / name for name in HELD_OUT if (root / name).is_dir()), None)
-    common = {"name": root.resolve().name, "mean": tuple(mean), "std": tuple(std)}
-    if (root / TRAIN[0]).is_dir() and held_out:
-        train, classes = _files(root / TRAIN[0])
+    if (root / TRAIN).is_dir() and held_out:
+        train, classes = _files(root / TRAIN)
         test, others = _files(held_out)
         if classes != others:
             missing = sorted(set(classes) ^ set(others))
             raise ValueError(
-                f"train/ and {held_out.name}/ have the same classes. Received: {missing[0]!r} in one alone"
+                f"train/ and {held_out.name}/ must have the same classes. Received: {missing[0]!r} in one of them only"
             )
-        return Data(train=train, test=test, classes=classes, **common)
-    files, classes = _files(root)
-    held = np.zeros(len(files), bool)
-    for label in range(len(classes)):
+    else:
+        files, classes = _files(root)
+        train, test = _divided(files, classes, seed)
+    return Data(name=root.resolve().name, train=train, test=test, classes=classes, mean=tuple(mean), std=tuple(std))
+
+
+def _divided(files, classes, seed):
+    """Files to train on, and a fifth of each class, one image at least, to evaluate on."""
+    held_out = np.zeros(len(files), bool)
+    for label, name in enumerate(classes):
         images = np.random.default_rng((seed, label)).permutation(np.flatnonzero(files.labels == label))
         if len(images) < 2:
-            raise ValueError(f"A class has at least 2 images, one to be judged by. Received: 1 in {classes[label]!r}")
-        held[images[: max(1, round(HELD_OUT_SHARE * len(images)))]] = True
-
-    def part(which):
-        paths = tuple(path for path, chosen in zip(files.paths, which, strict=True) if chosen)
-        return Files(paths=paths, labels=files.labels[which])
-
-    return Data(train=part(~held), test=part(held), classes=classes, **common)
+            raise ValueError(f"A class needs at least 2 images, one of them to evaluate on. Received: 1 in {name!r}")
+        held_out[images[: max(1, round(HELD_OUT_SHARE * len(images)))]] = True
+    return tuple(
+        Files(paths=tuple(itertools.compress(files.paths, chosen)), labels=files.labels[chosen])
+        for chosen in (~held_out, held_out)
+    )
 
 
 def _files(root):
@@ -262,7 +306,7 @@ def _files(root):
             if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
         )
         if not found:
-            raise ValueError(f"Each class has images ({', '.join(SUFFIXES)}). Received: none in {str(folder_)!r}")
+            raise ValueError(f"Each class needs images ({', '.join(SUFFIXES)}). Received: none in {str(folder_)!r}")
         paths += found
         labels += [label] * len(found)
     return Files(paths=tuple(paths), labels=np.array(labels, "int32")), tuple(path.name for path in folders)

@@ -1,11 +1,10 @@
-"""The training loop, on one device or many machines: whatever stops it, the same call goes on where it was."""
+"""The training loop, on one device or on many machines: after any interruption the same call resumes."""
 
 import contextlib
 import json
 import math
-import signal
-import threading
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -16,63 +15,35 @@ import tensorflow as tf
 from se_keras import storage
 from se_keras.errors import first_line
 from se_keras.training import checkpoint, record
-from se_keras.training.data import Corrupt, Pass
-from se_keras.training.distribution import Replicas, Trainer, averaged, replicas
+from se_keras.training.data import Data, EpochOrder, SkippedFiles
+from se_keras.training.distribution import Replicas, Strategy, replicas
 from se_keras.training.pipeline import batches, held_out
-from se_keras.training.schedules import after_plateaus, learning_rates, steps_per_epoch
+from se_keras.training.recipes import Execution, Recipe
+from se_keras.training.schedules import after_plateaus, steps_per_epoch
+from se_keras.training.step import Trainer, averaged, batch_norm_frozen, optimizer_for
+from se_keras.training.stopping import stop_requests
+from se_keras.typing import FilePath, Json
 
 MODEL_FILE = "model.keras"
 RUN_FILE = "run.json"
-EXIT_SAVED = 75  # EX_TEMPFAIL of sysexits.h: the same command goes on
 _DRAW_SECONDS = 10  # curves are drawn after epochs that took longer, and at the end
 
-
-@dataclass(frozen=True, kw_only=True)
-class Execution:
-    """How the work of a training is done; what is learned stays the same, but for rounding.
-
-    Args:
-        steps_per_execution: Steps between two looks at the clock, at signals and at the loss.
-        accumulate: Parts that a replica's batch is computed in, one after the other; BatchNorm sees one at a time.
-        jit_compile: Whether XLA compiles the forward and backward pass.
-        checkpoint_steps: Steps between two checkpoints within an epoch; None for one after each epoch.
-        corrupt_budget: Files that cannot be decoded and are left out before training fails.
-        cache: Whether the held-out images are kept in memory.
-        service: Address of a tf.data service that prepares the images, such as `"grpc://host:5000"`.
-
-    Raises:
-        ValueError: If a number is out of its range.
-    """
-
-    steps_per_execution: int = 1
-    accumulate: int = 1
-    jit_compile: bool = False
-    checkpoint_steps: int | None = None
-    corrupt_budget: int = 0
-    cache: bool = False
-    service: str | None = None
-
-    def __post_init__(self):
-        least = {"steps_per_execution": 1, "accumulate": 1, "checkpoint_steps": 1, "corrupt_budget": 0}
-        for name, lowest in least.items():
-            value = getattr(self, name)
-            if value is not None and (type(value) is not int or value < lowest):
-                raise ValueError(f"{name} must be an int of at least {lowest}. Received: {name}={value!r}")
+Figures = dict[str, list[float]]  # one value for each epoch
 
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """Where a training is.
+    """How far a training is.
 
     Args:
-        epoch: Epochs done.
-        epochs: In all.
-        step: Steps done in the epoch that is going on.
-        steps: Steps in an epoch.
-        loss: Mean of its steps so far; None before the first.
-        accuracy: Likewise.
-        images_per_second: Of the last execution; None before the first.
-        figures: Of each epoch that is done, `{name: [value, ...]}`.
+        epoch: Number of finished epochs.
+        epochs: Number of epochs of the recipe.
+        step: Number of finished steps in the current epoch.
+        steps: Number of steps in an epoch.
+        loss: Mean over the current epoch so far; None before its first step.
+        accuracy: Mean over the current epoch so far; None before its first step.
+        images_per_second: In the last execution; None before the first.
+        figures: Of the finished epochs, `{name: [value, ...]}`.
     """
 
     epoch: int
@@ -82,73 +53,73 @@ class Progress:
     loss: float | None = None
     accuracy: float | None = None
     images_per_second: float | None = None
-    figures: dict = field(default_factory=dict)
+    figures: Figures = field(default_factory=dict)
 
 
-class Preempted(SystemExit):
-    """SIGTERM came, and the training was saved: the process ends with a status of its own, 75."""
+def fit(
+    model: keras.Model,
+    recipe: Recipe,
+    data: Data,
+    folder: FilePath,
+    *,
+    strategy: Strategy | Replicas = "none",
+    execution: Execution | None = None,
+    progress: Callable[[Progress], object] | None = None,
+    callbacks: Iterable[keras.callbacks.Callback] = (),
+) -> tuple[keras.Model, Figures]:
+    """Trains a classifier, or resumes if `folder` holds an unfinished training of the same network and recipe.
 
-    def __init__(self, told):
-        super().__init__(EXIT_SAVED)
-        self.told = told
-
-    def __str__(self):
-        return self.told
-
-
-def fit(model, recipe, data, folder, *, strategy="none", execution=None, progress=None, callbacks=()):
-    """Trains a classifier, or goes on where `folder` holds an unfinished training of the same network and recipe.
-
-    `folder/checkpoint.safetensors` has everything that the rest depends on, after each epoch and when SIGTERM or Ctrl-C
-    comes: training goes on with the next step, to the same weights. After each epoch `folder/model.keras` holds the
-    network (its averaged weights, if the recipe keeps any), `run.json` the recipe, the figures and what made them,
-    `history.csv`, `tensorboard/`, `curves.png` and `curves.svg` the figures. The first worker writes, and each file is
-    whole or absent; TensorBoard's events grow.
+    `folder/checkpoint.safetensors` has the whole state of the training, after each epoch and after SIGTERM or Ctrl-C:
+    training resumes with the next step and ends with the same weights. After each epoch `folder/model.keras` holds the
+    network (with averaged weights, if the recipe has them), `run.json` the recipe, the figures and the versions that
+    made them, `history.csv`, `tensorboard/`, `curves.png` and `curves.svg` the figures. The first worker writes; each
+    file is written atomically, except TensorBoard's events, which are appended to.
 
     Args:
-        model: A functional model from images to probabilities or logits of the data's classes; training starts from
+        model: A functional model from images to probabilities or logits of the data's classes. Training starts from
             its weights. Under a strategy a copy of it is trained.
-        recipe: A `Recipe`; its batch is shared by all replicas.
-        data: A `Data`.
-        folder: Of this run. Several workers need to see the same one.
-        strategy: One of `STRATEGIES`, or `Replicas`: several workers must be asked for before the model is built.
-        execution: An `Execution`.
-        progress: Called with a `Progress` before the first step and after each execution and each epoch.
-        callbacks: Keras callbacks. They hear of training, epochs and batches; what is validated is in an epoch's logs.
+        recipe: Its batch is shared by all replicas.
+        data: Images to train and to evaluate on.
+        folder: Of this run. All workers must see the same one.
+        strategy: A name, or `Replicas`: `"multi-worker"` must be created before the model is built.
+        execution: How to compute it.
+        progress: Called before the first step, after each execution and after each epoch.
+        callbacks: Of Keras, called for training, epochs and batches; an epoch's logs have the evaluation too.
 
     Returns:
-        The trained model, and a dict of the figures of each epoch: `loss`, `accuracy`, `val_loss`, `val_accuracy`,
-        `val_top5` and `learning_rate`, its last.
+        The trained model, and the figures of each epoch: `loss`, `accuracy`, `val_loss`, `val_accuracy`, `val_top5` and
+        the last `learning_rate`.
 
     Raises:
         ValueError: If the model does not fit the data, if the batch is larger than the data or cannot be shared, if
             `folder` holds another training, if the loss is not finite, or if too many files cannot be decoded.
         OSError: If the folder cannot be written or is full; ConnectionError, if a worker was lost.
-        KeyboardInterrupt, Preempted: After Ctrl-C and SIGTERM, when all is saved.
+        KeyboardInterrupt, Preempted: After Ctrl-C and SIGTERM, when everything is saved.
     """
-    given = strategy if isinstance(strategy, Replicas) else replicas(strategy)
-    run = _Run(model, recipe, data, Path(folder), given, execution or Execution(), progress)
-    heard = keras.callbacks.CallbackList(list(callbacks), model=run.model, epochs=recipe.epochs, steps=run.steps)
-    with _stopping() as stop:
-        heard.on_train_begin()
+    if not isinstance(strategy, Replicas):
+        strategy = replicas(strategy)
+    run = _Run(model, recipe, data, Path(folder), strategy, execution or Execution(), progress)
+    called = keras.callbacks.CallbackList(list(callbacks), model=run.model, epochs=recipe.epochs, steps=run.steps)
+    with stop_requests() as stop:
+        called.on_train_begin()
         run.report()
         for epoch in range(run.epoch, recipe.epochs):
-            heard.on_epoch_begin(epoch)
-            logs = run.one_epoch(stop, heard)
-            heard.on_epoch_end(epoch, logs)
+            called.on_epoch_begin(epoch)
+            logs = run.one_epoch(stop, called)
+            called.on_epoch_end(epoch, logs)
             if getattr(run.model, "stop_training", False):
                 break
-        heard.on_train_end()
-        if stop.signal is not None:  # too late to stop before the end
-            raise stop.outcome(run.kept())
+        called.on_train_end()
+        if stop.signal is not None:  # it arrived after the last step
+            raise stop.exception(run.saved())
     return run.result(), run.figures
 
 
-def training_of(model_file):
-    """How a model file was trained: what `fit` has written beside it; None where it has not.
+def training_of(model_file: FilePath) -> Json | None:
+    """How `fit` trained a model file, from the run.json in its folder; None if there is none.
 
     Raises:
-        ValueError: If that is damaged.
+        ValueError: If run.json is damaged.
     """
     run = Path(model_file).with_name(RUN_FILE)
     if Path(model_file).name != MODEL_FILE or not run.is_file():
@@ -160,16 +131,17 @@ def training_of(model_file):
 
 
 class _Run:
-    """A training under way: where it is, and what it writes."""
+    """A training in progress: its state, and the files that it writes."""
 
-    def __init__(self, model, recipe, data, folder, given, execution, progress):
+    def __init__(self, model, recipe, data, folder, replicas, execution, progress):
         self.recipe, self.data, self.folder, self.execution = recipe, data, folder, execution
-        self.replicas, self._progress = given, progress
+        self.replicas, self._progress = replicas, progress
         self.size = _size(model, data)
-        self.share = given.share(recipe.batch_size)
-        if self.share * given.workers // given.count % execution.accumulate:
+        self.share = replicas.share(recipe.batch_size)
+        per_replica = recipe.batch_size // replicas.count
+        if per_replica % execution.accumulate:
             raise ValueError(
-                f"accumulate must divide a replica's batch of {self.share * given.workers // given.count}. "
+                f"accumulate must divide a replica's batch of {per_replica}. "
                 f"Received: accumulate={execution.accumulate}"
             )
         self.steps = steps_per_epoch(recipe, data)
@@ -177,23 +149,23 @@ class _Run:
             "network": model.name,
             "data": data.name,
             "classes": list(data.classes),
-            "normalization": {"mean": list(data.mean), "std": list(data.std)},
-            "recipe": json.loads(json.dumps(asdict(recipe))),  # tuples as the file has them: lists
+            "normalization": data.normalization.to_json(),
+            "recipe": json.loads(json.dumps(asdict(recipe))),  # with lists for tuples, as in the file
         }
-        if given.is_chief:
+        if replicas.is_chief:
             storage.check_writable(folder / checkpoint.FILE)
             storage.remove_partial(folder)
         self.epoch, self.step, self.figures = 0, 0, {}
-        self.sums = np.zeros(3)  # of the epoch that is going on: loss, right, images
+        self.sums = np.zeros(3)  # over the current epoch: loss, correct predictions, images
         self._traced_frozen = False
-        self.corrupt = Corrupt(budget=execution.corrupt_budget)
-        with given.strategy.scope():
-            self.model = model if given.name == "none" else _copy(model)
-            self.optimizer = _optimizer(self.model, recipe, self.steps)
+        self.skipped = SkippedFiles(budget=execution.corrupt_budget)
+        with replicas.strategy.scope():
+            self.model = model if replicas.name == "none" else _copy(model)
+            self.optimizer = optimizer_for(self.model, recipe, self.steps)
         self.trainer = Trainer(
             self.model,
             self.optimizer,
-            given,
+            replicas,
             label_smoothing=recipe.label_smoothing,
             weight_decay=recipe.weight_decay,
             accumulate=execution.accumulate,
@@ -203,97 +175,93 @@ class _Run:
             self._resume()
         elif (folder / MODEL_FILE).exists():
             raise ValueError(
-                f"{str(folder)!r} has a {MODEL_FILE} and no {checkpoint.FILE} to go on from: take a new folder"
+                f"{str(folder)!r} has a {MODEL_FILE} and no {checkpoint.FILE} to resume from: take a new folder"
             )
-        self._require_agreement()
+        self._require_same_step()
 
-    def one_epoch(self, stop, heard):
-        """Takes the steps of an epoch that are left, judges, and writes everything."""
+    def one_epoch(self, stop, callbacks):
+        """Runs the remaining steps of an epoch, evaluates, writes all files, and returns the figures."""
         started = time.monotonic()
-        with _batch_norm_frozen(self.model, when=self._is_frozen()):
-            if self._is_frozen() != self._traced_frozen:
-                self._traced_frozen = self._is_frozen()
+        frozen = self.epoch >= self.recipe.epochs - self.recipe.frozen_batch_norm_epochs
+        with batch_norm_frozen(self.model, when=frozen):
+            if frozen != self._traced_frozen:
+                self._traced_frozen = frozen
                 self.trainer.trace()
             if self.recipe.schedule == "plateau":
                 self.optimizer.learning_rate = after_plateaus(self.recipe, self.figures.get("val_loss", []))
-            iterator = self._iterator()
+            iterator = self._training_batches()
             while self.step < self.steps:
-                self._execute(iterator, stop, heard)
+                self._execute(iterator, stop, callbacks)
         self.trainer.synchronize()
         with averaged(self.model, self.optimizer, self.replicas):
-            figures = self._judged()
+            figures = self._evaluate()
             for name, value in figures.items():
                 self.figures = self.figures | {name: [*self.figures.get(name, []), value]}
             self.epoch, self.step, self.sums = self.epoch + 1, 0, np.zeros(3)
             if self.replicas.is_chief:
-                self._write_model(drawn=time.monotonic() - started > _DRAW_SECONDS)
-        # The checkpoint goes last: what is written before it is written again by whoever goes on from the one before.
+                self._write_files(draw=time.monotonic() - started > _DRAW_SECONDS)
+        # After the other files: a run that resumes from the checkpoint before writes them again.
         self._save()
-        if self.replicas.is_chief:  # behind it: events are added to, and an epoch that is done again would stand twice
+        if self.replicas.is_chief:  # after the checkpoint: an epoch that is repeated would be in the events twice
             record.write_tensorboard(self.folder, figures, self.epoch)
         self.report()
         return figures
 
-    def _execute(self, iterator, stop, heard):
+    def _execute(self, iterator, stop, callbacks):
         count = min(self.execution.steps_per_execution, self.steps - self.step)
         if every := self.execution.checkpoint_steps:
             count = min(count, every - self.step % every)
-        heard.on_train_batch_begin(self.step)
-        began = time.monotonic()
-        with self._in_plain_words():
+        callbacks.on_train_batch_begin(self.step)
+        started = time.monotonic()
+        with self._explained_errors():
             sums = self.trainer.train(iterator, count, stopping=stop.signal is not None)
         self._require_finite("loss", sums[0])
         self.step += count
         self.sums = self.sums + sums[:3]
-        seconds = time.monotonic() - began
+        seconds = time.monotonic() - started
         logs = {"loss": self.sums[0] / max(self.sums[2], 1), "accuracy": self.sums[1] / max(self.sums[2], 1)}
-        heard.on_train_batch_end(self.step - 1, logs)
+        callbacks.on_train_batch_end(self.step - 1, logs)
         self.report(images_per_second=count * self.recipe.batch_size / seconds, **logs)
-        if sums[3]:
+        stopping = sums[3] > 0  # some worker asked for it
+        if stopping or (every and self.step % every == 0 and self.step < self.steps):
             self.trainer.synchronize()
             self._save()
-            raise stop.outcome(f"{self.kept()}; the same command goes on")
-        if every and self.step % every == 0 and self.step < self.steps:
-            self.trainer.synchronize()
-            self._save()
+        if stopping:
+            raise stop.exception(f"{self.saved()}; the same command resumes")
 
     def report(self, **now):
-        """Tells where the training is."""
+        """Calls `progress`."""
         if self._progress:
             here = {"epoch": self.epoch, "epochs": self.recipe.epochs, "step": self.step, "steps": self.steps}
             self._progress(Progress(**here, figures=self.figures, **now))
 
     def result(self):
-        """The trained model: as it is judged."""
+        """The trained model, with the weights that were evaluated."""
         with self.replicas.strategy.scope():
             self.optimizer.finalize_variable_values(self.model.trainable_variables)
         return self.model
 
-    def _is_frozen(self):
-        return self.epoch >= self.recipe.epochs - self.recipe.frozen_batch_norm_epochs
-
-    def _iterator(self):
-        how = Pass(
-            batch=self.share,
-            part=self.replicas.worker,
-            parts=self.replicas.workers,
-            seed=self.recipe.seed,
-            epoch=self.epoch,
-            sampling=self.recipe.sampling,
-            start=self.step,
-        )
+    def _training_batches(self):
         dataset = batches(
             self.data.train,
             self.data,
             size=self.size,
-            a_pass=how,
+            order=EpochOrder(
+                batch=self.share,
+                part=self.replicas.worker,
+                parts=self.replicas.workers,
+                seed=self.recipe.seed,
+                epoch=self.epoch,
+                sampling=self.recipe.sampling,
+                start=self.step,
+            ),
             augmentation=self.recipe.augmentation,
-            corrupt=self.corrupt,
+            skipped=self.skipped,
             service=self.execution.service,
         )
         return self.replicas.distribute(dataset, self.recipe.batch_size)
 
-    def _judged(self):
+    def _evaluate(self):
         dataset = held_out(
             self.data.test,
             self.data,
@@ -302,63 +270,65 @@ class _Run:
             part=self.replicas.worker,
             parts=self.replicas.workers,
             cache=self.execution.cache,
-            corrupt=self.corrupt,
+            skipped=self.skipped,
         )
         steps = math.ceil(len(self.data.test) / self.recipe.batch_size)
-        with self._in_plain_words():
+        with self._explained_errors():
             iterator = self.replicas.distribute(dataset, self.recipe.batch_size)
-            loss, right, among, images = self.trainer.judge(iterator, steps)
-        # The loss on the test images too: the last step of an epoch can ruin weights that the loss before it had not.
+            loss, top1, top5, images = self.trainer.evaluate(iterator, steps)
+        # The last step of an epoch can ruin the weights: only the loss on the test images shows that.
         self._require_finite("val_loss", loss)
         return {
             "loss": float(self.sums[0] / self.sums[2]),
             "accuracy": float(self.sums[1] / self.sums[2]),
             "val_loss": float(loss / images),
-            "val_accuracy": float(right / images),
-            "val_top5": float(among / images),
-            "learning_rate": float(keras.ops.convert_to_numpy(self.optimizer.learning_rate)),
+            "val_accuracy": float(top1 / images),
+            "val_top5": float(top5 / images),
+            "learning_rate": float(np.asarray(keras.ops.convert_to_numpy(self.optimizer.learning_rate))),
         }
 
     @contextlib.contextmanager
-    def _in_plain_words(self):
-        """Says of TensorFlow's errors what they come from."""
+    def _explained_errors(self):
+        """Turns TensorFlow's errors into those of their causes: undecodable files, a lost worker."""
         try:
             yield
         except tf.errors.OpError as error:
-            self.corrupt.check()
+            self.skipped.check()
             if self.replicas.workers == 1:
                 raise
             raise ConnectionError(
-                f"A worker was lost in epoch {self.epoch + 1}: {self.kept()}. Start all workers again "
+                f"A worker was lost in epoch {self.epoch + 1}: {self.saved()}. Start all workers again "
                 f"({first_line(error)})"
             ) from None
 
     def _require_finite(self, name, value):
         if not np.isfinite(value):
-            raise ValueError(f"The {name} is {value} in epoch {self.epoch + 1}: {self.kept()}. Lower the learning rate")
+            raise ValueError(
+                f"The {name} is {value} in epoch {self.epoch + 1}: {self.saved()}. Lower the learning rate"
+            )
 
-    def kept(self):
-        """What is on the disk, in words."""
-        saved = checkpoint.position(self.folder / checkpoint.FILE)
-        if saved is None:
+    def saved(self):
+        """What the checkpoint holds, for messages."""
+        position = checkpoint.position(self.folder / checkpoint.FILE)
+        if position is None:
             return "nothing was saved"
-        where = f"epoch {saved[0]}" + (f" and {saved[1]} steps of the next" if saved[1] else "")
+        where = f"epoch {position[0]}" + (f" and {position[1]} steps of the next" if position[1] else "")
         return f"{str(self.folder / checkpoint.FILE)!r} holds {where} of {self.recipe.epochs}"
 
-    def _write_model(self, *, drawn):
+    def _write_files(self, *, draw):
         entries = self.description | {
             "strategy": self.replicas.name,
             "replicas": self.replicas.count,
             "execution": asdict(self.execution),
             "figures": self.figures,
-            "corrupt": self.corrupt.paths,
+            "corrupt": self.skipped.paths,
             "made_with": record.provenance(),
         }
         storage.write_json(self.folder / RUN_FILE, entries)
         with storage.staged(self.folder / MODEL_FILE) as path:
             self.model.save(path)
         record.write_csv(self.folder, self.figures)
-        if drawn or self.epoch == self.recipe.epochs:
+        if draw or self.epoch == self.recipe.epochs:
             for name in record.CURVES:
                 record.draw_curves(self.folder / name, {self.model.name: self.figures})
 
@@ -381,17 +351,18 @@ class _Run:
         self.epoch, self.step, self.figures = about["epoch"], about["step"], about["figures"]
         self.sums = np.array(about["sums"])
 
-    def _require_agreement(self):
+    def _require_same_step(self):
+        """Refuses workers that start from different checkpoints, since their folders are not the same."""
         here = self.epoch * self.steps + self.step
         if not self.replicas.agree(here):
             raise ValueError(
-                f"All workers need to see the same folder. Received: {str(self.folder)!r}, where worker "
-                f"{self.replicas.worker} finds {here} steps done, and others another number"
+                f"All workers must see the same folder. Received: {str(self.folder)!r}, where worker "
+                f"{self.replicas.worker} finds {here} finished steps, and other workers another number"
             )
 
 
 def _size(model, data):
-    """Height and width that a model takes; what does not fit the data is refused."""
+    """Height and width of the model's images; refuses a model that does not fit the data."""
     *size, _ = model.input_shape[1:]
     pixels = getattr(data.train, "images", None)
     shape = (*size, len(data.mean)) if pixels is None else pixels.shape[1:]
@@ -401,71 +372,14 @@ def _size(model, data):
             f"Received: {model.name} from {model.input_shape[1:]} to {model.output_shape[1:]}"
         )
     if None in size:
-        raise ValueError(f"Training needs a size: give create an input_shape. Received: {model.input_shape[1:]}")
+        raise ValueError(
+            f"Training needs a fixed input_shape, as an argument of create. Received: {model.input_shape[1:]}"
+        )
     return tuple(size)
 
 
 def _copy(model):
-    """The same network with variables of the strategy whose scope this is."""
-    twin = keras.models.clone_model(model)
-    twin.set_weights(model.get_weights())
-    return twin
-
-
-def _optimizer(model, recipe, steps):
-    optimizer = keras.optimizers.SGD(
-        learning_rates(recipe, steps),
-        momentum=recipe.momentum,
-        nesterov=recipe.nesterov,
-        use_ema=recipe.ema > 0,
-        ema_momentum=recipe.ema or 0.99,
-    )
-    if any(layer.compute_dtype == "float16" for layer in model.layers):
-        # Gradients below 6e-8 are 0 in float16: they are scaled up, and down again.
-        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
-    return optimizer
-
-
-@contextlib.contextmanager
-def _batch_norm_frozen(model, *, when):
-    """BatchNorm as in inference, its parameters fixed, while the block runs."""
-    norms = [layer for layer in model.layers if when and isinstance(layer, keras.layers.BatchNormalization)]
-    try:
-        for layer in norms:
-            layer.trainable = False
-        yield
-    finally:
-        for layer in norms:
-            layer.trainable = True
-
-
-class _Stop:
-    """What was asked for by a signal."""
-
-    def __init__(self):
-        self.signal = None
-
-    def outcome(self, told):
-        """The exception to end with. Where another worker was told, this one ends as after SIGTERM."""
-        return KeyboardInterrupt(told) if self.signal == signal.SIGINT else Preempted(told)
-
-
-@contextlib.contextmanager
-def _stopping():
-    """Takes SIGINT and SIGTERM for a wish, once; a second one ends the process as ever."""
-    stop = _Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop  # only the main thread can be told
-        return
-
-    def ask(number, _):
-        stop.signal = number
-        for each, handler in before.items():
-            signal.signal(each, handler)
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    """The same network with variables of the current strategy."""
+    copy = keras.models.clone_model(model)
+    copy.set_weights(model.get_weights())
+    return copy

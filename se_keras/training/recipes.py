@@ -1,46 +1,47 @@
-"""Hyperparameters as values, each with its source."""
+"""How to train, as values: the recipes, each with its source, and the execution, which does not change the result."""
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal, get_args
 
-CROPS = ("none", "scale_and_aspect", "pad")
-SCHEDULES = ("cosine", "steps", "plateau")
-SAMPLINGS = ("shuffled", "balanced")
+Crop = Literal["none", "scale_and_aspect", "pad"]
+Schedule = Literal["cosine", "steps", "plateau"]
+Sampling = Literal["shuffled", "balanced"]
+CROPS, SCHEDULES, SAMPLINGS = get_args(Crop), get_args(Schedule), get_args(Sampling)
 
 
-def _whole(value, least):
+def _is_int(value: Any, least: int) -> bool:
     return type(value) is int and value >= least
 
 
-def _check(values, **fits):
-    for field, fit in fits.items():
-        if not fit:
+def _check(values, **valid):
+    for field, is_valid in valid.items():
+        if not is_valid:
             raise ValueError(f"{field} is out of its range. Received: {field}={getattr(values, field)!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """What training does to each image, by chance.
+    """Random changes to each training image.
 
     Args:
-        crop: `"scale_and_aspect"`, a part of the image of random size and proportions, scaled to the network's size
-            (Szegedy et al. 2015, arXiv:1409.4842, section 6); `"pad"`, zeros around it and a part of its own size
-            (He et al. 2015, arXiv:1512.03385, section 4.2); or `"none"`, its middle.
-        area: Of `"scale_and_aspect"`: the least and the largest share of the image.
-        aspect: The least and the largest width over height.
+        crop: `"scale_and_aspect"`, a part of the image of random size and aspect ratio, resized to the network's size
+            (Szegedy et al. 2015, arXiv:1409.4842, section 6); `"pad"`, a random crop of the zero-padded image
+            (He et al. 2015, arXiv:1512.03385, section 4.2); or `"none"`, the centre crop.
+        area: Of `"scale_and_aspect"`: the smallest and the largest share of the image's area.
+        aspect: Of `"scale_and_aspect"`: the smallest and the largest ratio of width to height.
         padding: Of `"pad"`: pixels on each side.
-        flip: Whether every other image is mirrored, left to right.
+        flip: Whether half of the images are mirrored left to right.
         rand_augment: Strength of two operations of `keras.layers.RandAugment` (arXiv:1909.13719), 0 to 1; 0 for none.
-        cutout: Side, in pixels, of a square that shows the mean, its middle anywhere (arXiv:1708.04552, section 3.2); 0
-            for none.
+        cutout: Side in pixels of a square that is set to the mean; its centre is anywhere in the image
+            (arXiv:1708.04552, section 3.2). 0 for none.
         mixup: alpha of `keras.layers.MixUp` (arXiv:1710.09412); 0 for none.
 
     Raises:
         ValueError: If a value is out of its range.
     """
 
-    crop: Literal["none", "scale_and_aspect", "pad"] = "none"
+    crop: Crop = "none"
     area: tuple[float, float] = (0.08, 1.0)
     aspect: tuple[float, float] = (3 / 4, 4 / 3)
     padding: int = 4
@@ -55,8 +56,8 @@ class Augmentation:
             crop=self.crop in CROPS,
             area=len(self.area) == 2 and 0 < self.area[0] <= self.area[1] <= 1,
             aspect=len(self.aspect) == 2 and 0 < self.aspect[0] <= self.aspect[1] < math.inf,
-            padding=_whole(self.padding, 0),
-            cutout=_whole(self.cutout, 0),
+            padding=_is_int(self.padding, 0),
+            cutout=_is_int(self.cutout, 0),
             rand_augment=0 <= self.rand_augment <= 1,
             mixup=0 <= self.mixup < math.inf,
         )
@@ -64,27 +65,26 @@ class Augmentation:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How to train: SGD with momentum, a schedule of its learning rate, and what is done to the images.
+    """How to train: SGD with momentum, a learning rate schedule and augmentation.
 
     Args:
-        epochs: Passes over the training images.
+        epochs: Number of epochs.
         batch_size: Images in a step, over all replicas.
-        learning_rate: The first, or the one that the warm-up rises to.
+        learning_rate: The first one, or the one at the end of the warm-up.
         momentum: Of SGD.
-        nesterov: Whether it is Nesterov's.
-        weight_decay: L2 regularisation of the kernels; not of biases, BatchNorm's parameters among them.
-        schedule: Of the learning rate. `"cosine"` takes it to zero (arXiv:1608.03983, eq. 5, without restarts),
+        nesterov: Whether the momentum is Nesterov's.
+        weight_decay: L2 regularization of the kernels; biases and BatchNorm's parameters have none.
+        schedule: Of the learning rate. `"cosine"` lowers it to zero (arXiv:1608.03983, eq. 5, without restarts),
             `"steps"` multiplies it by `decay` after each number of epochs in `decay_epochs`, `"plateau"` whenever the
             held-out loss has not fallen for `patience` epochs.
         decay_epochs, decay, patience: See `schedule`.
-        warmup_epochs: In which the learning rate rises to its value, linearly (arXiv:1706.02677, section 2.2), in
-            front of the cosine.
+        warmup_epochs: Epochs of linear warm-up before the cosine (arXiv:1706.02677, section 2.2).
         label_smoothing: Share of each label that is spread over all classes (arXiv:1512.00567, section 7).
-        ema: Decay, a step, of the averaged weights that are judged and saved; 0 for none.
-        frozen_batch_norm_epochs: The last epochs, in which BatchNorm is as in inference and does not learn.
+        ema: Decay per step of the averaged weights, which are then evaluated and saved; 0 for none.
+        frozen_batch_norm_epochs: Last epochs in which BatchNorm runs as in inference and is not trained.
         sampling: `"shuffled"`, or `"balanced"`: each class equally often (arXiv:1512.05830, section 4).
-        augmentation: An `Augmentation`.
-        seed: Of the initial weights, the order of the images and what happens to them.
+        augmentation: Random changes to each image.
+        seed: Of the initial weights, the order of the images and their augmentation.
         source: Where the values come from.
 
     Raises:
@@ -97,7 +97,7 @@ class Recipe:
     momentum: float = 0.9
     nesterov: bool = False
     weight_decay: float = 0.0
-    schedule: Literal["cosine", "steps", "plateau"] = "cosine"
+    schedule: Schedule = "cosine"
     decay_epochs: tuple[int, ...] = (30, 60, 90)
     decay: float = 0.1
     patience: int = 5
@@ -105,7 +105,7 @@ class Recipe:
     label_smoothing: float = 0.0
     ema: float = 0.0
     frozen_batch_norm_epochs: int = 0
-    sampling: Literal["shuffled", "balanced"] = "shuffled"
+    sampling: Sampling = "shuffled"
     augmentation: Augmentation = Augmentation()
     seed: int = 0
     source: str
@@ -113,14 +113,14 @@ class Recipe:
     def __post_init__(self):
         _check(
             self,
-            epochs=_whole(self.epochs, 1),
-            batch_size=_whole(self.batch_size, 1),
-            seed=_whole(self.seed, 0),
-            decay_epochs=all(_whole(epoch, 1) for epoch in self.decay_epochs)
+            epochs=_is_int(self.epochs, 1),
+            batch_size=_is_int(self.batch_size, 1),
+            seed=_is_int(self.seed, 0),
+            decay_epochs=all(_is_int(epoch, 1) for epoch in self.decay_epochs)
             and list(self.decay_epochs) == sorted(set(self.decay_epochs)),
-            patience=_whole(self.patience, 1),
-            warmup_epochs=_whole(self.warmup_epochs, 0),
-            frozen_batch_norm_epochs=_whole(self.frozen_batch_norm_epochs, 0),
+            patience=_is_int(self.patience, 1),
+            warmup_epochs=_is_int(self.warmup_epochs, 0),
+            frozen_batch_norm_epochs=_is_int(self.frozen_batch_norm_epochs, 0),
             learning_rate=0 < self.learning_rate < math.inf,
             momentum=0 <= self.momentum < 1,
             weight_decay=0 <= self.weight_decay < 1,
@@ -132,7 +132,7 @@ class Recipe:
         )
         if self.warmup_epochs and self.schedule != "cosine":
             raise ValueError(
-                f"warmup_epochs stand in front of a cosine. Received: warmup_epochs={self.warmup_epochs}, "
+                f"warmup_epochs need schedule='cosine'. Received: warmup_epochs={self.warmup_epochs}, "
                 f"schedule={self.schedule!r}"
             )
         if self.warmup_epochs >= self.epochs:
@@ -141,14 +141,48 @@ class Recipe:
             )
         if self.ema and self.frozen_batch_norm_epochs:
             raise ValueError(
-                "Averaged weights and frozen BatchNorm exclude each other: the average would be of other weights. "
+                "ema and frozen_batch_norm_epochs exclude each other: freezing changes which weights are averaged. "
                 f"Received: ema={self.ema}, frozen_batch_norm_epochs={self.frozen_batch_norm_epochs}"
             )
 
-    def scaled_to(self, batch_size):
-        """The recipe at another batch, its learning rate in proportion: arXiv:1706.02677, section 2.1."""
-        at_batch = replace(self, batch_size=batch_size)  # refused before it gives a learning rate of 0
+    def scaled_to(self, batch_size: int) -> "Recipe":
+        """The recipe with another batch and the learning rate in proportion: arXiv:1706.02677, section 2.1."""
+        at_batch = replace(self, batch_size=batch_size)  # checks the batch first: one of 0 has a learning rate of 0
         return replace(at_batch, learning_rate=self.learning_rate * batch_size / self.batch_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """How a training is computed. The result is the same, except for rounding.
+
+    Args:
+        steps_per_execution: Steps between two checks of the clock, of signals and of the loss.
+        accumulate: Number of parts of a replica's batch that are computed one after the other; BatchNorm sees one part
+            at a time.
+        jit_compile: Whether XLA compiles the forward and backward pass.
+        checkpoint_steps: Steps between two checkpoints within an epoch; None for a checkpoint after each epoch only.
+        corrupt_budget: Number of files that are skipped if they cannot be decoded; with more, training fails.
+        cache: Whether the held-out images are kept in memory.
+        service: Address of a tf.data service that prepares the images, such as `"grpc://host:5000"`.
+
+    Raises:
+        ValueError: If a number is out of its range.
+    """
+
+    steps_per_execution: int = 1
+    accumulate: int = 1
+    jit_compile: bool = False
+    checkpoint_steps: int | None = None
+    corrupt_budget: int = 0
+    cache: bool = False
+    service: str | None = None
+
+    def __post_init__(self):
+        least = {"steps_per_execution": 1, "accumulate": 1, "checkpoint_steps": 1, "corrupt_budget": 0}
+        for name, lowest in least.items():
+            value = getattr(self, name)
+            if value is not None and not _is_int(value, lowest):
+                raise ValueError(f"{name} must be an int of at least {lowest}. Received: {name}={value!r}")
 
 
 _IMAGENET_CROPS = Augmentation(crop="scale_and_aspect", flip=True)
@@ -171,7 +205,8 @@ PAPER_IMAGENET = Recipe(
     augmentation=_IMAGENET_CROPS,
     source=f"arXiv:1709.01507, section 5.1; {_DECAY}; crops of 8 to 100 % and 3/4 to 4/3 as its repository has them",
 )
-RECIPES = {
+# A checkpoint is resumed with the same recipe only, its source included: a new text here would end all runs.
+RECIPES: dict[str, Recipe] = {
     "digits": DIGITS,
     "paper_imagenet": PAPER_IMAGENET,
     "paper_mobile": replace(

@@ -1,23 +1,24 @@
-"""What a training leaves for people: figures as CSV, curves and TensorBoard's events, and what made them."""
+"""The files of a training for people: its figures as CSV, curves and TensorBoard events, and what made them."""
 
 import csv
 import hashlib
-import importlib.util
 import io
 import platform
-from importlib.metadata import version
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import tensorflow as tf
 
 from se_keras import storage
+from se_keras.environment import versions
+from se_keras.typing import FilePath, Json
 
 CSV, CURVES, EVENTS = "history.csv", ("curves.png", "curves.svg"), "tensorboard"
-_PACKAGES = ("se-keras", "keras", "tensorflow", "numpy")
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")  # told apart by colour-blind eyes: Okabe and Ito
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")  # for colour-blind readers too: Okabe and Ito
 
 
-def write_csv(folder, figures):
+def write_csv(folder: FilePath, figures: Mapping[str, Sequence[float]]) -> None:
     """Writes `history.csv`: a row for each epoch, a column for each figure."""
     text = io.StringIO()
     rows = csv.writer(text)
@@ -26,9 +27,9 @@ def write_csv(folder, figures):
     storage.write_bytes(Path(folder) / CSV, text.getvalue().encode())
 
 
-def write_tensorboard(folder, figures, epoch):
-    """Adds the figures of an epoch, `{name: value}`, to what TensorBoard shows of `folder`."""
-    # As tf.summary.scalar writes them, which needs TensorBoard itself.
+def write_tensorboard(folder: FilePath, figures: Mapping[str, float], epoch: int) -> None:
+    """Appends the figures of an epoch, `{name: value}`, to the events that TensorBoard shows of `folder`."""
+    # As tf.summary.scalar does, which needs the package tensorboard.
     scalar = tf.compat.v1.SummaryMetadata(plugin_data={"plugin_name": "scalars"}, data_class="DATA_CLASS_SCALAR")
     writer = tf.summary.create_file_writer(str(Path(folder) / EVENTS))
     with writer.as_default(step=epoch):
@@ -37,15 +38,15 @@ def write_tensorboard(folder, figures, epoch):
     writer.close()
 
 
-def draw_curves(target, runs):
-    """Draws top-1 error and loss against epochs, as Figures 4 to 6 of arXiv:1709.01507: training dashed.
+def draw_curves(target: FilePath, runs: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
+    """Draws top-1 error and loss against epochs, as in Figures 4 to 6 of arXiv:1709.01507, with training dashed.
 
     Args:
-        target: File to write; its ending, .png, .svg or .pdf, says how.
-        runs: `{name: figures}`, as `fit` returns them; a colour each.
+        target: A .png, .svg or .pdf file.
+        runs: `{name: figures}` with the figures that `fit` returns.
 
     Raises:
-        ValueError: If there is nothing to draw, or if the ending is another.
+        ValueError: If there is nothing to draw, or if the file has another suffix.
     """
     from matplotlib.figure import Figure
 
@@ -61,17 +62,18 @@ def draw_curves(target, runs):
         epochs = range(1, len(figures["loss"]) + 1)
         marker = "o" if len(epochs) == 1 else None
         for part, style in (("", "--"), ("val_", "-")):
+            errors = [100 * (1 - accuracy) for accuracy in figures[f"{part}accuracy"]]
             label = f"{name}, {'validation' if part else 'training'}"
-            how = {"color": color, "linestyle": style, "linewidth": 1.6, "marker": marker}
-            error.plot(epochs, [100 * (1 - x) for x in figures[f"{part}accuracy"]], label=label, **how)
-            loss.plot(epochs, figures[f"{part}loss"], **how)
+            for axes, values in ((error, errors), (loss, figures[f"{part}loss"])):
+                axes.plot(epochs, values, label=label, color=color, linestyle=style, linewidth=1.6, marker=marker)
     for axes, title in ((error, "top-1 error, %"), (loss, "loss")):
         axes.set_title(title, loc="left", fontsize=11)
         axes.set_xlabel("epoch")
         axes.set_ylim(bottom=0)
         if max(len(figures["loss"]) for figures in runs.values()) == 1:
             axes.set_xlim(0, 2)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        locator: Any = axes.xaxis.get_major_locator()
+        locator.set_params(integer=True)
         axes.grid(color="0.9")
         axes.spines[["top", "right"]].set_visible(False)
     figure.legend(*error.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
@@ -79,18 +81,22 @@ def draw_curves(target, runs):
         figure.savefig(path)
 
 
-def provenance():
+def provenance() -> Json:
     """What made a run: versions, the system, and the SHA-256 of this package's sources, with or without git."""
-    digest = hashlib.sha256()
-    for package in ("se_keras", "se_keras.export", "se_keras_cli"):  # by import name: a checkout has other folders
-        root = Path(next(iter(importlib.util.find_spec(package).submodule_search_locations)))
-        inner = [root / name for name in ("export", "cli") if package == "se_keras"]
-        for path in sorted(root.rglob("*.py")):
-            if not any(path.is_relative_to(folder) for folder in inner):
-                digest.update(f"{package}/{path.relative_to(root)}".encode() + b"\0" + path.read_bytes() + b"\0")
     return {
-        "versions": {package: version(package) for package in _PACKAGES},
+        "versions": versions(),
         "python": platform.python_version(),
         "system": platform.platform(),
-        "source_sha256": digest.hexdigest(),
+        "source_sha256": source_sha256(Path(__file__).parents[2]),
     }
+
+
+def source_sha256(root: Path) -> str:
+    """SHA-256 of the sources in a checkout, which has links for two packages, or in site-packages: the same in both."""
+    digest = hashlib.sha256()
+    for package in ("se_keras", "se_keras/export", "se_keras_cli"):
+        for path in sorted((root / package).rglob("*.py")):
+            name = path.relative_to(root / package)
+            if package != "se_keras" or name.parts[0] not in ("export", "cli"):
+                digest.update(f"{package}/{name}".encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()

@@ -1,30 +1,33 @@
 """Data by name: the digits, a folder of images, packed TFRecords, a data set of TensorFlow Datasets."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
+from se_keras.normalization import IMAGENET
 from se_keras.training import shards
-from se_keras.training.data import HELD_OUT, IMAGENET, Data, digits, folder
+from se_keras.training.data import HELD_OUT, Data, digits, folder
+from se_keras.typing import FilePath
 
 DATA = {"digits": digits}
 
 
-def load(name, *, mean=IMAGENET["mean"], std=IMAGENET["std"]):
+def load(name: FilePath, *, mean: Sequence[float] = IMAGENET.mean, std: Sequence[float] = IMAGENET.std) -> Data:
     """Loads a data set.
 
     Args:
         name: `"digits"`, `"tfds:NAME"`, or the path of a folder of images or of packed TFRecords.
         mean: Of each channel of pixels in 0 to 255; the digits have their own.
-        std: Likewise.
+        std: Of each channel.
 
     Raises:
-        ValueError, OSError: If there is none, or as `folder` and `shards.read` do.
-        ImportError: If it needs a package that is not there.
+        ValueError, OSError: If there is no such data set, or as `folder` and `shards.read` do.
+        ImportError: If a package that it needs is missing.
     """
     if name in DATA:
-        return DATA[name]()
+        return DATA[str(name)]()
     if str(name).startswith("tfds:"):
         return tfds(str(name).removeprefix("tfds:"), mean=mean, std=std)
     if (Path(name) / shards.INDEX).is_file():
@@ -34,18 +37,20 @@ def load(name, *, mean=IMAGENET["mean"], std=IMAGENET["std"]):
     raise ValueError(f"data must be 'digits', 'tfds:NAME', or a folder of images or TFRecords. Received: {str(name)!r}")
 
 
-def tfds(name, *, mean=IMAGENET["mean"], std=IMAGENET["std"]):
-    """A data set of TensorFlow Datasets, which fetches it the first time: one with the features `image` and `label`.
+def tfds(
+    name: str, *, mean: Sequence[float] = IMAGENET.mean, std: Sequence[float] = IMAGENET.std
+) -> Data[shards.Records]:
+    """A data set of TensorFlow Datasets with the features `image` and `label`; the first use downloads it.
 
-    It is read one image after the other, as TFRecords are; its images are judged by those of its split `validation` or
-    `test`.
+    Its images are read one after the other, as TFRecords are. The held-out images are those of its split `validation`
+    or `test`.
 
     Raises:
-        ImportError: If the package tensorflow-datasets is not there.
+        ImportError: If the package tensorflow-datasets is missing.
         ValueError: If there is no such data set, or if it has other features or splits.
     """
     try:
-        import tensorflow_datasets
+        import tensorflow_datasets  # pyright: ignore[reportMissingImports]  optional
     except ImportError:
         raise ImportError(f'tfds:{name} needs the package tensorflow-datasets: pip install "se-keras[tfds]"') from None
     try:
@@ -54,19 +59,22 @@ def tfds(name, *, mean=IMAGENET["mean"], std=IMAGENET["std"]):
         raise ValueError(f"TensorFlow Datasets has no data set {name!r}") from None
     features = builder.info.features
     if not {"image", "label"} <= features.keys():
-        raise ValueError(f"A data set of labelled images has the features image and label. Received: {name} with "
-                         f"{', '.join(features)}")  # fmt: skip
-    builder.download_and_prepare()  # its splits are known then
+        raise ValueError(
+            f"A data set must have the features image and label. Received: {name} with {', '.join(features)}"
+        )
+    builder.download_and_prepare()  # its splits are known only then
     splits = builder.info.splits
     held_out = next((split for split in HELD_OUT if split in splits), None)
     if "train" not in splits or held_out is None:
-        raise ValueError(f"A data set has the splits train and one of {HELD_OUT}. Received: {name} with "
-                         f"{', '.join(splits)}")  # fmt: skip
-    raw = {"image": tensorflow_datasets.decode.SkipDecoding()}
+        raise ValueError(
+            f"A data set must have the splits train and one of {HELD_OUT}. Received: {name} with {', '.join(splits)}"
+        )
 
     def records(split):
         def read(_):
-            files = builder.as_dataset(split=split, decoders=raw, shuffle_files=False)
+            files = builder.as_dataset(
+                split=split, decoders={"image": tensorflow_datasets.decode.SkipDecoding()}, shuffle_files=False
+            )
             return files.enumerate().map(lambda i, x: (i, x["image"], tf.cast(x["label"], "int32")))
 
         count = splits[split].num_examples

@@ -1,10 +1,12 @@
-"""How fast training is: its input beside Keras' own, and a step with squeeze-and-excitation beside one without."""
+"""Speed of training: its input compared with Keras' own, and a step with squeeze-and-excitation with one without."""
 
 import collections
 import itertools
 import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -15,25 +17,28 @@ from se_keras.environment import environment
 from se_keras.errors import first_line
 from se_keras.timing import Comparison, check_plan, compare
 from se_keras.training.augmentation import training_image
-from se_keras.training.data import Files, Pass, folder
-from se_keras.training.distribution import Trainer, replicas
+from se_keras.training.data import Data, EpochOrder, Files, folder
+from se_keras.training.distribution import replicas
 from se_keras.training.pipeline import AUTO, batches
 from se_keras.training.recipes import PAPER_IMAGENET
+from se_keras.training.step import Trainer
+from se_keras.typing import FilePath, Json, OnMessage
 
 PAPER_STEP = {"resnet50_ms": 190, "se_resnet50_ms": 209, "ratio": 209 / 190, "source": "arXiv:1709.01507, section 4"}
 EPOCH = 20_000
+_BATCHES = 40  # of a paired measurement
 
 
 @dataclass(frozen=True, kw_only=True)
 class InputSpeed:
-    """How fast images come, beside `keras.utils.image_dataset_from_directory` with the same augmentation.
+    """Speed of the input compared with `keras.utils.image_dataset_from_directory` with the same augmentation.
 
     Args:
-        keras: Images a second of Keras' input.
-        ours: Images a second of this project's.
+        keras: Images per second of Keras' input.
+        ours: Images per second of this project's input.
         comparison: Of the times, in pairs; A is Keras'.
-        images: Of the epoch that the memory was looked at in.
-        megabytes: Resident memory of the process after each tenth of it.
+        images: Number of images of the epoch in which the memory was measured.
+        megabytes: Resident memory of the process after each tenth of that epoch.
     """
 
     keras: float
@@ -42,69 +47,52 @@ class InputSpeed:
     images: int
     megabytes: tuple[float, ...]
 
-    def to_json(self):
-        """The record as a dict for JSON."""
+    def to_json(self) -> Json:
+        """All fields, and the environment."""
         return asdict(self) | {"comparison": self.comparison.to_json(), "environment": environment()}
 
 
-def input_speed(path, *, batch=64, size=224, blocks=10, images=EPOCH, progress=None):
-    """Measures the input of training from a folder of class folders, cropped, scaled and mirrored as on ImageNet.
+def input_speed(
+    path: FilePath,
+    *,
+    batch: int = 64,
+    size: int = 224,
+    blocks: int = 10,
+    images: int = EPOCH,
+    progress: OnMessage | None = None,
+) -> InputSpeed:
+    """Measures the input of training from a folder of class folders, with ImageNet's random crops and flips.
 
     Args:
-        path: The folder; its images are seen again and again.
+        path: The folder; its images are read repeatedly.
         batch: Images in a batch.
         size: Height and width.
-        blocks: Paired measurements, of 40 batches each.
-        images: Of the epoch whose memory is looked at.
-        progress: Called with what is done next, as a string.
+        blocks: Number of paired measurements, of 40 batches each.
+        images: Number of images of the epoch in which the memory is measured.
+        progress: Called with a message before each part.
 
     Raises:
         ValueError, OSError: As `data.folder` does, or if there are fewer than two blocks.
     """
     check_plan(blocks, 1)
     data = folder(path)
-    augmentation, per_turn = PAPER_IMAGENET.augmentation, 40
 
-    def of_keras():
-        images_and_labels = keras.utils.image_dataset_from_directory(
-            path if not (Path(path) / "train").is_dir() else Path(path) / "train",
-            label_mode="categorical",
-            image_size=(256, 256),
-            batch_size=None,
-            seed=0,
-            verbose=False,
-        )
-
-        def augment(image, label):
-            seed = tf.random.uniform((2,), maxval=2**31 - 1, dtype="int32")
-            how = {"size": (size, size), "channels": 3, "augmentation": augmentation, "seed": seed}
-            return (training_image(image, **how) - data.mean) / data.std, label
-
-        augmented = images_and_labels.map(augment, num_parallel_calls=AUTO)
-        return augmented.repeat().batch(batch, drop_remainder=True).prefetch(AUTO)
-
-    def of_ours(count):
-        # The files over and over, as one pass over a larger folder.
-        times = -(-count * batch // len(data.train))
-        many = Files(paths=data.train.paths * times, labels=np.tile(data.train.labels, times))
-        how = {"size": (size, size), "augmentation": augmentation, "a_pass": Pass(batch=batch, seed=0)}
-        return batches(many, data, **how)
-
-    def turn(dataset):
-        # Read from its beginning each time: what is read ahead is nobody's while the other side is timed.
-        return lambda: collections.deque(itertools.islice(dataset, per_turn), maxlen=0)
+    def reader(dataset) -> Callable[[], object]:
+        # Each turn reads the dataset from its beginning: nothing is prefetched while the other side is timed.
+        return lambda: collections.deque(itertools.islice(dataset, _BATCHES), maxlen=0)
 
     if progress:
         progress("reading images by Keras and by se_keras in turn")
-    sides = (turn(dataset) for dataset in (of_keras(), of_ours(per_turn), of_keras()))
-    found = compare(*sides, blocks=blocks, runs=1, warmup=1)
-    per_second = per_turn * batch * 1000
+    sides = (_keras_input(path, data, batch, size), _our_input(data, batch, size, _BATCHES))
+    control = _keras_input(path, data, batch, size)
+    found = compare(*map(reader, (*sides, control)), blocks=blocks, runs=1, warmup=1)
+    per_second = _BATCHES * batch * 1000
     steps, memory = images // batch, []
-    for step, _ in enumerate(itertools.islice(of_ours(steps), steps)):
-        if (step + 1) % -(-steps // 10) == 0 or step + 1 == steps:
+    for step, _ in enumerate(itertools.islice(_our_input(data, batch, size, steps), steps), start=1):
+        if step % -(-steps // 10) == 0 or step == steps:
             memory.append(_resident_megabytes())
             if progress:
-                progress(f"reading an epoch: {(step + 1) * batch:,} of {steps * batch:,} images")
+                progress(f"reading an epoch: {step * batch:,} of {steps * batch:,} images")
     return InputSpeed(
         keras=per_second / found.a_ms,
         ours=per_second / found.b_ms,
@@ -114,18 +102,55 @@ def input_speed(path, *, batch=64, size=224, blocks=10, images=EPOCH, progress=N
     )
 
 
-def step_time(network="se_resnet50", *, batch=8, size=None, blocks=10, progress=None):
-    """Measures a training step of a network beside one of its baseline: forward, backward and update, in pairs.
+def _keras_input(path, data, batch, size):
+    """Batches by `keras.utils.image_dataset_from_directory`, without end."""
+    dataset: Any = keras.utils.image_dataset_from_directory(
+        Path(path) / "train" if (Path(path) / "train").is_dir() else path,
+        label_mode="categorical",
+        image_size=(256, 256),
+        batch_size=None,  # pyright: ignore[reportArgumentType]  inferred from the default
+        seed=0,
+        verbose=False,
+    )
+
+    def augment(image, label):
+        seed = tf.random.uniform((2,), maxval=2**31 - 1, dtype=tf.int32)
+        image = training_image(
+            image, size=(size, size), channels=3, augmentation=PAPER_IMAGENET.augmentation, seed=seed
+        )
+        return data.normalization.apply(image), label
+
+    augmented = dataset.map(augment, num_parallel_calls=AUTO)
+    return augmented.repeat().batch(batch, drop_remainder=True).prefetch(AUTO)
+
+
+def _our_input(data: Data[Files], batch, size, count):
+    """So many batches of this project, the files repeated as if they were one epoch of a larger folder."""
+    times = -(-count * batch // len(data.train))
+    repeated = Files(paths=data.train.paths * times, labels=np.tile(data.train.labels, times))
+    order = EpochOrder(batch=batch, seed=0)
+    return batches(repeated, data, size=(size, size), augmentation=PAPER_IMAGENET.augmentation, order=order)
+
+
+def step_time(
+    network: str = "se_resnet50",
+    *,
+    batch: int = 8,
+    size: int | None = None,
+    blocks: int = 10,
+    progress: OnMessage | None = None,
+) -> Comparison:
+    """Measures a training step, forward, backward and update, of a network and of its baseline in pairs.
 
     Args:
         network: With squeeze-and-excitation.
         batch: Images in a step.
         size: Height and width; default: the network's own.
-        blocks: Paired measurements, of one step each.
-        progress: Called with what is done next, as a string.
+        blocks: Number of paired measurements, of one step each.
+        progress: Called with a message before each part.
 
     Returns:
-        A `Comparison`; A is the baseline.
+        A is the baseline.
 
     Raises:
         ValueError: If there is no such network, if it is a baseline, or if there are fewer than two blocks.
@@ -135,36 +160,36 @@ def step_time(network="se_resnet50", *, batch=8, size=None, blocks=10, progress=
     if spec.se is None:
         raise ValueError(f"{network} is a baseline: name a network with squeeze-and-excitation, such as se_resnet50")
     shape = spec.input_shape if size is None else (size, size, spec.input_shape[-1])
-    chance = np.random.default_rng(0)
-    one = (
-        chance.normal(size=(batch, *shape)).astype("float32"),
-        np.eye(spec.classes, dtype="float32")[chance.integers(spec.classes, size=batch)],
+    rng = np.random.default_rng(0)
+    examples = (
+        rng.normal(size=(batch, *shape)).astype("float32"),
+        np.eye(spec.classes, dtype="float32")[rng.integers(spec.classes, size=batch)],
         np.ones(batch, "float32"),
     )
-    given = replicas("none")
+    device = replicas("none")
 
-    def side(name, **se):
+    def stepper(name, **se):
         if progress:
             progress(f"building {name}")
         keras.utils.set_random_seed(0)
         model = create(network, input_shape=shape, name=name, **se)
         optimizer = keras.optimizers.SGD(1e-3, momentum=PAPER_IMAGENET.momentum)
-        trainer = Trainer(model, optimizer, given, weight_decay=PAPER_IMAGENET.weight_decay)
-        iterator = given.distribute(tf.data.Dataset.from_tensors(one).repeat(), batch)
+        trainer = Trainer(model, optimizer, device, weight_decay=PAPER_IMAGENET.weight_decay)
+        iterator = device.distribute(tf.data.Dataset.from_tensors(examples).repeat(), batch)
         return lambda: trainer.train(iterator, 1)
 
-    baseline, other = baseline_name(network), side(network)
-    sides = side(baseline, se=None), other, side(f"{baseline}_again", se=None)
+    baseline, other = baseline_name(network), stepper(network)
+    sides = stepper(baseline, se=None), other, stepper(f"{baseline}_again", se=None)
     if progress:
         progress(f"training {network} and {baseline} in turn")
     return compare(*sides, blocks=blocks, runs=1, warmup=2)
 
 
-def photographs(path, *, count=400):
-    """Makes a folder of JPEG files, parts of scikit-learn's two photographs, where there is no other to read.
+def photographs(path: FilePath, *, count: int = 400) -> None:
+    """Writes a folder of JPEG files, crops of scikit-learn's two photographs, to measure the input with.
 
     Raises:
-        OSError: If Pillow, which scikit-learn reads them with, is not there, or the folder cannot be written.
+        OSError: If Pillow is missing, by which scikit-learn reads them, or if the folder cannot be written.
     """
     from sklearn.datasets import load_sample_images
 
@@ -172,10 +197,10 @@ def photographs(path, *, count=400):
         pictures = load_sample_images().images
     except ImportError as error:
         raise OSError(f"scikit-learn's photographs cannot be read: {first_line(error)}") from None
-    chance = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     for number in range(count):
-        height, width = chance.integers(300, 400), chance.integers(400, 500)  # ImageNet's are 400 by 500 on average
-        top, left = chance.integers(0, 427 - height), chance.integers(0, 640 - width)
+        height, width = rng.integers(300, 400), rng.integers(400, 500)  # ImageNet's are 400 by 500 on average
+        top, left = rng.integers(0, 427 - height), rng.integers(0, 640 - width)
         part = pictures[number % 2][top : top + height, left : left + width]
         file = Path(path) / f"class{number % 4}" / f"{number:04}.jpg"
         file.parent.mkdir(parents=True, exist_ok=True)
