@@ -1,16 +1,20 @@
-"""Two logical CPUs, the published figures, and the facts of each network gathered once a session."""
+"""Two logical CPUs, the published figures, and what is expensive, made once and shared."""
 
 import functools
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import keras
 import pytest
 import tensorflow as tf
+from filelock import FileLock
 
 from se_keras.catalogue import AS_PUBLISHED, create
 from se_keras.counting import Complexity, complexity
+from se_keras.export import to_litert
+from se_keras.training import RECIPES, fit
+from se_keras.training.data import digits
 
 # A test of distribution needs two devices, and TensorFlow takes their number only before its first operation.
 tf.config.set_logical_device_configuration(
@@ -33,7 +37,7 @@ def pytest_collection_modifyitems(items):
     """One process runs the tests of a file, which share what is expensive; of test_networks.py, those of a row."""
     for item in items:
         row = item.callspec.params.get("network") if hasattr(item, "callspec") else None
-        item.add_marker(pytest.mark.xdist_group(row if row and item.path.stem == "test_networks" else item.path.stem))
+        item.add_marker(pytest.mark.xdist_group(str(row) if row and item.path.stem == "test_networks" else item.path.stem))
 
 
 @pytest.fixture(autouse=True)
@@ -72,3 +76,20 @@ def facts():
         return gathered
 
     return gather
+
+
+@pytest.fixture(scope="session")
+def trained_digits(tmp_path_factory, worker_id):
+    """The folder of a run of se_resnet11_digits, 97 % of the test after three epochs, and its file `float32.tflite`.
+
+    Trained and converted once, whichever process comes first.
+    """
+    shared = tmp_path_factory.getbasetemp() if worker_id == "master" else tmp_path_factory.getbasetemp().parent
+    folder = shared / "trained_digits"
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "float32.tflite").exists():
+            keras.utils.set_random_seed(0)
+            data, model = digits(), create("se_resnet11_digits", classes=10)
+            model, _ = fit(model, replace(RECIPES["digits"], epochs=3), data, folder)
+            to_litert(model, held_out=data.test.images).save(folder / "float32.tflite")
+    return folder

@@ -5,20 +5,17 @@ import json
 import re
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 
-from se_keras.catalogue import create
 from se_keras.export import to_litert
 from se_keras.export.litert.conversion import PRECISIONS
 from se_keras.training.data import digits
 from se_keras.training.distribution import Cluster, cluster_from_environment
-from se_keras.training.loop import EXIT_SAVED, fit
-from se_keras.training.recipes import DIGITS
+from se_keras.training.stopping import EXIT_SAVED
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 TRAINED, NEW = range(5), range(5, 10)  # digits: what the trunk learned from, and what it is tuned to
@@ -184,11 +181,9 @@ def test_retinanet_learns_on_a_pyramid(tmp_path):
 # Precisions and the catalogue.
 
 
-def test_every_precision_is_exported_and_agrees(tmp_path):
-    keras.utils.set_random_seed(0)
-    model, _ = fit(create("se_resnet11_digits", classes=10), replace(DIGITS, epochs=3), digits(), tmp_path / "run")
-    model.save(tmp_path / "model.keras")
-    rows = [line.split(" | ") for line in run("precisions.py", "model.keras", folder=tmp_path).splitlines()[2:]]
+def test_every_precision_is_exported_and_agrees(trained_digits, tmp_path):
+    printed = run("precisions.py", trained_digits / "model.keras", folder=tmp_path)
+    rows = [line.split(" | ") for line in printed.splitlines()[2:]]
     assert [row[0].removeprefix("| ") for row in rows] == [*PRECISIONS, "int8, uint8 in and out", "int8, SE in float32"]
     # Top-1 agreement with Keras: the figures that are promised.
     assert all(float(row[3].rstrip("%")) >= 99 for row in rows)

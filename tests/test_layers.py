@@ -211,6 +211,7 @@ def test_input_without_height_and_width_is_refused():
         SqueezeExcite()(keras.Input((16, 32)))
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("backend", ["torch", "jax"])
 def test_layer_computes_the_same_under_another_backend(backend, tmp_path):
     pytest.importorskip(backend, reason=f"the backend {backend} is not installed")
@@ -256,6 +257,7 @@ def test_shuffle_of_six_channels_in_two_groups_alternates():
     assert ChannelShuffle(2)(x).numpy().ravel().tolist() == [0, 3, 1, 4, 2, 5]
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("groups", [2, 3, 4, 8])
 def test_shuffle_is_torchs(groups):
     torch = pytest.importorskip("torch", reason="torch is not installed")
@@ -506,6 +508,7 @@ def test_mixture_of_one_tensor_is_refused(shape):
         ShakeShake(name="mix")(keras.Input(shape))
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("backend", ["torch", "jax"])
 def test_shuffle_and_mixture_are_the_same_under_another_backend(backend, tmp_path):
     pytest.importorskip(backend, reason=f"the backend {backend} is not installed")
@@ -532,6 +535,7 @@ def test_shuffle_and_mixture_are_the_same_under_another_backend(backend, tmp_pat
     np.testing.assert_allclose(result["mixed"], share * x + (1 - share) * y, rtol=0, atol=3e-6)
 
 
+@pytest.mark.parity
 def test_gradients_under_torch_have_shares_of_their_own():
     pytest.importorskip("torch", reason="the backend torch is not installed")
     script = (

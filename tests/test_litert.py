@@ -6,7 +6,6 @@ import importlib.metadata
 import json
 import os
 import warnings
-from dataclasses import replace
 from pathlib import Path
 
 import keras
@@ -28,8 +27,6 @@ from se_keras.export.litert.metadata import detach
 from se_keras.images import calibration_images
 from se_keras.layers import SqueezeExcite
 from se_keras.training.data import digits
-from se_keras.training.loop import fit
-from se_keras.training.recipes import DIGITS
 
 BUILTIN = {code: name for name, code in vars(schema.BuiltinOperator).items() if not name.startswith("_")}
 TYPES = {code: name for name, code in vars(schema.TensorType).items() if not name.startswith("_")}
@@ -41,11 +38,9 @@ def data():
 
 
 @pytest.fixture(scope="module")
-def trained(data, tmp_path_factory):
+def trained(trained_digits):
     """A network that knows the digits: 97 % of the test after three epochs."""
-    keras.utils.set_random_seed(0)
-    network = create("se_resnet11_digits", classes=10)
-    return fit(network, replace(DIGITS, epochs=3), data, tmp_path_factory.mktemp("run"))[0]
+    return keras.saving.load_model(trained_digits / "model.keras")
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +50,8 @@ def expected(trained, data):
 
 
 @pytest.fixture(scope="module")
-def float32(trained, data):
-    return to_litert(trained, held_out=data.test.images)
+def float32(trained_digits):
+    return load_litert(trained_digits / "float32.tflite")
 
 
 @pytest.fixture(scope="module")

@@ -18,16 +18,32 @@ from se_keras.export.litert.conversion import to_litert
 from se_keras.export.lowering import lower
 from se_keras.figures import PAPER, listing
 from se_keras.graph import producer
-from se_keras.layers import SqueezeExcite
+from se_keras.layers import SQUEEZES, SqueezeExcite
 from se_keras.recalibration import SITES, SEConfig
 
 NO_BIAS = SEConfig(bias=False)  # the paper's tables count the fully connected layers without their biases
 # Beside its plain twin, so that what a failure is due to is seen at once.
 ROWS = sorted(names(), key=lambda name: (name.removeprefix("se_"), name))
 WITH_SE = [name for name in ROWS if spec_of(name).se]
-# Half a minute and more for all facts of a row: many layers, or many grouped convolutions, each of which XLA compiles
-# anew at every call. The narrowest ShuffleNets, and those of the papers, are always tested.
-SLOW = re.compile(r"senet154|inception_resnet_v2|resnet(101|152)b?|resnext101_32x4d|shufflenet_g\d_(050|150|200)")
+# Rows of every family that take seconds: they keep the facts that compute values in the default run, and the digits'
+# network with each site and squeeze stands for those. All other rows have these facts in the sweep.
+LIGHT = (
+    "resnet11_digits",
+    "se_resnet11_digits",
+    "resnet20",
+    "se_resnet20",
+    "mobilenet_025",
+    "se_mobilenet_025",
+    "se_shufflenet_g1_025",
+    "se_shufflenet_g3_025",
+    "se_vgg11_bn",
+    "se_bn_inception",
+    "se_shake_shake_26_2x96d",
+    "se_resnet18",
+)
+VARIANTS = {f"site={site}": SEConfig(site=site, ratio=4) for site in SITES if site != "standard"} | {
+    f"squeeze={squeeze}": SEConfig(squeeze=squeeze, ratio=4) for squeeze in SQUEEZES if squeeze != "avg"
+}
 # One row of each kind. The others of the kind have more of the same layers, or wider ones.
 KINDS = (
     "resnet11_digits",
@@ -54,11 +70,6 @@ KINDS = (
 
 def plain(name):
     return name.removeprefix("se_")
-
-
-def parameters(rows):
-    """As pytest's parameters, the long ones marked."""
-    return [pytest.param(name, marks=pytest.mark.slow if SLOW.fullmatch(plain(name)) else ()) for name in rows]
 
 
 on_every_row = pytest.mark.parametrize("name", ROWS)
@@ -325,6 +336,7 @@ class Network:
     """A network of the catalogue, images of two sizes (of one, where it takes but one), and its logits for them."""
 
     name: str
+    se: SEConfig | None
     model: keras.Model
     images: tuple
     outputs: tuple
@@ -345,17 +357,26 @@ def size_in_model(name, size):
     return (None, None, size[-1]) if takes_any_size(name) else size
 
 
-@pytest.fixture(scope="module", params=parameters(ROWS))
+def parameters():
+    """A row, and None or another SEConfig than its own; all but light ones in the sweep."""
+    for name in ROWS:
+        yield pytest.param((name, None), id=name, marks=() if name in LIGHT else pytest.mark.sweep)
+    for what, se in VARIANTS.items():
+        yield pytest.param(("se_resnet11_digits", se), id=f"se_resnet11_digits {what}")
+
+
+@pytest.fixture(scope="module", params=parameters())
 def network(request):
-    """One row after the other; gone before the next comes."""
-    name = request.param
+    """One network after the other; gone before the next comes."""
+    name, se = request.param
     keras.utils.set_random_seed(0)
     square, oblong = sizes_of(name)
-    model = create(name, input_shape=size_in_model(name, square), classifier_activation=None)
+    other = {} if se is None else {"se": se}
+    model = create(name, input_shape=size_in_model(name, square), classifier_activation=None, **other)
     # The last maps have but one to sixteen positions: sixteen images, or a variance of few values would be near 0.
     scattered(model, images=noise(16, square, seed=1), beta=(0.5, 1.5))
     images = tuple(noise(2, size) for size in ((square, oblong) if takes_any_size(name) else (square,)))
-    yield Network(name=name, model=model, images=images, outputs=tuple(outputs_of(model, x) for x in images))
+    yield Network(name=name, se=se, model=model, images=images, outputs=tuple(outputs_of(model, x) for x in images))
     del model
     keras.utils.clear_session()
     gc.collect()
@@ -442,7 +463,8 @@ def test_mixed_float16_gives_finite_float32_logits(network, mixed_float16):
     if plain(network.name) not in KINDS and any(getattr(layer, "groups", 1) > 1 for layer in network.model.layers):
         pytest.skip("XLA compiles each grouped convolution anew: a row of its kind stands for it")
     with without_values():
-        half = create(network.name, input_shape=network.model.input_shape[1:], classifier_activation=None)
+        other = {} if network.se is None else {"se": network.se}
+        half = create(network.name, input_shape=network.model.input_shape[1:], classifier_activation=None, **other)
     assert {layer.compute_dtype for layer in half.layers} == {"float16", "float32"}
     assert {weight.dtype for weight in half.weights} == {"float32"}
     logits = computed(half, values_of(network.model), network.images[0][:1])
@@ -473,7 +495,12 @@ def test_squeezes_behind_a_1x1_are_hoisted(network, lowered):
     recalibrating = {layer.name for layer in network.model.layers if isinstance(layer, SqueezeExcite)}
     lowering = lowered.lowering
     found = (set(lowering.hoisted), set(lowering.unhoisted))
-    assert found == ((recalibrating, set()) if HOISTED.fullmatch(network.name) else (set(), recalibrating))
+    if network.se is not None and network.se.site == "identity":
+        # The shortcut of the first block of stage 2 is a 1x1 at stride 1, the others are strided or none.
+        assert found == ({"stage2_block1_se"}, recalibrating - {"stage2_block1_se"})
+    else:
+        hoists = network.se is None and HOISTED.fullmatch(network.name)
+        assert found == ((recalibrating, set()) if hoists else (set(), recalibrating))
 
 
 def test_batch_norm_behind_a_convolution_and_scales_are_folded(network, lowered):

@@ -32,11 +32,22 @@ from se_keras.catalogue import create, spec_of
 from se_keras.recalibration import SEConfig
 from se_keras.weights.porting import port
 
-REASON = 'needs torch, timm and pytorchcv: pip install -e ".[parity]"'
-torch = pytest.importorskip("torch", reason=REASON)
-with torchvision_for_import():
-    timm = pytest.importorskip("timm", reason=REASON)
-    pytorchcv = pytest.importorskip("pytorchcv.model_provider", reason=REASON)
+pytestmark = pytest.mark.parity
+try:
+    import torch
+
+    with torchvision_for_import():
+        import pytorchcv.model_provider as pytorchcv
+        import timm
+except ImportError:
+    torch = None
+
+
+@pytest.fixture(autouse=True)
+def packages():
+    if torch is None:
+        pytest.skip('needs torch, timm and pytorchcv: pip install -e ".[parity]"')
+
 
 # Both sides compute in float32 and differ in the order of their sums alone. A sum of n terms is off by some
 # sqrt(n) * 6e-8 of its size, n up to 9 * 512 here (25088 in VGG), and the residual sums keep the errors of 18 to 164

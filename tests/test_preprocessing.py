@@ -62,6 +62,7 @@ def test_each_channel_has_the_networks_mean_taken_off_and_its_deviation_divided_
         np.testing.assert_allclose(result[..., channel], expected, rtol=0, atol=ROUNDING * max(1, 255 / std / 4.7))
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("name", IMAGENET)
 def test_mean_and_deviation_are_timms_for_the_released_weights(name):
     reason = 'needs torch and timm: pip install -e ".[parity]"'
@@ -325,7 +326,7 @@ def unreachable(tmp_path, monkeypatch):
 
 
 def test_names_that_cannot_be_fetched_are_told_in_one_line(unreachable):
-    message = one_line("Keras' file of class names could not be fetched: URL fetch failure", "Connection refused")
+    message = one_line("Keras' file of class names could not be downloaded: URL fetch failure", "Connection refused")
     with pytest.raises(OSError, match=message):
         decode_predictions(probabilities())
     assert not [path for path in unreachable.rglob("*") if path.is_file()]
@@ -335,5 +336,5 @@ def test_file_of_names_that_was_changed_is_not_used(unreachable):
     folder = unreachable / "models"
     folder.mkdir()
     (folder / "imagenet_class_index.json").write_text(json.dumps({"0": ["n0", "foreign"]}))
-    with pytest.raises(OSError, match=one_line("Keras' file of class names could not be fetched: ")):
+    with pytest.raises(OSError, match=one_line("Keras' file of class names could not be downloaded: ")):
         decode_predictions(probabilities())

@@ -271,6 +271,7 @@ def test_each_network_has_a_repository_of_its_own():
     assert len(set(repositories)) == len(repositories)
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("name", IMAGENET)
 def test_repository_is_named_after_weights_that_timm_knows(name):
     # timm itself fetches its legacy ones from where they were before they had a copy on the hub.
@@ -280,6 +281,7 @@ def test_repository_is_named_after_weights_that_timm_knows(name):
     assert config.hf_hub_id == (None if weights.startswith("legacy_") else IMAGENET[name].repo)
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("name", IMAGENET)
 def test_released_weights_are_of_a_network_of_our_classes_and_as_many_parameters(name):
     torch = pytest.importorskip("torch", reason=REASON)
@@ -301,6 +303,7 @@ def import_timm():
         return pytest.importorskip("timm", reason=REASON)
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("name, theirs, legacy", [("se_resnet50", "legacy_seresnet50", True)])
 def test_stand_in_has_the_names_and_shapes_of_timms_network(name, theirs, legacy):
     torch = pytest.importorskip("torch", reason=REASON)
@@ -561,9 +564,9 @@ def without(state, tensor):
     return {name: array for name, array in state.items() if name != tensor}
 
 
-UNFETCHED = f"The weights of {DIGITS} could not be fetched from {REPO}: "
+UNFETCHED = f"The weights of {DIGITS} could not be downloaded from {REPO}: "
 FAILURES = {
-    "no such repository": (lambda state: None, OSError, (UNFETCHED, "404 Not Found", "weights=PATH takes a file")),
+    "no such repository": (lambda state: None, OSError, (UNFETCHED, "404 Not Found", "weights=PATH loads a file")),
     "404": (lambda state: Release(status=404, from_hub=False), OSError, (UNFETCHED, "404 Not Found")),
     "401": (lambda state: Release(status=401), OSError, (UNFETCHED, "401 Unauthorized")),
     "403": (lambda state: Release(status=403), OSError, (UNFETCHED, "403 Forbidden")),
@@ -588,7 +591,7 @@ FAILURES = {
     "another checksum": (
         lambda state: Release(content=save(state), announced="0" * 64),
         ValueError,
-        (f"What {REPO} sent for {DIGITS} has not the SHA-256 that it announced: try again",),
+        (f"The file that {REPO} sent for {DIGITS} does not have the announced SHA-256: try again",),
     ),
     "empty": (lambda state: Release(), ValueError, ("model.safetensors' is not a file of weights that can be read: ",)),
     "not safetensors": (
@@ -643,7 +646,7 @@ def test_failure_is_told_in_one_line_leaves_nothing_and_is_over_when_the_hub_is_
 def test_refused_connection_is_told_in_one_line_and_over_with_the_next_one(place, hub, digits, hasty, monkeypatch):
     with monkeypatch.context() as patch:
         disconnect(patch)
-        with pytest.raises(OSError, match=one_line(UNFETCHED, "Connection refused", "weights=PATH takes a file")):
+        with pytest.raises(OSError, match=one_line(UNFETCHED, "Connection refused", "weights=PATH loads a file")):
             create(DIGITS, weights="imagenet")
     assert files_in(place[1]) == hub.requests == []
     assert_released(digits)
@@ -681,7 +684,7 @@ def test_keras_home_that_cannot_be_written_is_told_before_anything_is_fetched(pl
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "file"))
     folder = tmp_path / "file" / "models" / "se_keras"
     message = one_line(
-        f"The weights of {DIGITS} cannot be kept in {str(folder)!r}: ", "KERAS_HOME names another folder"
+        f"The weights of {DIGITS} cannot be stored in {str(folder)!r}: ", "KERAS_HOME sets another folder"
     )
     with pytest.raises(OSError, match=message):
         create(DIGITS, weights="imagenet")
@@ -692,7 +695,7 @@ def test_full_disk_is_told_in_one_line_and_leaves_nothing(place, digits):
     assert_released(digits)
     shutil.rmtree(place[1])
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    message = one_line(f"The weights of {DIGITS} cannot be kept in {str(place[1])!r}: File too large. KERAS_HOME")
+    message = one_line(f"The weights of {DIGITS} cannot be stored in {str(place[1])!r}: File too large. KERAS_HOME")
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # of any file that is written: a disk of that size
     try:
         with pytest.raises(OSError, match=message):
@@ -757,7 +760,7 @@ def test_number_of_classes_does_not_matter_without_the_top(place, digits):
 
 @pytest.mark.parametrize("keywords", [{}, {"classes": 10}, {"include_top": False}])
 def test_network_without_released_weights_lists_those_that_have_some(keywords, place, hub):
-    message = one_line("No weights='imagenet' were released for resnet18, but for ", ", ".join(IMAGENET))
+    message = one_line("There are no weights='imagenet' for resnet18. There are for: ", ", ".join(IMAGENET))
     with pytest.raises(ValueError, match=message):
         create("resnet18", weights="imagenet", **keywords)
     assert hub.requests == []

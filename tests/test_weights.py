@@ -367,7 +367,7 @@ def write(path, state):
     return path
 
 
-SUFFIXES = (".safetensors", ".pth")
+SUFFIXES = (".safetensors", pytest.param(".pth", marks=pytest.mark.parity))
 
 
 @pytest.fixture(params=SUFFIXES)
@@ -507,6 +507,7 @@ class Code:
         return Path.touch, (self.path,)
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("wrapped", [False, True], ids=["pickle", "torch.save"])
 def test_code_in_a_file_is_refused_and_not_run(wrapped, tmp_path, target):
     torch = pytest.importorskip("torch")
@@ -515,7 +516,7 @@ def test_code_in_a_file_is_refused_and_not_run(wrapped, tmp_path, target):
         torch.save({"conv1.weight": Code(created)}, path)
     else:
         path.write_bytes(pickle.dumps({"conv1.weight": Code(created)}))
-    part = CANNOT_BE_READ + "it is cut or foreign, or holds pickled code, which is not run"
+    part = CANNOT_BE_READ + "it is truncated or not of torch, or it contains pickled code, which is not run"
     with pytest.raises(ValueError, match=one_line(str(path), part)):
         load_weights(target[0].layers, path)
     assert not created.exists()
@@ -525,15 +526,17 @@ def test_code_in_a_file_is_refused_and_not_run(wrapped, tmp_path, target):
     assert created.exists()
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("content", [[1.0], {"epoch": 3}, {"state_dict": None}, 3.0])
 def test_pth_without_a_state_dict_is_refused(content, tmp_path):
     torch = pytest.importorskip("torch")
     path = tmp_path / "model.pth"
     torch.save(content, path)
-    with pytest.raises(ValueError, match=one_line(str(path), CANNOT_BE_READ + "it holds no state dict")):
+    with pytest.raises(ValueError, match=one_line(str(path), CANNOT_BE_READ + "it contains no state dict")):
         read_state_dict(path)
 
 
+@pytest.mark.parity
 def test_state_dict_of_a_checkpoint_is_read(trained, target, tmp_path):
     torch = pytest.importorskip("torch")
     state = {name: torch.from_numpy(np.array(array)) for name, array in trained[1].items()}
@@ -542,6 +545,7 @@ def test_state_dict_of_a_checkpoint_is_read(trained, target, tmp_path):
     assert_equal(target[0], values(trained[0]))
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("kind", ["trained", "bfloat16"])
 def test_torch_tensors_that_numpy_does_not_take_are_ported(kind, trained, target):
     torch = pytest.importorskip("torch")
@@ -557,6 +561,7 @@ def test_torch_tensors_that_numpy_does_not_take_are_ported(kind, trained, target
         np.testing.assert_allclose(values(target[0])[path], value, rtol=tolerance, atol=0, err_msg=path)
 
 
+@pytest.mark.parity
 def test_bfloat16_file_is_read(trained, tmp_path):
     torch = pytest.importorskip("torch")
     from safetensors.torch import save_file
