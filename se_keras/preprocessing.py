@@ -57,4 +57,4 @@ def decode_predictions(p: Any, top: int = 5) -> list[list[tuple[str, str, float]
     try:
         return keras.applications.imagenet_utils.decode_predictions(p, top=top)
     except Exception as error:  # keras.utils.get_file raises a plain Exception
-        raise OSError(f"Keras' file of class names could not be fetched: {first_line(error)}") from error
+        raise OSError(f"Keras' file of class names could not be downloaded: {first_line(error)}") from error

@@ -1,4 +1,4 @@
-"""Weights of files and of other frameworks into a network, and the released ones."""
+"""Loading weights into networks: from files, from state dicts of timm and pytorchcv, and the released ones."""
 
 from se_keras.weights.porting import load_weights, port, read_state_dict
 

@@ -1,35 +1,36 @@
-"""Their names for our layers: where timm's and pytorchcv's networks keep what ours keep.
+"""The names that timm and pytorchcv give to our layers in their networks.
 
-A naming is a function from the names of our layers, in order, to `{our layer: their module}`. A SqueezeExcite layer has
-two modules, one for each fully connected layer. Layers that a naming does not know are left out.
+A naming is a function from the names of our layers, in order, to `{our layer: their modules}`. A SqueezeExcite layer
+has two modules, one for each fully connected layer. Layers that a naming does not know are left out.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
+Modules = dict[str, tuple[str, ...]]
 _IN_BLOCK = re.compile(r"stage(\d+)_block(\d+)_(.+)")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Naming:
-    """Names of a network of equal blocks.
+    """The names in a network whose blocks all have the same layers.
 
     Args:
-        outside: Their modules by our layers, outside of blocks.
-        block: The prefix of a block, from our numbers of its stage and of itself in it.
-        inside: Their modules in a block by our layers in it.
-        padding: Of our layers of that name, where another network has the same names and shapes and pads otherwise.
+        outside: Their module for each of our layers outside of blocks.
+        block: Their prefix of a block, from our numbers of its stage and of the block in the stage.
+        inside: Their module or modules for each of our layers in a block.
+        padding: The padding of some layers. It tells networks apart that have the same names and shapes.
     """
 
-    outside: dict[str, str]
+    outside: Mapping[str, str]
     block: Callable[[int, int], str]
-    inside: dict[str, str | tuple[str, str]]
-    padding: dict[str, tuple] = field(default_factory=dict)
+    inside: Mapping[str, str | tuple[str, ...]]
+    padding: Mapping[str, tuple[tuple[int, int], tuple[int, int]]] = field(default_factory=dict)
 
-    def __call__(self, names):
-        """Their modules by our layers."""
-        found = {name: (module,) for name, module in self.outside.items() if name in names}
+    def __call__(self, names: Collection[str]) -> Modules:
+        """Their modules for each of our layers."""
+        found: Modules = {name: (module,) for name, module in self.outside.items() if name in names}
         for name in names:
             if (match := _IN_BLOCK.fullmatch(name)) and (modules := self.inside.get(match[3])):
                 prefix = self.block(int(match[1]), int(match[2]))
@@ -42,7 +43,7 @@ def _layer(stage, block):
     return f"layer{stage - 1}.{block - 1}"
 
 
-def _residual(*se):
+def _residual(*se: str) -> dict[str, str | tuple[str, ...]]:
     numbered = {f"conv{n}": f"conv{n}" for n in (1, 2, 3)} | {f"conv{n}_bn": f"bn{n}" for n in (1, 2, 3)}
     return numbered | {"shortcut": "downsample.0", "shortcut_bn": "downsample.1", "se": se}
 
@@ -51,15 +52,15 @@ timm_resnet = Naming(
     outside={"conv1": "conv1", "conv1_bn": "bn1", "predictions": "fc"},
     block=_layer,
     inside=_residual("se.fc1", "se.fc2"),
-    padding={"pool1_pad": ((1, 1), (1, 1))},  # ours ending in "b", which differ in strides too
+    padding={"pool1_pad": ((1, 1), (1, 1))},  # our networks that end in "b", which also have other strides
 )
 timm_legacy = Naming(
     outside={"conv1": "layer0.conv1", "conv1_bn": "layer0.bn1", "predictions": "last_linear"}
-    | {f"conv1_{n}": f"layer0.conv{n}" for n in (1, 2, 3)}  # of SENet-154
+    | {f"conv1_{n}": f"layer0.conv{n}" for n in (1, 2, 3)}  # SENet-154
     | {f"conv1_{n}_bn": f"layer0.bn{n}" for n in (1, 2, 3)},
     block=_layer,
     inside=_residual("se_module.fc1", "se_module.fc2"),
-    padding={"pool1_pad": ((0, 1), (0, 1))},  # as Caffe pools
+    padding={"pool1_pad": ((0, 1), (0, 1))},  # the pooling of Caffe
 )
 timm_mobilenet = Naming(
     outside={"conv1": "conv_stem", "conv1_bn": "bn1", "predictions": "classifier"},
@@ -68,9 +69,9 @@ timm_mobilenet = Naming(
 )
 
 
-def timm_vgg(names):
-    """Its features are one list: three modules for each convolution, one for each pooling between stages."""
-    found = {"fc1": ("pre_logits.fc1",), "fc2": ("pre_logits.fc2",), "predictions": ("head.fc",)}
+def timm_vgg(names: Collection[str]) -> Modules:
+    """The features are one list: three modules for each convolution, one for each pooling between stages."""
+    found: Modules = {"fc1": ("pre_logits.fc1",), "fc2": ("pre_logits.fc2",), "predictions": ("head.fc",)}
     convolutions = [name for name in names if name.endswith("_conv")]
     for before, name in enumerate(convolutions):
         if match := _IN_BLOCK.fullmatch(name):
@@ -79,8 +80,8 @@ def timm_vgg(names):
     return found
 
 
-def timm_inception_resnet(names):
-    """Branches count from 0, and a branch of one convolution is no list."""
+def timm_inception_resnet(names: Collection[str]) -> Modules:
+    """Branches are numbered from 0, and a branch with one convolution is not a list."""
     stem = {
         "conv1": "conv2d_1a",
         "conv2": "conv2d_2a",
@@ -89,7 +90,7 @@ def timm_inception_resnet(names):
         "conv5": "conv2d_4a",
     }
     first = {3: "mixed_5b", 4: "mixed_6a", 5: "mixed_7a"}
-    found = {"predictions": ("classif",), **_with_bn(stem)}
+    found: Modules = {"predictions": ("classif",), **_with_bn(stem)}
     for name in names:
         match = _IN_BLOCK.fullmatch(name)
         if not match or match[3].endswith("_bn") or int(match[1]) not in first:
@@ -107,15 +108,15 @@ def timm_inception_resnet(names):
         elif branch := re.fullmatch(r"branch(\d)_conv(\d)", part):
             module = f"{prefix}.branch{int(branch[1]) - 1}"
             if prefix == "mixed_5b" and branch[1] == "4":
-                module += ".1"  # behind the pooling
+                module += ".1"  # after the pooling
             elif f"{name[:-1]}2" in names:
                 module += f".{int(branch[2]) - 1}"
             found |= _with_bn({name: module})
     return found
 
 
-def _with_bn(modules):
-    """Convolutions and the BatchNorm of each, in modules of both."""
+def _with_bn(modules: Mapping[str, str]) -> Modules:
+    """Convolutions and their BatchNorm, for modules that contain both."""
     return {name: (f"{module}.conv",) for name, module in modules.items()} | {
         f"{name}_bn": (f"{module}.bn",) for name, module in modules.items()
     }
@@ -161,10 +162,10 @@ pytorchcv_cifar_preresnet = Naming(
 )
 
 
-def pytorchcv_bn_inception(names):
-    """Its stages begin with the module that halves the size; ours end with it, as in the paper's 3a to 5b."""
+def pytorchcv_bn_inception(names: Collection[str]) -> Modules:
+    """Its stages begin with the module that halves the size. Ours end with it, like the paper's 3a to 5b."""
     stem = {"conv1": "conv1", "conv2_conv1": "conv2.conv1", "conv2_conv2": "conv2.conv2"}
-    found = {"predictions": ("output",), **_with_bn({k: f"features.init_block.{v}" for k, v in stem.items()})}
+    found: Modules = {"predictions": ("output",), **_with_bn({k: f"features.init_block.{v}" for k, v in stem.items()})}
     ends = {3: 3, 4: 5}  # 3c and 4e
     for name in names:
         match = re.fullmatch(r"stage(\d)_block(\d)_branch(\d)_conv(\d)", name)
@@ -182,7 +183,7 @@ def pytorchcv_bn_inception(names):
     return found
 
 
-NAMINGS = {
+NAMINGS: dict[str, tuple[Callable[[Collection[str]], Modules], ...]] = {
     "timm": (timm_resnet, timm_legacy, timm_mobilenet, timm_vgg, timm_inception_resnet),
     "pytorchcv": (
         pytorchcv_mobilenet,

@@ -1,14 +1,18 @@
-"""Weights of files and of other frameworks into a network, by name: nothing left over on either side, all or nothing.
+"""Loading weights by name. Every weight must be found and every array used; otherwise nothing is changed.
 
-Keras' own files are read by the names of our layers: Keras itself goes by class and order, so that a file of another
-network with the same shapes loads silently into the wrong layers. State dicts of timm and pytorchcv go by theirs.
+The files of Keras are matched by the names of our layers. Keras itself matches by class and order, so a file of another
+network with the same shapes would silently load into the wrong layers. State dicts are matched by the names of timm and
+pytorchcv.
 """
 
 import io
+import os
 import pickle
 import warnings
 import zipfile
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 import h5py
 import keras
@@ -19,21 +23,24 @@ from se_keras.graph import producer
 from se_keras.weights.naming import NAMINGS
 
 SUFFIXES = (".weights.h5", ".keras", ".safetensors", ".pth")
+Source = Literal["timm", "pytorchcv"]
 
 
-def load_weights(layers, path, *, ignore=()):
-    """Loads a file into layers: one that Keras saved, or a state dict of timm or pytorchcv.
+def load_weights(
+    layers: Sequence[keras.layers.Layer], path: str | os.PathLike[str], *, ignore: Collection[str] = ()
+) -> None:
+    """Loads a file into layers: a file of Keras, or a state dict of timm or pytorchcv.
 
     Args:
-        layers: The layers to fill, in order; those without weights do not matter.
-        path: A `.weights.h5`, `.keras`, `.safetensors` or `.pth` file. Of a `.pth` file weights alone are loaded; code
+        layers: The layers to fill, in order. Layers without weights are ignored.
+        path: A `.weights.h5`, `.keras`, `.safetensors` or `.pth` file. Only weights are loaded from a `.pth` file: code
             in it is refused, not run.
-        ignore: Names of layers that the file may have beside them.
+        ignore: Names of further layers that the file may contain.
 
     Raises:
-        TypeError: If `path` is no path.
+        TypeError: If `path` is not a path.
         FileNotFoundError: If there is no such file.
-        ValueError: If it is no file of weights, or if names or shapes differ; no layer is changed then.
+        ValueError: If it is not a file of weights, or if names or shapes differ. No layer is changed then.
     """
     path = _checked(path)
     if path.suffix in _READERS:
@@ -55,37 +62,37 @@ def load_weights(layers, path, *, ignore=()):
         weight.assign(values[key])
 
 
-def port(model, state_dict, *, source):
-    """Fills a network of ours with the weights of the same network of timm or pytorchcv.
+def port(model: keras.Model, state_dict: dict[str, Any], *, source: Source) -> None:
+    """Fills a network of the catalogue with the weights of the same network of timm or pytorchcv.
 
     Args:
-        model: A network of ours.
-        state_dict: `{their name: array or torch tensor}`, as `torch_module.state_dict()` or `read_state_dict(path)` gives it.
-        source: `"timm"` or `"pytorchcv"`: whose names these are.
+        model: A network of the catalogue.
+        state_dict: `{name: array or torch tensor}`, as from `torch_module.state_dict()` or `read_state_dict(path)`.
+        source: The library whose names these are.
 
     Raises:
         TypeError: If `state_dict` is not a dict of arrays.
-        ValueError: If a tensor is missing or left over on either side, has another shape, or is not finite; the message
-            names the first ones, and the model is as it was.
+        ValueError: If a tensor is missing or not used, has another shape, or is not finite. The message has the first
+            names, and the model is unchanged.
     """
     if source not in NAMINGS:
         raise ValueError(f"source must be one of {tuple(NAMINGS)}. Received: source={source!r}")
     _port(model.layers, state_dict, NAMINGS[source], where="the state dict")
 
 
-def read_state_dict(path):
-    """The state dict in a `.safetensors` or `.pth` file: `{name: array}`, or what a `.pth` has as its `state_dict`.
+def read_state_dict(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """The state dict in a `.safetensors` or `.pth` file, `{name: array}`. A `.pth` may have it under `"state_dict"`.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it cannot be read, or if it holds pickled code, which is not run.
+        ValueError: If it cannot be read, or if it contains pickled code, which is not run.
     """
     path = _checked(path)
     if path.suffix not in _READERS:
         raise ValueError(f"A state dict is a {' or '.join(_READERS)} file. Received: {str(path)!r}")
     try:
         return _READERS[path.suffix](path)
-    except Exception as error:  # both libraries raise kinds of their own for what is cut or foreign
+    except Exception as error:  # both libraries raise their own types of errors for truncated and other files
         raise _unreadable(path, error) from error
 
 
@@ -105,15 +112,15 @@ def _read_pth(path):
             warnings.simplefilter("ignore", UserWarning)  # about pickle protocols
             state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
-        # torch's own message advises to run what is in it.
-        raise ValueError("it is cut or foreign, or holds pickled code, which is not run") from None
+        # The message of torch recommends to run the code.
+        raise ValueError("it is truncated or not of torch, or it contains pickled code, which is not run") from None
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
-        raise ValueError("it holds no state dict, {name: tensor}")
+        raise ValueError("it contains no state dict, {name: tensor}")
     return {name: _array(tensor) for name, tensor in state.items()}
 
 
-_READERS = {".safetensors": _read_safetensors, ".pth": _read_pth}
+_READERS: dict[str, Callable[[Path], dict[str, np.ndarray]]] = {".safetensors": _read_safetensors, ".pth": _read_pth}
 
 
 def _port(layers, state, namings, *, where, ignore=()):
@@ -121,14 +128,14 @@ def _port(layers, state, namings, *, where, ignore=()):
     names = [layer.name for layer in layers if layer.weights]
     found = [(naming, naming([*names, *ignore])) for naming in namings]
     candidates = [(naming, modules, _rows(layers, modules)) for naming, modules in found]
-    # The naming that explains most of the tensors; its differences are the ones to tell.
+    # The naming that knows the most of the tensors. An error message lists the differences from this one.
     naming, modules, rows = max(candidates, key=lambda candidate: len(candidate[2].keys() & arrays.keys()))
     biases = _folded_biases(layers, modules, arrays)
     dropped = tuple(f"{module}." for name in ignore if name not in names for module in modules.get(name, ()))
     values = {
         name: array
         for name, array in arrays.items()
-        if not name.endswith("num_batches_tracked") and not name.startswith(dropped or ("\0",))
+        if not name.endswith("num_batches_tracked") and not name.startswith(dropped)
     }
     for bias, mean in biases.items():
         if mean in values and values[mean].shape == values[bias].shape:
@@ -164,14 +171,14 @@ def _arrays(state, where):
 
 
 def _array(tensor):
-    """A tensor of numpy's or torch's in float32; values that float32 has not become infinite."""
-    if hasattr(tensor, "detach"):  # torch's: numpy takes none that is trained, on a device, or in bfloat16
+    """An array or torch tensor in float32. Values out of its range become infinite."""
+    if hasattr(tensor, "detach"):  # torch: numpy cannot read tensors with gradients, on a GPU, or in bfloat16
         tensor = tensor.detach().cpu().float()
     with np.errstate(over="ignore"):
         return np.asarray(tensor, dtype="float32")
 
 
-# The variables of our layers: which of a layer's modules holds it, and under which name.
+# For each variable of our layers: the index of the module that contains it, and its name there.
 _TENSORS = {
     "kernel": (0, "weight"),
     "bias": (0, "bias"),
@@ -187,7 +194,7 @@ _TENSORS = {
 
 
 def _rows(layers, modules):
-    """`{their tensor: (our variable, its layer)}`. What has no name of theirs stands under our own: they lack it."""
+    """`{their tensor: (our variable, its layer)}`. A variable without a name of theirs has the name of our layer."""
     rows = {}
     for layer in layers:
         for weight in layer.weights:
@@ -212,25 +219,27 @@ def _folded_biases(layers, modules, arrays):
 
 
 def _laid_out(array, weight, layer):
-    """Their array as our variable has it: `(out, in, h, w)` becomes `(h, w, in, out)`."""
+    """Their array in the layout of our variable: `(out, in, h, w)` becomes `(h, w, in, out)`."""
     if array.ndim == 4:
         depthwise = isinstance(layer, keras.layers.DepthwiseConv2D)
         array = array.transpose(2, 3, 0, 1) if depthwise else array.transpose(2, 3, 1, 0)
-        # Fully connected layers are convolutions in VGG's classifier, of the whole map, and in most SE modules.
+        # Fully connected layers are convolutions in most SE modules, and over the whole map in VGG's classifier.
         dense = len(weight.shape) == 2 and array.shape[:2] == _map_size(layer)
         return array.reshape(-1, array.shape[-1]) if dense else array
-    # Two axes do not tell the order of a flattened map: torch has channels first.
+    # A matrix does not show how a map was flattened (torch has channels first): it is refused by its shape.
     return array if array.ndim == 2 and _map_size(layer) != (1, 1) else array.T
 
 
 def _map_size(layer):
     """Height and width of the feature map that a fully connected layer reads flattened."""
     flatten = producer(layer.input)
-    return tuple(flatten.input.shape[1:3]) if isinstance(flatten, keras.layers.Flatten) else (1, 1)
+    if not isinstance(flatten, keras.layers.Flatten):
+        return (1, 1)
+    return tuple(flatten.input.shape[1:3])  # pyright: ignore[reportAttributeAccessIssue]: it has one input
 
 
-def _check(values, weights, *, where, name=str):
-    """Raises ValueError unless each array has its variable, and of the same shape."""
+def _check(values, weights, *, where, name: Callable[[str], str] = str):
+    """Raises ValueError unless each array has a variable of the same shape, and each variable an array."""
     missing = list(dict.fromkeys(name(key) for key in weights if key not in values))
     surplus = list(dict.fromkeys(name(key) for key in values if key not in weights))
     if missing or surplus:
@@ -255,13 +264,14 @@ def _checked(path):
 
 
 def _read_keras(path):
-    """The arrays of each layer by its name. Keras files them by class and number, the name in an attribute."""
+    """The arrays of each layer by its name. Keras stores them by class and number, with the name as an attribute."""
     if path.suffix == ".keras":
         with zipfile.ZipFile(path) as archive:
             content = io.BytesIO(archive.read("model.weights.h5"))
     else:
         content = path
-    with h5py.File(content, "r") as file:
+    with h5py.File(content, "r") as opened:
+        file: Any = opened  # groups within groups, which h5py does not type
         variables = [group["vars"] for group in file["layers"].values() if len(group.get("vars", ()))]
         return {group.attrs["name"]: [group[str(i)][()] for i in range(len(group))] for group in variables}
 

@@ -1,8 +1,9 @@
-"""Released weights: fetched from the Hugging Face hub, checked, ported, and kept as Keras weights in the Keras home."""
+"""Released weights: downloaded from the Hugging Face hub, checked, ported, and stored as Keras files in KERAS_HOME."""
 
 import json
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,13 +16,13 @@ from se_keras.weights.porting import load_weights
 
 @dataclass(frozen=True, kw_only=True)
 class Pretrained:
-    """Weights of a row of the catalogue, trained on ImageNet with 1000 classes.
+    """Released weights of a network, trained on ImageNet with 1000 classes.
 
     Args:
-        repo: Of the hub, with a `model.safetensors` in timm's names.
-        top1: Accuracy on ImageNet's validation images in %, as timm measured it; None where it is not in timm's table
-            for 224x224.
-        source: Who trained them.
+        repo: Repository on the hub. It has a `model.safetensors` with the names of timm.
+        top1: Accuracy on the validation images of ImageNet in %, measured by timm. None if timm's table for 224x224
+            does not have it.
+        source: Who trained the weights.
     """
 
     repo: str
@@ -44,27 +45,27 @@ IMAGENET = {
 FILE = "model.safetensors"
 
 
-def imagenet(network, build):
-    """The path of a Keras file with the released weights of `network`; fetched and ported the first time.
+def imagenet(network: str, build: Callable[[], keras.Model]) -> Path:
+    """The path of a Keras file with the released weights of `network`. They are downloaded and ported the first time.
 
     Args:
         network: A name of the catalogue.
-        build: Builds that network with its classifier; called where the weights are not there yet.
+        build: Builds that network with its classifier. Called only if the weights are not stored yet.
 
     Raises:
-        ValueError: If none were released, or if what came is not what was released.
-        OSError: If they cannot be fetched or kept.
+        ValueError: If there are no released weights, or if the download is not the released file.
+        OSError: If they cannot be downloaded or stored.
     """
     if network not in IMAGENET:
-        raise ValueError(f"No weights='imagenet' were released for {network}, but for {', '.join(IMAGENET)}")
+        raise ValueError(f"There are no weights='imagenet' for {network}. There are for: {', '.join(IMAGENET)}")
     repo = IMAGENET[network].repo
     path = home() / f"{network}.imagenet.weights.h5"
-    if _is_whole(path, repo):
+    if _is_intact(path, repo):
         return path
     try:
         storage.check_writable(path)
     except OSError as error:
-        raise _not_kept(network, path, error) from error
+        raise _not_stored(network, path, error) from error
     downloaded = _download(network, repo)
     model = _in_float32(build)
     load_weights(model.layers, downloaded)
@@ -74,17 +75,17 @@ def imagenet(network, build):
             model.save_weights(written)
             checksum = storage.file_sha256(written)
         storage.write_json(_record(path), {"sha256": checksum, "repo": repo})
-    except (OSError, RuntimeError) as error:  # HDF5 has both for a full disk
-        raise _not_kept(network, path, error) from error
+    except (OSError, RuntimeError) as error:  # HDF5 raises either on a full disk
+        raise _not_stored(network, path, error) from error
     return path
 
 
-def home():
-    """The folder of ported weights, in the Keras home: `$KERAS_HOME`, or `~/.keras`."""
+def home() -> Path:
+    """The folder of ported weights. It is in `$KERAS_HOME`, or in `~/.keras`."""
     return Path(os.environ.get("KERAS_HOME") or "~/.keras").expanduser() / "models" / "se_keras"
 
 
-def _is_whole(path, repo):
+def _is_intact(path, repo):
     try:
         record = json.loads(_record(path).read_text())
         return record["repo"] == repo and record["sha256"] == storage.file_sha256(path)
@@ -97,7 +98,7 @@ def _record(path):
 
 
 def _in_float32(build):
-    """What `build` builds, with variables of float32: the file is for every later policy, not for today's alone."""
+    """The model of `build` with variables in float32, because the file is used under any dtype policy later."""
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy("float32")
     try:
@@ -107,49 +108,48 @@ def _in_float32(build):
 
 
 def _download(network, repo):
-    """The path of the hub's file in the hub's own cache, with the SHA-256 that the hub gives for it."""
-    path = _fetch(network, repo)
-    if not _is_as_announced(path):
-        path = _fetch(network, repo, force_download=True)
-    if not _is_as_announced(path):
-        path.unlink()
-        raise ValueError(f"What {repo} sent for {network} has not the SHA-256 that it announced: try again")
-    return path
+    """The path of the file in the cache of the hub's library. Its SHA-256 is the one that the hub announced."""
+    for force in (False, True):  # the cached file first; if it was changed, a new one
+        path = _fetch(network, repo, force=force)
+        if _is_as_announced(path):
+            return path
+    path.unlink()
+    raise ValueError(f"The file that {repo} sent for {network} does not have the announced SHA-256: try again")
 
 
-def _fetch(network, repo, **options):
+def _fetch(network, repo, *, force):
     import huggingface_hub
 
     try:
-        return Path(huggingface_hub.hf_hub_download(repo, FILE, **options))
-    except Exception as error:  # the hub's library passes on the errors of the HTTP library of the day
-        # Its own words, "check your connection", stand for each failure; the cause is the one that happened.
+        return Path(huggingface_hub.hf_hub_download(repo, FILE, force_download=force))
+    except Exception as error:  # huggingface_hub also raises the errors of the HTTP library that it uses
+        # Its own message is "check your connection" for every failure. The cause says what happened.
         reason = first_line(error.__cause__ or error).rstrip(".")
         raise ConnectionError(
-            f"The weights of {network} could not be fetched from {repo}: {reason}. weights=PATH takes a file"
+            f"The weights of {network} could not be downloaded from {repo}: {reason}. weights=PATH loads a file"
         ) from error
 
 
 def _is_as_announced(path):
-    """Whether a file of the hub's cache has the SHA-256 that its link there is named after.
+    """Whether a file in the hub's cache has the SHA-256 that is the name of its link's target.
 
-    One link is followed, no more: the next one may lead to a file that several repositories share, which has the name
-    of another hash. Where the cache has no links, the hub's own check of the length is the only one.
+    Only one link is followed: the next one may lead to a file that several repositories share, named by another hash.
+    If the cache has no links, only the hub's library has checked the file, by its length.
     """
     blob = path.readlink().name if path.is_symlink() else ""
     return not re.fullmatch("[0-9a-f]{64}", blob) or blob == storage.file_sha256(path)
 
 
 def _reserve(path, size):
-    """Fails at once where there is no room: on a full disk HDF5 prints pages, one for each of its objects."""
+    """Fails at once if there is no space: on a full disk HDF5 prints pages of errors, one for each of its objects."""
     block = bytes(2**20)
     with path.open("wb") as file:
         for _ in range(size // len(block) + 1):
             file.write(block)
 
 
-def _not_kept(network, path, error):
+def _not_stored(network, path, error):
     reason = first_line(getattr(error, "strerror", None) or error).rstrip(".")
     return OSError(
-        f"The weights of {network} cannot be kept in {str(path.parent)!r}: {reason}. KERAS_HOME names another folder"
+        f"The weights of {network} cannot be stored in {str(path.parent)!r}: {reason}. KERAS_HOME sets another folder"
     )
