@@ -1,15 +1,18 @@
 """A LiteRT file: its bytes and its manifest, saved, loaded and run."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from ai_edge_litert.interpreter import Interpreter
+from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from se_keras import storage
 from se_keras.errors import first_line
 from se_keras.storage import sha256
+from se_keras.typing import Array, FilePath, Json, Outputs
 
 from ..outputs import in_batches
 from . import metadata
@@ -20,10 +23,10 @@ class LiteRTModel:
     """A .tflite file and its manifest: what it is, what made it, how well it agrees with the Keras model."""
 
     content: bytes
-    manifest: dict
+    manifest: Json
 
-    def save(self, path):
-        """Writes the file and, beside it, `<path>.json` with the manifest: both whole, or neither.
+    def save(self, path: FilePath) -> None:
+        """Writes the file, and its manifest to `<path>.json`: both or neither, never a part of one.
 
         Raises:
             ValueError: If `path` does not end in .tflite.
@@ -34,23 +37,23 @@ class LiteRTModel:
             raise ValueError(f"A LiteRT file's name ends in .tflite. Received: {str(path)!r}")
         storage.write_together({path: self.content, _manifest_path(path): storage.as_json(self.manifest)})
 
-    def runner(self, *, threads=1):
+    def runner(self, *, threads: int = 1) -> "LiteRTRunner":
         """The file, ready to run."""
         return LiteRTRunner(self.content, threads=threads)
 
 
 class LiteRTRunner:
-    """A LiteRT file ready to run on the CPU with XNNPACK: `runner(images)` gives the outputs.
+    """A LiteRT file that runs on the CPU with XNNPACK: `runner(images)` gives the outputs.
 
     Args:
-        content: The file, as bytes.
+        content: The content of the file.
         threads: Number of threads.
 
     Raises:
-        ValueError: If this is no LiteRT file with one input, or if it needs operators that are not built in.
+        ValueError: If this is not a LiteRT file with one input, or if it needs operators that are not built in.
     """
 
-    def __init__(self, content, *, threads=1):
+    def __init__(self, content: bytes, *, threads: int = 1):
         check_threads(threads)
         try:
             self._interpreter = Interpreter(model_content=content, num_threads=threads)
@@ -61,7 +64,7 @@ class LiteRTRunner:
         if len(inputs) != 1:
             raise ValueError(f"A LiteRT file with one input can be run. Received: one with {len(inputs)}")
         self._input = inputs[0]
-        signature = next(iter(self._interpreter.get_signature_list()), None)  # files of other makers may have none
+        signature = next(iter(self._interpreter.get_signature_list()), None)  # other programs' files may have none
         if signature:
             outputs = self._interpreter.get_signature_runner(signature).get_output_details()
         else:
@@ -69,34 +72,34 @@ class LiteRTRunner:
         self._outputs = dict(outputs)
 
     @property
-    def input_shape(self):
+    def input_shape(self) -> tuple[int, ...]:
         """Shape of the input, batch first."""
         return tuple(self._input["shape"].tolist())
 
     @property
-    def has_quantized_outputs(self):
-        """Whether an output comes in steps, such as probabilities in 256 of them: those have no logits."""
+    def has_quantized_outputs(self) -> bool:
+        """Whether an output is quantized. Quantized probabilities have no logits."""
         return any(detail["quantization"][0] for detail in self._outputs.values())
 
     @property
-    def input_dtype(self):
+    def input_dtype(self) -> np.dtype[Any]:
         """Type of the input."""
         return np.dtype(self._input["dtype"])
 
-    def typed(self, signature):
-        """A Keras model's signature with the types of the file, and the scale and zero point of its integers."""
+    def typed(self, signature: Json) -> Json:
+        """The signature of a Keras model with the types of this file, and scale and zero point of its integers."""
         inputs = {name: {**entry, **_type(self._input)} for name, entry in signature["inputs"].items()}
         outputs = {name: {**entry, **_type(self._outputs[name])} for name, entry in signature["outputs"].items()}
         return {"inputs": inputs, "outputs": outputs}
 
-    def __call__(self, images):
+    def __call__(self, images: Array) -> Outputs:
         """Outputs for `images`, `(samples, height, width, channels)`: `{name: array}`.
 
-        A file with an integer input takes real images too, and its integer outputs are given as the real values that
-        they stand for.
+        A file with an integer input takes its integers or the float images that they stand for. Integer outputs are
+        returned as the float values that they stand for.
         """
 
-        def run(batch):
+        def run(batch: Array) -> Outputs:
             self.prepare(batch)()
             return {
                 name: _dequantized(self._interpreter.get_tensor(detail["index"]), detail)
@@ -105,16 +108,15 @@ class LiteRTRunner:
 
         return in_batches(run, images, size=self.input_shape[0])
 
-    def prepare(self, images):
-        """Sets the input and returns the call that runs the file: what a benchmark times."""
+    def prepare(self, images: Array) -> Callable[[], None]:
+        """Sets the input, and returns the function that runs the file: what a benchmark measures."""
         self._interpreter.set_tensor(self._input["index"], _quantized(np.asarray(images), self._input))
         return self._interpreter.invoke
 
-    def undelegated(self):
-        """Names of the operators that XNNPACK did not take: they run on slow kernels. Empty is as it should be."""
-        details = self._interpreter._get_ops_details()
+    def undelegated(self) -> list[str]:
+        """Names of the operators that are not delegated to XNNPACK: they run on slow kernels."""
         produced_by = {}
-        for operator in details:  # delegates come last, and stand in for the operators that they took
+        for operator in self._interpreter._get_ops_details():  # delegates come last, and replace what they execute
             produced_by |= {int(tensor): operator for tensor in operator["outputs"]}
         needed = [int(output["index"]) for output in self._interpreter.get_output_details()]
         executed = {}
@@ -126,14 +128,21 @@ class LiteRTRunner:
         return sorted(name for name in executed.values() if name != "DELEGATE")
 
 
-def _type(tensor):
+def plain_interpreter(content: bytes) -> Interpreter:
+    """LiteRT's interpreter without XNNPACK: it shows the operators and tensors as they are in the file."""
+    return Interpreter(
+        model_content=content, experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+    )
+
+
+def _type(tensor: Json) -> Json:
     scale, zero_point = tensor["quantization"]
-    steps = {"scale": float(scale), "zero_point": int(zero_point)} if scale else {}
-    return {"dtype": np.dtype(tensor["dtype"]).name} | steps
+    quantization = {"scale": float(scale), "zero_point": int(zero_point)} if scale else {}
+    return {"dtype": np.dtype(tensor["dtype"]).name} | quantization
 
 
-def _quantized(values, tensor):
-    """Real values in the type of a tensor; integers of that type are what they are."""
+def _quantized(values: Array, tensor: Json) -> Array:
+    """Float values in the type of a tensor; values that have this type already stay as they are."""
     scale, zero_point = tensor["quantization"]
     if not scale or values.dtype == tensor["dtype"]:
         return values.astype(tensor["dtype"])
@@ -141,24 +150,26 @@ def _quantized(values, tensor):
     return np.clip(np.rint(values / scale) + zero_point, limits.min, limits.max).astype(tensor["dtype"])
 
 
-def _dequantized(values, tensor):
-    """The real values that those of a tensor stand for."""
+def _dequantized(values: Array, tensor: Json) -> Array:
+    """The float values that those of a tensor stand for."""
     scale, zero_point = tensor["quantization"]
     return (values.astype("float32") - zero_point) * np.float32(scale) if scale else values
 
 
-def check_threads(threads):
-    """Raises ValueError unless this is a number of threads."""
+def check_threads(threads: Any) -> None:
+    """Raises ValueError if `threads` is not an int of at least 1."""
     if type(threads) is not int or threads < 1:
         raise ValueError(f"threads must be an int of at least 1. Received: threads={threads!r}")
 
 
-def load_litert(path):
-    """Reads a .tflite file; without a manifest beside it, it is what its metadata say, or named after its file.
+def load_litert(path: FilePath) -> LiteRTModel:
+    """Reads a .tflite file and the manifest next to it.
+
+    Without a manifest, name and precision of the network come from the metadata in the file, or from its file name.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is no LiteRT file, or not the one that its manifest speaks of.
+        ValueError: If it is not a LiteRT file, or not the one that its manifest describes.
     """
     path = Path(path)
     if not path.is_file():
@@ -180,11 +191,11 @@ def load_litert(path):
         checksum = record["sha256"]
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{str(_manifest_path(path))!r} is not the manifest of a LiteRT file") from None
-    # A flipped or missing byte can load and run: only a checksum tells.
+    # A file with a flipped or missing byte may load and run. Only the checksum shows it.
     if checksum != sha256(content):
         raise ValueError(f"{str(path)!r} is not the file that was exported: its SHA-256 is not its manifest's")
     return LiteRTModel(content=content, manifest=record)
 
 
-def _manifest_path(path):
+def _manifest_path(path: Path) -> Path:
     return path.with_name(path.name + ".json")
