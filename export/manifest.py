@@ -1,25 +1,69 @@
-"""What is written beside an export: what it is, what made it, and how well it agrees with the model it came from."""
+"""The manifest of an export: what the file is, what made it, and how well it agrees with the Keras model."""
 
 import itertools
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from typing import Any, Protocol
 
 import numpy as np
 
 from se_keras.environment import versions
 from se_keras.storage import sha256
+from se_keras.typing import Array, Json, Outputs
+
+from .lowering import Lowering
+from .outputs import Agreement
+
+_RULE = (
+    "x becomes (1664525 x + 1013904223) mod 2^32, beginning with the seed; each value is low + (high - low) x / 2^32 "
+    "in double precision, rounded down for integers; last axis first; the checksum is of the bytes, little-endian"
+)
+# Largest accepted error, as a share of the largest output. Other kernels add in another order: in float32 that makes
+# 3e-7 on the digits between XNNPACK and LiteRT's reference kernels. Sums of integers are exact, but other kernels round
+# them differently, and a difference of one step grows through the layers: 0.04 between the same two.
+_FLOAT32_TOLERANCE = 1e-4
+_OTHER_TOLERANCE = 0.1
+_VALUES = 64  # kept of each output
 
 
-def manifest(*, network, precision, signature, lowering, agreement, held_out, **more):
+class Runner(Protocol):
+    """An exported model that can be run."""
+
+    @property
+    def input_shape(self) -> tuple[int | None, ...]:
+        """Shape of the input, batch first."""
+        ...
+
+    @property
+    def input_dtype(self) -> np.dtype[Any]:
+        """Type of the input."""
+        ...
+
+    def __call__(self, images: Array) -> Outputs:
+        """Outputs for `images`: `{name: array}`."""
+        ...
+
+
+def manifest(
+    *,
+    network: str,
+    precision: str,
+    signature: Json,
+    lowering: Lowering | None,
+    agreement: Agreement,
+    held_out: bool,
+    **more: Any,
+) -> Json:
     """The manifest as a dict for JSON.
 
     Args:
         network: Name of the model.
         precision: Name of the precision.
         signature: `{"inputs": {name: {"shape", "dtype"}}, "outputs": ...}`.
-        lowering: A `Lowering`, or None for a model exported as published.
-        agreement: An `Agreement` with the Keras model.
-        held_out: Whether it was measured on inputs that calibration did not see.
+        lowering: None for a model that was exported as published.
+        agreement: How well the export agrees with the Keras model.
+        held_out: Whether `agreement` was measured on images that were not used for calibration.
         **more: Further entries.
     """
     return {
@@ -34,35 +78,20 @@ def manifest(*, network, precision, signature, lowering, agreement, held_out, **
     }
 
 
-_RULE = (
-    "x becomes (1664525 x + 1013904223) mod 2^32, beginning with the seed; each value is low + (high - low) x / 2^32 "
-    "in double precision, rounded down for integers; last axis first; the checksum is of the bytes, little-endian"
-)
+def reference_outputs(
+    runner: Runner, *, low: float, high: float, precision: str, shape: Sequence[int] | None = None, seed: int = 0
+) -> Json:
+    """The outputs of `runner` for random images, as a dict for JSON. `reference_error` compares another run with it.
 
-
-# As a share of the largest output. In float32 other kernels add in another order: 3e-7 on the digits between XNNPACK
-# and LiteRT's reference. Integers are exact, but other kernels round sums elsewhere, and a step of one unit grows
-# through the layers: 0.04 between the same two.
-_TOLERANCE = {"float32": 1e-4}
-
-
-_TOLERANCE_OF_OTHERS = 0.1
-
-
-_VALUES = 64
-
-
-def reference_outputs(runner, *, low, high, precision, shape=None, seed=0):
-    """What `runner` makes of noise in `low` to `high`, as a dict for JSON; `reference_error` compares another run with it.
-
-    Of an output of more than 64 values, every second one is kept, or every third, and so on.
+    At most 64 values of each output are kept: all, every second one, every third one, and so on.
 
     Args:
-        runner: A `Runner`.
-        low, high: Range of the pixels that the network is used to; integers take all of their own.
-        precision: Name of the precision, for the tolerance.
-        shape: Of the input, batch first; default: the runner's.
-        seed: Of the noise.
+        runner: The exported model.
+        low: Lowest value of the images. For integers, the lowest of their type is used.
+        high: Highest value of the images; likewise.
+        precision: Name of the precision, which determines the tolerance.
+        shape: Of the images, batch first. Default: the runner's.
+        seed: Of the random images.
     """
     dtype = runner.input_dtype
     if dtype.kind in "iu":
@@ -77,48 +106,53 @@ def reference_outputs(runner, *, low, high, precision, shape=None, seed=0):
             "dtype": dtype.name,
         },
         "outputs": {},
-        "tolerance": _TOLERANCE.get(precision, _TOLERANCE_OF_OTHERS),
+        "tolerance": _FLOAT32_TOLERANCE if precision == "float32" else _OTHER_TOLERANCE,
     }
     images = _images(record["input"])
     record["input"]["sha256"] = sha256(images.tobytes())
     for name, values in runner(images).items():
         every = math.ceil(values.size / _VALUES)
-        # The shortest decimals that are these numbers.
+        # str() gives the shortest decimal that is the same float32.
         record["outputs"][name] = {"every": every, "values": [float(str(x)) for x in values.reshape(-1)[::every]]}
     return record
 
 
-def reference_error(runner, record):
-    """How far the outputs of `runner` are from the golden ones: the largest difference as a share of the largest value.
+def reference_error(runner: Callable[[Array], Outputs], record: Json) -> float:
+    """The largest difference between the outputs of `runner` and the reference outputs: a share of the largest value.
 
-    Infinitely far where one of them is not a number.
+    Infinite if an output is not finite.
+
+    Args:
+        runner: Runs the exported model.
+        record: What `reference_outputs` returned.
 
     Raises:
-        ValueError: If the input cannot be made again, or if the outputs are others.
+        ValueError: If the input cannot be reproduced, or if names or sizes of the outputs differ.
     """
     images = _images(record["input"])
     if sha256(images.tobytes()) != record["input"]["sha256"]:
-        raise ValueError("The golden input cannot be made again: its SHA-256 is not the manifest's")
-    outputs, worst = runner(images), 0.0
+        raise ValueError("The reference input cannot be reproduced: its SHA-256 differs from the manifest's")
+    outputs, largest = runner(images), 0.0
     if sorted(outputs) != sorted(record["outputs"]):
-        raise ValueError(f"The golden outputs are {sorted(record['outputs'])}. Received: {sorted(outputs)}")
-    for name, kept in record["outputs"].items():
-        actual = outputs[name].reshape(-1)[:: kept["every"]]
-        expected = np.asarray(kept["values"], dtype=actual.dtype)
+        raise ValueError(f"The reference outputs are {sorted(record['outputs'])}. Received: {sorted(outputs)}")
+    for name, reference in record["outputs"].items():
+        actual = outputs[name].reshape(-1)[:: reference["every"]]
+        expected = np.asarray(reference["values"], dtype=actual.dtype)
         if actual.shape != expected.shape:
-            raise ValueError(f"{name} has {expected.size} golden values. Received: {actual.size}")
+            raise ValueError(f"{name} has {expected.size} reference values. Received: {actual.size}")
         if not np.isfinite(actual).all():
             return math.inf
         difference = np.abs(actual.astype("float64") - expected).max()
-        worst = max(worst, float(difference / (np.abs(expected).max() or 1)))
-    return worst
+        largest = max(largest, float(difference / (np.abs(expected).max() or 1)))
+    return largest
 
 
-def _images(recipe):
-    steps = itertools.accumulate(
+def _images(recipe: Json) -> Array:
+    """The images that a record describes; its `rule` says how."""
+    states = itertools.accumulate(
         range(math.prod(recipe["shape"])), lambda x, _: (1664525 * x + 1013904223) % 2**32, initial=recipe["seed"]
     )
-    uniform = np.fromiter(itertools.islice(steps, 1, None), dtype="float64") / 2**32
+    uniform = np.fromiter(itertools.islice(states, 1, None), dtype="float64") / 2**32
     dtype = np.dtype(recipe["dtype"]).newbyteorder("<")
     values = recipe["low"] + (recipe["high"] - recipe["low"]) * uniform
     return (np.floor(values) if dtype.kind in "iu" else values).astype(dtype).reshape(recipe["shape"])

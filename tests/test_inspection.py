@@ -1,4 +1,4 @@
-"""`inspect` says what is in a file, and whether it is and computes what its manifest says."""
+"""`inspect` says what a file contains, and whether it and its outputs agree with its manifest."""
 
 import json
 import random
@@ -13,7 +13,7 @@ from keras import layers
 from se_keras.export import inspect, manifest, to_litert
 from se_keras.export.litert import file
 from se_keras.export.litert.file import LiteRTRunner
-from se_keras.export.litert.inspection import GoldenCheck
+from se_keras.export.litert.inspection import ReferenceCheck
 from se_keras.export.litert.metadata import detach
 from se_keras.layers import SqueezeExcite
 
@@ -29,10 +29,10 @@ def files(tmp_path_factory):
     x = SqueezeExcite(4, name="se")(layers.Conv2D(16, 3, activation="relu")(images))
     outputs = layers.Dense(4, activation="softmax")(layers.GlobalAveragePooling2D()(x))
     model = keras.Model(images, outputs, name="small")
-    seen = np.random.default_rng(0).normal(size=(20, 8, 8, 3)).astype("float32")
+    calibration = np.random.default_rng(0).normal(size=(20, 8, 8, 3)).astype("float32")
     float32 = to_litert(model, labels=list("abcd"), normalization=(127.5, 64), training={"epochs": 3})
     float32.save(folder / "float32.tflite")
-    to_litert(model, precision="int8", calibration=seen, converted=float32).save(folder / "int8.tflite")
+    to_litert(model, precision="int8", calibration=calibration, converted=float32).save(folder / "int8.tflite")
     return {precision: folder / f"{precision}.tflite" for precision in PRECISIONS}
 
 
@@ -53,7 +53,7 @@ def manifest_of(path):
 
 
 def edit(path, change):
-    """Changes the golden record in the manifest of a file."""
+    """Changes the record of the reference output in the manifest of a file."""
     manifest = json.loads(manifest_of(path).read_text())
     change(manifest["golden"])
     manifest_of(path).write_text(json.dumps(manifest))
@@ -69,7 +69,7 @@ PLAIN = {"experimental_op_resolver_type": OpResolverType.BUILTIN_WITHOUT_DEFAULT
 
 
 def ends(operators, side):
-    """The tensors that operators take or give; -1 stands for none."""
+    """The input or output tensors of operators; -1 stands for none."""
     return {int(tensor) for operator in operators for tensor in operator[side]} - {-1}
 
 
@@ -77,11 +77,11 @@ def ends(operators, side):
 def test_operators_tensors_and_weights_are_the_runtimes(files, precision):
     found, opened = inspect(files[precision]), interpreter(files[precision], **PLAIN)
     operators = opened._get_ops_details()
-    taken, given = ends(operators, "inputs"), ends(operators, "outputs")
+    inputs, outputs = ends(operators, "inputs"), ends(operators, "outputs")
     assert found.operators == Counter(operator["op_name"] for operator in operators)
-    assert found.tensors == len(taken | given)
+    assert found.tensors == len(inputs | outputs)
     sizes = Counter()
-    for index in taken - given - {opened.get_input_details()[0]["index"]}:
+    for index in inputs - outputs - {opened.get_input_details()[0]["index"]}:
         values = opened.get_tensor(index)
         sizes[values.dtype.name] += values.nbytes
     assert found.weights == sizes
@@ -97,8 +97,8 @@ def test_signature_size_and_checks(files, precision):
     assert (found.checked, found.sha256) == ("manifest", found.manifest["sha256"])
     assert found.undelegated == ()
     # The same kernels on the same machine.
-    assert found.golden == GoldenCheck(error=0.0, tolerance={"float32": 1e-4, "int8": 0.1}[precision])
-    assert found.golden.agrees
+    assert found.reference == ReferenceCheck(error=0.0, tolerance={"float32": 1e-4, "int8": 0.1}[precision])
+    assert found.reference.agrees
     assert (found.metadata.network, found.metadata.precision) == ("small", precision)
     assert (found.metadata.labels, found.metadata.training) == (tuple("abcd"), {"epochs": 3})
 
@@ -140,7 +140,7 @@ def test_without_manifest_the_metadata_have_the_checksum(copy):
     path = copy()
     manifest_of(path).unlink()
     found = inspect(path)
-    assert (found.checked, found.manifest, found.golden) == ("metadata", None, None)
+    assert (found.checked, found.manifest, found.reference) == ("metadata", None, None)
     assert found.metadata.precision == "float32"
 
 
@@ -149,7 +149,7 @@ def test_without_both_it_still_says_what_is_in_the_file(copy):
     manifest_of(path).unlink()
     path.write_bytes(detach(path.read_bytes()))
     found = inspect(path)
-    assert (found.checked, found.manifest, found.golden, found.metadata) == (None, None, None, None)
+    assert (found.checked, found.manifest, found.reference, found.metadata) == (None, None, None, None)
     assert [x.name for x in found.inputs] == ["images"]
 
 
@@ -159,10 +159,10 @@ def test_manifest_of_an_older_version_has_no_golden_output(copy):
     del manifest["golden"]
     manifest_of(path).write_text(json.dumps(manifest))
     found = inspect(path)
-    assert (found.checked, found.golden) == ("manifest", None)
+    assert (found.checked, found.reference) == ("manifest", None)
 
 
-# The golden output.
+# The reference output.
 
 
 def test_golden_input_is_made_by_its_rule(files):
@@ -209,7 +209,7 @@ def test_golden_output_of_many_values_is_every_nth(files):
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_other_kernels_are_within_the_tolerance(files, precision):
-    """LiteRT's reference kernels stand for another machine's."""
+    """LiteRT's reference kernels represent those of another machine."""
     runner = LiteRTRunner(files[precision].read_bytes())
     options = {"experimental_op_resolver_type": OpResolverType.BUILTIN_REF}
     runner._interpreter = interpreter(files[precision], **options)
@@ -227,18 +227,18 @@ def test_other_golden_output_is_found(copy, precision):
 
     edit(path, change)
     found = inspect(path)
-    assert not found.golden.agrees
-    assert found.golden.error > found.golden.tolerance
+    assert not found.reference.agrees
+    assert found.reference.error > found.reference.tolerance
     assert found.to_json()["golden"]["agrees"] is False
 
 
 def test_file_that_computes_something_else_is_found(copy, files):
-    """One network's golden output beside another's file, whose checksum is right."""
+    """The reference output of one network next to the file of another, with the right checksum."""
     path, other = copy(), to_litert(small())
     manifest = json.loads(manifest_of(path).read_text())
     path.write_bytes(other.content)
     manifest_of(path).write_text(json.dumps({**manifest, "sha256": other.manifest["sha256"]}))
-    assert not inspect(path).golden.agrees
+    assert not inspect(path).reference.agrees
 
 
 def small():
@@ -248,22 +248,22 @@ def small():
 
 
 @pytest.mark.parametrize(
-    "change, said",
+    "change, message",
     [
-        (lambda record: record["input"].update(seed=1), "The golden input cannot be made again"),
-        (lambda record: record["input"].update(shape="eight"), "golden output in the manifest of .* is damaged"),
-        (lambda record: record["input"].clear(), "golden output in the manifest of .* is damaged"),
-        (lambda record: record.clear(), "golden output in the manifest of .* is damaged"),
-        (lambda record: record.update(outputs=3), "golden output in the manifest of .* is damaged"),
-        (lambda record: record.update(tolerance=None), "golden output in the manifest of .* is damaged"),
-        (lambda record: record.update(outputs={}), r"golden outputs are \[\]. Received: \['probabilities'\]"),
-        (lambda record: record["outputs"]["probabilities"]["values"].pop(), "has 3 golden values. Received: 4"),
+        (lambda record: record["input"].update(seed=1), "The reference input cannot be reproduced"),
+        (lambda record: record["input"].update(shape="eight"), "reference output in the manifest of .* is damaged"),
+        (lambda record: record["input"].clear(), "reference output in the manifest of .* is damaged"),
+        (lambda record: record.clear(), "reference output in the manifest of .* is damaged"),
+        (lambda record: record.update(outputs=3), "reference output in the manifest of .* is damaged"),
+        (lambda record: record.update(tolerance=None), "reference output in the manifest of .* is damaged"),
+        (lambda record: record.update(outputs={}), r"reference outputs are \[\]. Received: \['probabilities'\]"),
+        (lambda record: record["outputs"]["probabilities"]["values"].pop(), "has 3 reference values. Received: 4"),
     ],
 )
-def test_damaged_golden_record_is_an_error(copy, change, said):
+def test_damaged_golden_record_is_an_error(copy, change, message):
     path = copy()
     edit(path, change)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         inspect(path)
 
 
@@ -298,9 +298,9 @@ def test_flipped_bit_is_found_before_anything_runs(copy, seed, monkeypatch):
 def test_truncated_file_is_an_error(copy, share, has_manifest):
     path = copy()
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-    said = "SHA-256 is not its manifest's"
+    message = "SHA-256 is not its manifest's"
     if not has_manifest:
         manifest_of(path).unlink()
-        said = "float32.tflite': (Not a LiteRT file that can be run here|The metadata of the file cannot be read)"
-    with pytest.raises(ValueError, match=said):
+        message = "float32.tflite': (Not a LiteRT file that can be run here|The metadata of the file cannot be read)"
+    with pytest.raises(ValueError, match=message):
         inspect(path)

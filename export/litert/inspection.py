@@ -1,18 +1,21 @@
-"""What a .tflite file is, from its bytes alone, and whether it is and computes what its manifest says."""
+"""What a .tflite file contains, and whether it and its outputs agree with its manifest."""
 
 import zlib
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
-from ai_edge_litert import schema_py_generated as schema
-from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from se_keras.storage import sha256
+from se_keras.typing import FilePath, Json
 
+from ..description import Metadata
 from ..manifest import reference_error
 from . import metadata
-from .file import load_litert
+from .file import LiteRTRunner, load_litert, plain_interpreter
+from .flatbuffer import schema
 
 _OPERATORS = {code: name for name, code in vars(schema.BuiltinOperator).items() if not name.startswith("_")}
 _TYPES = {code: name.lower() for name, code in vars(schema.TensorType).items() if not name.startswith("_")}
@@ -20,7 +23,7 @@ _TYPES = {code: name.lower() for name, code in vars(schema.TensorType).items() i
 
 @dataclass(frozen=True, kw_only=True)
 class Tensor:
-    """An input or output: integers stand for (value - zero_point) * scale."""
+    """An input or output. If it has a scale, its integers stand for (value - zero_point) * scale."""
 
     name: str
     shape: tuple[int, ...]
@@ -30,34 +33,36 @@ class Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GoldenCheck:
-    """How far the file is from its golden output on this machine, and how far it may: shares of the largest value."""
+class ReferenceCheck:
+    """The error of the file's outputs on this machine and its tolerance, as shares of the largest value."""
 
     error: float
     tolerance: float
 
     @property
-    def agrees(self):
-        """Whether the file computes here what it should."""
+    def agrees(self) -> bool:
+        """Whether the error is within the tolerance."""
         return self.error <= self.tolerance
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inspection:
-    """What was found in a .tflite file.
+    """What `inspect` found in a .tflite file.
 
     Args:
-        bytes: Its size.
+        bytes: Size of the file.
         sha256: Its checksum.
-        checked: What that agrees with: `"manifest"`, the file's own `"metadata"`, or None where there is neither.
-        inputs, outputs: A `Tensor` each.
-        operators: How many of each, `{name: count}`, the most frequent first.
-        undelegated: Operators that XNNPACK did not take, by name.
+        checked: Where the same checksum was found: in the `"manifest"` or in the file's own `"metadata"`; None if there
+            is neither.
+        inputs: The inputs.
+        outputs: The outputs.
+        operators: How many of each kind, `{name: count}`, the most frequent first.
+        undelegated: Names of the operators that are not delegated to XNNPACK.
         tensors: Number of tensors, weights included.
         weights: Bytes of the weights of each type, `{dtype: bytes}`, the largest first.
-        metadata: A `Metadata`, or None.
-        manifest: What is beside the file, whose checksum agrees; None where nothing is.
-        golden: A `GoldenCheck`; None where no manifest has a golden output.
+        metadata: The metadata in the file; None if there is none.
+        manifest: The manifest next to the file; None if there is none.
+        reference: Comparison with the reference outputs in the manifest; None if it has none.
     """
 
     bytes: int
@@ -69,31 +74,28 @@ class Inspection:
     undelegated: tuple[str, ...]
     tensors: int
     weights: dict[str, int]
-    metadata: metadata.Metadata | None
-    manifest: dict | None
-    golden: GoldenCheck | None
+    metadata: Metadata | None
+    manifest: Json | None
+    reference: ReferenceCheck | None
 
-    def to_json(self):
-        """What was found as a dict for JSON."""
+    def to_json(self) -> Json:
+        """The same as a dict for JSON, in which `reference` is called `golden`."""
         found = asdict(self)
-        if self.golden:
-            found["golden"]["agrees"] = self.golden.agrees
+        found["golden"] = found.pop("reference")
+        if self.reference:
+            found["golden"]["agrees"] = self.reference.agrees
         return found
 
 
-def inspect(path):
-    """Reads a .tflite file and compares it with the manifest beside it, if there is one: first its checksum, then, by
-    running it, its golden output.
+def inspect(path: FilePath) -> Inspection:
+    """Reads a .tflite file, checks its checksum, and compares its outputs with the reference outputs of its manifest.
 
-    Args:
-        path: Of the file.
-
-    Returns:
-        An `Inspection`, also where the golden output disagrees.
+    The manifest is the file `<path>.json`, if there is one. The file is run only after its checksum was checked.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is no LiteRT file, is truncated, or is not the one that its manifest or metadata speak of.
+        ValueError: If it is not a LiteRT file, or if it is damaged: its checksum is not the one that was recorded. An
+            error of the outputs does not raise: it is in the result.
     """
     file = load_litert(path)
     runner = file.runner()
@@ -113,19 +115,18 @@ def inspect(path):
         weights=dict(weights.most_common()),
         metadata=metadata.read(file.content),
         manifest=manifest,
-        golden=_golden(runner, path, manifest) if manifest and "golden" in manifest else None,
+        reference=_reference_check(runner, path, manifest["golden"]) if manifest and "golden" in manifest else None,
     )
 
 
-def _golden(runner, path, manifest):
+def _reference_check(runner: LiteRTRunner, path: FilePath, record: Any) -> ReferenceCheck:
     try:
-        record = manifest["golden"]
-        return GoldenCheck(error=reference_error(runner, record), tolerance=float(record["tolerance"]))
+        return ReferenceCheck(error=reference_error(runner, record), tolerance=float(record["tolerance"]))
     except (AttributeError, KeyError, TypeError, OverflowError) as error:
-        raise ValueError(f"The golden output in the manifest of {str(path)!r} is damaged: {error!r}") from None
+        raise ValueError(f"The reference output in the manifest of {str(path)!r} is damaged: {error!r}") from None
 
 
-def _operators(model, graphs):
+def _operators(model: Any, graphs: list[Any]) -> Counter[str]:
     codes = [model.OperatorCodes(i) for i in range(model.OperatorCodesLength())]
     names = [
         (code.CustomCode() or b"").decode() or _OPERATORS[max(code.BuiltinCode(), code.DeprecatedBuiltinCode())]
@@ -134,8 +135,8 @@ def _operators(model, graphs):
     return Counter(names[graph.Operators(i).OpcodeIndex()] for graph in graphs for i in range(graph.OperatorsLength()))
 
 
-def _weights(model, graphs):
-    """Bytes of each type; tensors that share a buffer count once."""
+def _weights(model: Any, graphs: list[Any]) -> Counter[str]:
+    """Bytes of the weights of each type; tensors that share a buffer count once."""
     types = {}
     for tensor in (graph.Tensors(i) for graph in graphs for i in range(graph.TensorsLength())):
         types[tensor.Buffer()] = _TYPES[tensor.Type()]
@@ -147,20 +148,22 @@ def _weights(model, graphs):
     return sizes
 
 
-def _tensors(model, indices):
+def _tensors(model: Any, indices: Iterable[int]) -> tuple[Tensor, ...]:
     names = metadata.tensor_names(model)
     found = []
     for index in indices:
         tensor = model.Subgraphs(0).Tensors(index)
         quantization = tensor.Quantization()
-        quantized = quantization is not None and quantization.ScaleLength()
+        scale = zero_point = None
+        if quantization is not None and quantization.ScaleLength():
+            scale, zero_point = float(quantization.Scale(0)), int(quantization.ZeroPoint(0))
         found.append(
             Tensor(
                 name=names[index],
                 shape=tuple(tensor.ShapeAsNumpy().tolist()),
                 dtype=_TYPES[tensor.Type()],
-                scale=float(quantization.Scale(0)) if quantized else None,
-                zero_point=int(quantization.ZeroPoint(0)) if quantized else None,
+                scale=scale,
+                zero_point=zero_point,
             )
         )
     return tuple(found)
@@ -168,11 +171,11 @@ def _tensors(model, indices):
 
 @dataclass(frozen=True, kw_only=True)
 class Compression:
-    """How far a LiteRT file can be compressed, and why.
+    """How much a LiteRT file can be compressed, and why.
 
     Args:
         bytes: Size of the file.
-        compressed_bytes: Size behind zlib at its highest level: what a download or an app's package takes.
+        compressed_bytes: Its size after zlib at the highest level: what a download or an app package takes.
         sparsity: Share of zeros in its kernels.
         values: The largest number of different values in a kernel.
     """
@@ -182,29 +185,25 @@ class Compression:
     sparsity: float
     values: int
 
-    def __str__(self):
+    def __str__(self) -> str:
         return (
             f"{self.bytes:,} bytes, {self.compressed_bytes:,} compressed, "
             f"{self.sparsity:.1%} of the weights zero, at most {self.values} values in a kernel"
         )
 
 
-def compression(content):
-    """Reads off a .tflite file, as bytes, how far it can be compressed: a `Compression`."""
-    reader = Interpreter(model_content=content, experimental_op_resolver_type=_PLAIN)
+def compression(content: bytes) -> Compression:
+    """Measures how much a .tflite file can be compressed."""
+    interpreter = plain_interpreter(content)
     kernels = {
-        int(operator["inputs"][1]) for operator in reader._get_ops_details() if operator["op_name"] in _KERNEL_OPERATORS
+        int(operator["inputs"][1])
+        for operator in interpreter._get_ops_details()
+        if operator["op_name"] in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
     }
-    values = [reader.get_tensor(index) for index in sorted(kernels)]
+    values = [interpreter.get_tensor(index) for index in sorted(kernels)]
     return Compression(
         bytes=len(content),
         compressed_bytes=len(zlib.compress(content, 9)),
         sparsity=sum(np.count_nonzero(x == 0) for x in values) / sum(x.size for x in values),
         values=max(len(np.unique(x)) for x in values),
     )
-
-
-_KERNEL_OPERATORS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
-
-
-_PLAIN = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES

@@ -18,9 +18,7 @@ UNKNOWN = "not stated"
 def add_inspect(commands: Commands) -> None:
     """`se-keras inspect FILE`."""
     parser = add_command(commands, "inspect", inspect, json_output=True)
-    parser.add_argument(
-        "file", metavar="FILE", type=Path, help="a .tflite file, with or without its manifest FILE.json"
-    )
+    parser.add_argument("file", metavar="FILE", type=Path, help="a .tflite file; FILE.json is its manifest, if any")
 
 
 def inspect(options: argparse.Namespace, console: Console) -> None:
@@ -39,9 +37,9 @@ def inspect(options: argparse.Namespace, console: Console) -> None:
         print_json(found.to_json())
     else:
         _print_inspection(options.file, found)
-    if found.golden and not found.golden.agrees:
+    if found.reference and not found.reference.agrees:
         raise ValueError(
-            f"{str(options.file)!r} does not compute the reference output of its manifest here: {_golden(found.golden)}"
+            f"{str(options.file)!r} does not compute the reference output of its manifest here: {_reference_check(found.reference)}"
         )
 
 
@@ -61,7 +59,7 @@ def _print_inspection(file, found):
         None: "not compared: the file has no manifest",
     }[found.checked]
     if found.manifest:
-        rows["reference output"] = _golden(found.golden) if found.golden else "none in the manifest"
+        rows["reference output"] = _reference_check(found.reference) if found.reference else "none in the manifest"
         versions = found.manifest.get("versions", {})
         rows["made with"] = ", ".join(f"{name} {version}" for name, version in versions.items())
     out = Output()
@@ -92,7 +90,7 @@ def _metadata_rows(found):
     return rows
 
 
-def _golden(check):
+def _reference_check(check):
     return f"max error {check.error:.1e} of the largest value, at most {check.tolerance:g}"
 
 
