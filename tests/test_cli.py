@@ -36,7 +36,7 @@ from se_keras.training import data as datasets
 from se_keras.training.loop import MODEL_FILE, RUN_FILE, fit
 from se_keras.training.recipes import DIGITS
 from se_keras.training.stopping import EXIT_SAVED
-from se_keras_cli import arguments, screen
+from se_keras_cli import screen
 
 ROOT = Path(__file__).parents[1]
 
@@ -63,9 +63,20 @@ COMMANDS = (
 SCRIPT = Path(sys.executable).with_name("se-keras")
 # What is done now, a line each on stderr: not part of an answer, nor of a refusal.
 PROGRESS = (
-    "counting ", "building ", "training ", "loading ", "reading ", "exporting ", "converting ", "calibrating ", 
-    "comparing ", "timing ", "evaluating", "packing ", "making ",
-)  # fmt: skip
+    "counting ",
+    "building ",
+    "training ",
+    "loading ",
+    "reading ",
+    "exporting ",
+    "converting ",
+    "calibrating ",
+    "comparing ",
+    "timing ",
+    "evaluating",
+    "packing ",
+    "making ",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,12 +101,12 @@ def cli(capfd, monkeypatch):
             status = exit.code
         out, err = capfd.readouterr()
         lines = err.splitlines(keepends=True)
-        told = [line.startswith(PROGRESS) for line in lines]
+        are_progress = [line.startswith(PROGRESS) for line in lines]
         return Result(
             status=status,
             out=out,
-            err="".join(line for line, is_progress in zip(lines, told, strict=True) if not is_progress),
-            progress=[line.rstrip("\n") for line, is_progress in zip(lines, told, strict=True) if is_progress],
+            err="".join(line for line, is_progress in zip(lines, are_progress, strict=True) if not is_progress),
+            progress=[line.rstrip("\n") for line, is_progress in zip(lines, are_progress, strict=True) if is_progress],
         )
 
     # The command has a process of its own, and sets what is the process's: here it is put back.
@@ -108,7 +119,7 @@ def cli(capfd, monkeypatch):
 
 @pytest.fixture(scope="module")
 def few():
-    """256 digits to learn and 40 to be judged by."""
+    """256 digits to train on and 40 to evaluate on."""
     digits = datasets.digits()
     return replace(
         digits,
@@ -140,8 +151,8 @@ def files(few, tmp_path_factory):
     to_litert(plain(8)).save(folder / "plain.tflite")
     to_litert(plain(12)).save(folder / "larger.tflite")
 
-    whole, litert = (folder / "model.keras").read_bytes(), (folder / "se.tflite").read_bytes()
-    (folder / "truncated.keras").write_bytes(whole[: len(whole) // 2])
+    intact, litert = (folder / "model.keras").read_bytes(), (folder / "se.tflite").read_bytes()
+    (folder / "truncated.keras").write_bytes(intact[: len(intact) // 2])
     (folder / "text.keras").write_text("weights\n")
     (folder / "empty.keras").touch()
     (folder / "truncated.tflite").write_bytes(litert[: len(litert) // 2])
@@ -179,31 +190,31 @@ def files(few, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def told(files):
+def labelled_file(files):
     """A file with labels, of which one has brackets, a normalization for each channel, and a training."""
     images = keras.Input((8, 8, 3), name="images")
     x = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(4, 3, activation="relu")(images))
-    model = keras.Model(images, keras.layers.Dense(20, activation="softmax")(x), name="told")
+    model = keras.Model(images, keras.layers.Dense(20, activation="softmax")(x), name="labelled")
     to_litert(
         model,
         labels=["a [red] one", *(f"number {i}" for i in range(1, 20))],
         normalization=((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
         training={"data": "photographs", "recipe": {"epochs": 3}, "figures": {"loss": [0.5, 0.25]}},
-    ).save(files / "told.tflite")
-    return files / "told.tflite"
+    ).save(files / "labelled.tflite")
+    return files / "labelled.tflite"
 
 
 @pytest.fixture
 def converted(files, monkeypatch):
-    """Puts a LiteRT file that is there in place of each conversion; a list of what each was asked for."""
-    asked = []
+    """Replaces each conversion by an existing LiteRT file; a list of the arguments of each call."""
+    calls = []
 
     def to_litert(model, **arguments):
-        asked.append(arguments)
+        calls.append(arguments)
         return load_litert(files / "se.tflite")
 
     monkeypatch.setattr("se_keras.export.to_litert", to_litert)
-    return asked
+    return calls
 
 
 def written(folder):
@@ -264,7 +275,7 @@ LIBRARY_CHOICES = {
     "precision": conversion.PRECISIONS,
     "input_type": flatbuffer.TYPES,
     "output_type": flatbuffer.TYPES,
-    "form": overhead.FORMS,
+    "form": overhead.VARIANTS,
     "site": recalibration.SITES,
     "protocol": evaluation.PROTOCOLS,
     "recipe": recipes.RECIPES,
@@ -285,7 +296,7 @@ def test_help_of_every_command_names_the_choices_of_the_library(option):
 
 
 def test_export_asks_for_calibration_where_the_library_does():
-    assert arguments.CALIBRATED == quantization.CALIBRATED
+    assert se_keras_cli.arguments.CALIBRATED == quantization.CALIBRATED
 
 
 def test_installed_command_has_help():
@@ -299,7 +310,7 @@ def test_version_is_the_packages(cli):
 
 
 @pytest.mark.parametrize(
-    "arguments, told",
+    "arguments, message",
     [
         ([], "COMMAND"),
         (["lst"], "lst"),
@@ -309,11 +320,11 @@ def test_version_is_the_packages(cli):
         (["list", "--colour"], "--colour"),
     ],
 )
-def test_arguments_that_do_not_parse_are_told_with_the_usage(cli, arguments, told):
+def test_arguments_that_do_not_parse_are_told_with_the_usage(cli, arguments, message):
     result = cli(*arguments)
     assert (result.status, result.out) == (2, "")
     assert result.err.startswith("usage: se-keras")
-    assert told in result.err.splitlines()[-1]
+    assert message in result.err.splitlines()[-1]
 
 
 # list and show
@@ -422,8 +433,8 @@ def test_train_leaves_the_run_and_the_same_command_returns_at_once(cli, tmp_path
     command = ["train", "se_resnet11_digits", "--epochs", 2, "-o", tmp_path / "run"]
     first = cli(*command)
     assert (first.status, first.err) == (0, "")
-    told = rf"{tmp_path}/run/model\.keras: test accuracy \d+\.\d% after 2 epochs\n"
-    assert re.fullmatch(told, first.out), first.out
+    answer = rf"{tmp_path}/run/model\.keras: test accuracy \d+\.\d% after 2 epochs\n"
+    assert re.fullmatch(answer, first.out), first.out
     assert [line.partition(",")[0] for line in first.progress] == [
         f"training se_resnet11_digits: epoch {epoch} of 2" for epoch in (0, 1, 2)
     ]
@@ -445,22 +456,25 @@ def test_train_takes_the_recipe_from_its_options(cli):
 
 
 def test_dry_run_prints_the_recipe_in_full_with_its_source(cli, tmp_path):
-    result = cli("train", "resnet11_digits", "--recipe", "paper_imagenet", "--batch-size", 64, "--dry-run",
-                 "-o", tmp_path / "run")  # fmt: skip
+    command = "train resnet11_digits --recipe paper_imagenet --batch-size 64 --dry-run -o"
+    result = cli(*command.split(), tmp_path / "run")
     assert result.status == 0
-    for told in ("0.0375 from epoch 1", "0.00375 from epoch 31", "scale_and_aspect", "arXiv:1709.01507"):
-        assert told in result.out
+    for text in ("0.0375 from epoch 1", "0.00375 from epoch 31", "scale_and_aspect", "arXiv:1709.01507"):
+        assert text in result.out
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("number, status, told", [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, EXIT_SAVED,
-                         "stopped by SIGTERM")])  # fmt: skip
-def test_interrupted_training_says_what_is_kept_and_the_same_command_finishes(cli, tmp_path, number, status, told):
+@pytest.mark.parametrize(
+    "number, status, message", [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, EXIT_SAVED, "stopped by SIGTERM")]
+)
+def test_interrupted_training_says_what_is_kept_and_the_same_command_finishes(cli, tmp_path, number, status, message):
     command = ["train", "se_resnet11_digits", "--epochs", "6", "--batch-size", "128", "-o", str(tmp_path / "run")]
-    # Whoever starts the tests may have SIGINT ignored, as a shell does for what runs behind it; children inherit that.
-    heard = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+    # A shell that starts the tests in the background ignores SIGINT, and child processes inherit that.
+    program = (
+        "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+    )
     with subprocess.Popen(
-        [sys.executable, "-c", heard, SCRIPT, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", program, SCRIPT, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         before = []
         for line in process.stderr:
@@ -473,15 +487,15 @@ def test_interrupted_training_says_what_is_kept_and_the_same_command_finishes(cl
     assert out == ""
     kept = re.escape(str(tmp_path / "run" / checkpoint.FILE))
     *progress, last = err.splitlines()
-    assert all(line.startswith("training ") for line in progress)  # an epoch may end before the signal is heard
+    assert all(line.startswith("training ") for line in progress)  # an epoch may end before the signal is handled
     where = r"epoch [1-5]( and \d+ steps of the next)? of 6"
-    assert re.fullmatch(rf"se-keras: {told}\. '{kept}' holds {where}; the same command resumes", last), last
+    assert re.fullmatch(rf"se-keras: {message}\. '{kept}' holds {where}; the same command resumes", last), last
 
-    goes_on_from = int(re.search("holds epoch ([1-5])", last)[1])
+    resumed_from = int(re.search("holds epoch ([1-5])", last)[1])
     result = cli(*command)
     assert (result.status, result.err) == (0, "")
     assert "after 6 epochs" in result.out
-    assert 6 - goes_on_from <= len(result.progress) <= 1 + 6 - goes_on_from
+    assert 6 - resumed_from <= len(result.progress) <= 1 + 6 - resumed_from
     assert run_files(tmp_path / "run") == RUN_FILES
 
 
@@ -502,12 +516,12 @@ def test_folder_is_packed_and_trained_on(cli, tmp_path):
     packed = cli("pack", tmp_path / "photographs", "--shards", 2, "-o", tmp_path / "shards")
     assert packed.status == 0
     assert packed.out.startswith("train: 16 images in 2 shards")
-    trained = cli("train", "mobilenet_025", "--size", 32, "--data", tmp_path / "shards", "--epochs", 1,
-                  "--batch-size", 8, "-o", tmp_path / "run")  # fmt: skip
+    command = "train mobilenet_025 --size 32 --epochs 1 --batch-size 8 --data"
+    trained = cli(*command.split(), tmp_path / "shards", "-o", tmp_path / "run")
     assert (trained.status, trained.err) == (0, "")
-    judged = cli("evaluate", tmp_path / "run" / "model.keras", "--data", tmp_path / "photographs", "--protocol",
-                 "ten_crop", "--json")  # fmt: skip
-    assert json.loads(judged.out)["images"] == 4
+    options = ["--data", tmp_path / "photographs", "--protocol", "ten_crop", "--json"]
+    evaluated = cli("evaluate", tmp_path / "run" / "model.keras", *options)
+    assert json.loads(evaluated.out)["images"] == 4
 
 
 # evaluate
@@ -568,9 +582,9 @@ def test_export_in_int8_calibrates_on_a_file_of_images(cli, files, tmp_path):
 def test_export_in_int8_calibrates_on_the_digits_to_train_on(cli, files, tmp_path, converted):
     options = ["--precision", "int8", "--calibration", "digits"]
     assert cli("export", files / "model.keras", *options, "-o", tmp_path / "digits.tflite").status == 0
-    (asked,) = converted
-    assert asked["precision"] == "int8"
-    np.testing.assert_array_equal(asked["calibration"], datasets.digits().train.images)
+    (arguments,) = converted
+    assert arguments["precision"] == "int8"
+    np.testing.assert_array_equal(arguments["calibration"], datasets.digits().train.images)
 
 
 def test_export_in_int8_warns_in_one_line_where_calibration_did_not_show_what_the_network_sees(
@@ -605,7 +619,7 @@ def test_export_calibrates_on_a_folder_as_a_network_of_the_catalogue_takes_it(cl
 @pytest.mark.parametrize("options, lowering", [([], True), (["--as-published"], False)], ids=["default", "published"])
 def test_export_lowers_unless_as_published(cli, files, tmp_path, converted, options, lowering):
     assert cli("export", files / "model.keras", *options, "-o", tmp_path / "digits.tflite").status == 0
-    assert [asked["lowering"] for asked in converted] == [lowering]
+    assert [arguments["lowering"] for arguments in converted] == [lowering]
 
 
 def test_export_to_a_folder_writes_the_next_version_of_a_savedmodel(cli, files, tmp_path):
@@ -643,8 +657,11 @@ def test_brackets_in_a_path_are_printed_as_they_are(cli, files, tmp_path, folder
 def test_verify_prints_how_far_a_file_is_from_its_network(cli, files):
     result = cli("verify", files / "model.keras", files / "se.tflite", "--images", "digits", "--tolerance", "1e-3")
     assert (result.status, result.err) == (0, "")
-    assert result.progress == [f"loading {files}/model.keras", f"loading {files}/se.tflite",
-                               f"comparing {files}/se.tflite with {files}/model.keras"]  # fmt: skip
+    assert result.progress == [
+        f"loading {files}/model.keras",
+        f"loading {files}/se.tflite",
+        f"comparing {files}/se.tflite with {files}/model.keras",
+    ]
     first, *_, row = [line for line in result.out.splitlines() if line.strip()]
     assert first == f"{files}/se.tflite compared with {files}/model.keras, on digits"
     assert re.fullmatch(r" outputs +\d\.\de-\d\d +\d\.\de-\d\d +1\.000000 +100\.0% +360 *", row), row
@@ -659,7 +676,7 @@ def test_verify_on_a_folder_of_images(cli, files):
     assert (printed["images"], printed["layers"]) == (str(files / "scans"), [])
 
 
-def test_verify_above_the_tolerance_has_status_1_and_says_where(cli, files):
+def test_verify_beyond_the_tolerance_has_status_1_and_says_where(cli, files):
     command = ["verify", files / "model.keras", files / "biased.keras"]
     result = cli(*command, "--tolerance", "1e-3", "--layers")
     assert result.status == 1
@@ -687,13 +704,13 @@ def test_verify_warns_in_one_line_of_images_that_hide_differences(cli, files, tm
 # inspect
 
 
-def test_inspect_says_what_a_file_is(cli, told):
-    result = cli("inspect", told)
+def test_inspect_says_what_a_file_is(cli, labelled_file):
+    result = cli("inspect", labelled_file)
     assert (result.status, result.err) == (0, "")
     for line in (
-        str(told),
-        f"SHA-256 {sha256(told)}",
-        "told, float32",
+        str(labelled_file),
+        f"SHA-256 {sha256(labelled_file)}",
+        "labelled, float32",
         "1x8x8x3 float32",
         "1x20 float32",
         "(pixel - [123.675, 116.28, 103.53]) / [58.395, 57.12, 57.375], pixels in 0..255",
@@ -708,18 +725,18 @@ def test_inspect_says_what_a_file_is(cli, told):
         assert line in result.out, line
 
 
-def test_inspect_fits_80_columns_but_for_the_path(cli, told, monkeypatch):
+def test_inspect_fits_80_columns_but_for_the_path(cli, labelled_file, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    result = cli("inspect", told)
+    result = cli("inspect", labelled_file)
     assert max(map(len, result.out.splitlines()[1:])) <= 80
-    assert f"SHA-256 {sha256(told)}\n" in result.out
+    assert f"SHA-256 {sha256(labelled_file)}\n" in result.out
 
 
-def test_inspect_prints_json_alone(cli, told):
-    result = cli("inspect", told, "--json")
+def test_inspect_prints_json_alone(cli, labelled_file):
+    result = cli("inspect", labelled_file, "--json")
     assert (result.status, result.err) == (0, "")
     printed = json.loads(result.out)
-    assert printed["sha256"] == sha256(told)
+    assert printed["sha256"] == sha256(labelled_file)
     assert printed["golden"]["agrees"] is True
     assert printed["metadata"]["labels"][0] == "a [red] one"
 
@@ -756,7 +773,7 @@ def test_inspect_fails_where_the_golden_output_is_another(cli, files, tmp_path, 
 def test_benchmark_of_two_files_prints_a_table(cli, files):
     result = cli("benchmark", "--files", files / "plain.tflite", files / "se.tflite", "--blocks", 2)
     assert (result.status, result.err) == (0, "")
-    assert result.progress == ["timing se beside plain"]
+    assert result.progress == ["timing se compared with plain"]
     for part in ("se compared with plain at 8x8", "plain ms", "se ms", "1 thread", "ratio", "A/A control", "float32"):
         assert part in result.out
     assert "paper" not in result.out
@@ -817,9 +834,10 @@ def test_benchmark_keeps_its_results_and_report_shows_them(cli, tmp_path):
     assert (tmp_path / "results.json").read_bytes() == kept
     assert cli("report", tmp_path / "results.json", "-o", tmp_path / "report.html").status == 0
     assert "se_resnet11_digits" in (tmp_path / "report.html").read_text()
-    assert "| se_resnet11_digits at 8x8 | resnet11_digits | float32 | lowered | 1 |" in cli(
-        "report", tmp_path / "results.json", "--markdown"
-    ).out  # fmt: skip
+    assert (
+        "| se_resnet11_digits at 8x8 | resnet11_digits | float32 | lowered | 1 |"
+        in cli("report", tmp_path / "results.json", "--markdown").out
+    )
     another = json.loads(kept)
     another["environment"]["processor"] = "another"
     (tmp_path / "results.json").write_text(json.dumps(another))
@@ -976,21 +994,21 @@ REFUSALS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("command, told", REFUSALS.items(), ids=REFUSALS)
-def test_bad_input_is_refused_in_one_line_with_nothing_written(cli, files, tmp_path, command, told):
+@pytest.mark.parametrize("command, message", REFUSALS.items(), ids=REFUSALS)
+def test_bad_input_is_refused_in_one_line_with_nothing_written(cli, files, tmp_path, command, message):
     before = {name: sha256(files / name) for name in written(files)}
-    told = told.replace("{files}", re.escape(str(files))).replace("{new}", re.escape(str(tmp_path)))
+    message = message.replace("{files}", re.escape(str(files))).replace("{new}", re.escape(str(tmp_path)))
     result = cli(*(argument.format(files=files, new=tmp_path) for argument in shlex.split(command)))
     assert (result.status, result.out) == (2, "")
     # The lines of progress that may precede it are not in `err`.
     assert re.fullmatch(r"se-keras: error: .+\n", result.err), result.err
-    assert re.search(told, result.err), result.err
+    assert re.search(message, result.err), result.err
     assert written(tmp_path) == []
     assert {name: sha256(files / name) for name in written(files)} == before
 
 
 @pytest.mark.parametrize(
-    "arguments, told",
+    "arguments, message",
     {
         "--form lowred": "variant must be .*'lowered'.* Received: .*lowred",
         "--precision int4": "precision must be .*'int8'.* Received: .*int4",
@@ -999,10 +1017,10 @@ def test_bad_input_is_refused_in_one_line_with_nothing_written(cli, files, tmp_p
         "--blocks 1": "(?i)at least 2 blocks.* Received: blocks=1",
     }.items(),
 )
-def test_benchmark_refuses_before_it_exports(cli, arguments, told):
+def test_benchmark_refuses_before_it_exports(cli, arguments, message):
     result = cli(*shlex.split(BENCHMARK), *shlex.split(arguments))
     assert (result.status, result.out) == (2, "")
-    assert re.fullmatch(r"se-keras: error: .+\n", result.err) and re.search(told, result.err), result.err
+    assert re.fullmatch(r"se-keras: error: .+\n", result.err) and re.search(message, result.err), result.err
     # The exports of SE-ResNet-50 take a minute.
     assert result.progress == []
 

@@ -20,18 +20,8 @@ SITES = ("standard", "pre", "3x3", "post", "identity")
 PROTOCOLS = ("plain", "224", "299", "320", "ten_crop", "multi_scale", "multi_crop")
 SAMPLINGS = ("shuffled", "balanced")
 STRATEGIES = ("none", "mirrored", "multi-worker", "tpu")
-RECIPES = (
-    "digits",
-    "paper_imagenet",
-    "paper_mobile",
-    "paper_cifar",
-    "paper_cifar_wide",
-    "paper_cifar_shake",
-    "senet154",
-    "ablation",
-    "places365",
-    "modern",
-)
+RECIPES = ("digits", "paper_imagenet", "paper_mobile", "paper_cifar", "paper_cifar_wide", "paper_cifar_shake")
+RECIPES += ("senet154", "ablation", "places365", "modern")
 LIMIT = 500  # images of a folder
 DATA = "'digits', a folder with a folder for each class (in train/ and val/, or alone), packed TFRecords, or tfds:NAME"
 IMAGES = "'digits', a .npy file (N, height, width, channels), or a folder of PNG, JPEG, BMP and GIF images"

@@ -84,12 +84,13 @@ def benchmark(options: argparse.Namespace, console: Console) -> None:
                 progress(f"{options.output} has {len(report['overhead'])} results: only what is missing is measured")
         for found in _measured(options, tuple(report["overhead"]), measure, progress):
             record = json.loads(json.dumps(found.to_json()))  # as a file has it
-            others = [x for x in report["overhead"] if results.cell(x) != results.cell(record) or not x.get("missing")]
+            cell = results.Cell.of(record)
+            others = [x for x in report["overhead"] if results.Cell.of(x) != cell or not x.get("missing")]
             report["overhead"] = [*others, record]  # replaces a partial one
             if options.output:
                 storage.write_json(options.output, report)
-            if found.missing:
-                print_message(console, f"warning: measured {found.missing}. The same command measures the rest")
+            if missing := found.device.missing:
+                print_message(console, f"warning: measured {missing}. The same command measures the rest")
                 break
     if options.json:
         return print_json(report)
@@ -261,8 +262,8 @@ def profile(options: argparse.Namespace, console: Console) -> None:
     for side, x in found.items():
         undelegated = f"; not delegated to XNNPACK: {', '.join(x.others)}" if x.others else ""
         print_line(
-            f"{paths[side]}: {x.total_us:,.0f} us in operators, of which {x.unattributed:,.0f} are not attributed to one of "
-            f"the file's; a run takes {x.run_us:,.0f} us, {x.profiled_us:,.0f} with the profiler{undelegated}"
+            f"{paths[side]}: {x.total_us:,.0f} us in operators, of which {x.unattributed:,.0f} belong to none "
+            f"of the file; a run takes {x.run_us:,.0f} us, {x.profiled_us:,.0f} with the profiler{undelegated}"
         )
 
 

@@ -33,13 +33,7 @@ def add_export(commands: Commands) -> None:
     parser.add_argument("--keep-float", metavar="REGEX", help="layers that stay in float32, such as '.*_se_.*'")
     parser.add_argument("--as-published", action="store_true", help="do not lower the model first")
     parser.add_argument("--labels", help="'digits', or a text file with the name of one class per line")
-    parser.add_argument(
-        "--top",
-        type=int,
-        default=5,
-        metavar="N",
-        help="classes that a SavedModel returns for an image file (default: 5)",
-    )
+    parser.add_argument("--top", type=int, default=5, metavar="N", help="classes of a SavedModel's answer (default: 5)")
 
 
 def export(options: argparse.Namespace, console: Console) -> None:
@@ -123,9 +117,7 @@ def _labels(source):
     if source in DATA:
         return DATA[source]().classes
     if not Path(source).is_file():
-        raise FileNotFoundError(
-            f"There is no file of labels {source!r}: give 'digits' or a text file, a class per line"
-        )
+        raise FileNotFoundError(f"There is no file of labels {source!r}: give 'digits' or a file, one class per line")
     try:
         return Path(source).read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:

@@ -4,7 +4,6 @@ import argparse
 import os
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -138,7 +137,7 @@ def benchmark_serving(options: argparse.Namespace, console: Console) -> None:
     _print_serving_overhead(report)
 
 
-def _print_load(report: dict[str, Any]):
+def _print_load(report):
     """One row for each number of callers and batch size."""
     served, environment = report["serving"], report["environment"]
     loads = {(x["network"], x["form"], x["callers"], x["batch"]): x for x in served["loads"]}

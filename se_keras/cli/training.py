@@ -7,16 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from .arguments import (
-    DATA,
-    RECIPES,
-    SAMPLINGS,
-    STRATEGIES,
-    Commands,
-    add_command,
-    add_corrupt_budget,
-    one_of,
-)
+from .arguments import DATA, RECIPES, SAMPLINGS, STRATEGIES, Commands, add_command, add_corrupt_budget, one_of
 from .screen import new_table, print_json, print_line, print_message, print_table, show_progress
 
 
