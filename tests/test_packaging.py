@@ -1,6 +1,5 @@
-"""Wheel, sdist and editable install: the same packages in each, and export/ as se_keras.export alone."""
+"""Wheel, sdist and editable install: each module once, at the path that its name says."""
 
-import configparser
 import importlib
 import json
 import os
@@ -18,18 +17,15 @@ import pytest
 import se_keras
 
 ROOT = Path(__file__).parents[1]
-# Folder of the checkout -> package.
-FOLDERS = {"se_keras": "se_keras", "export": "se_keras/export", "se_keras/cli": "se_keras_cli"}
+LINKS = {"se_keras/export": "../export", "se_keras_cli": "se_keras/cli"}
 
 
 def modules():
-    """The installed path of each .py file of the checkout's packages."""
-    installed = set()
-    for path in (*ROOT.glob("se_keras/**/*.py"), *ROOT.glob("export/**/*.py")):
-        within = path.relative_to(ROOT).as_posix()
-        folder = max((folder for folder in FOLDERS if within.startswith(f"{folder}/")), key=len)
-        installed.add(FOLDERS[folder] + within.removeprefix(folder))
-    return installed
+    """The installed path of each .py file of the checkout's packages, sorted."""
+    export = {f"se_keras/{path.relative_to(ROOT).as_posix()}" for path in ROOT.glob("export/**/*.py")}
+    command = {f"se_keras_cli/{path.relative_to(ROOT / 'se_keras/cli')}" for path in ROOT.glob("se_keras/cli/**/*.py")}
+    others = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("se_keras/**/*.py")}
+    return sorted(export | command | {name for name in others if not name.startswith(("se_keras/cli/", "se_keras/ex"))})
 
 
 def run(*command, folder, **environment):
@@ -86,7 +82,7 @@ def information(wheel):
 
 def test_wheel_has_every_module_of_the_checkout_and_no_other(wheel):
     with zipfile.ZipFile(wheel) as file:
-        assert {name for name in file.namelist() if name.endswith(".py")} == modules()
+        assert sorted(name for name in file.namelist() if name.endswith(".py")) == modules()
 
 
 def test_wheel_has_the_data_files_of_the_checkout(wheel):
@@ -101,24 +97,27 @@ def test_wheel_has_two_packages_at_its_top(wheel):
     assert top == {"se_keras", "se_keras_cli", f"se_keras-{se_keras.__version__}.dist-info"}
 
 
-def test_setup_cfg_lists_every_package_of_the_checkout():
-    config = configparser.ConfigParser()
-    config.read(ROOT / "setup.cfg")
-    packages = {Path(name).parent.as_posix().replace("/", ".") for name in modules()}
-    assert set(config["options"]["packages"].split()) - {""} >= packages
+def test_every_folder_of_modules_is_a_package(wheel):
+    with zipfile.ZipFile(wheel) as file:
+        names = set(file.namelist())
+    assert {f"{Path(name).parent.as_posix()}/__init__.py" for name in modules()} <= names
 
 
-@pytest.mark.parametrize("name", ["LICENSE", "README.md", "setup.cfg", "pyproject.toml", "export/__init__.py"])
+@pytest.mark.parametrize("link", LINKS)
+def test_checkout_has_each_package_where_its_name_says(link):
+    assert os.readlink(ROOT / link) == LINKS[link]
+
+
+@pytest.mark.parametrize("name", ["LICENSE", "README.md", "setup.cfg", "pyproject.toml", "se_keras/export/__init__.py"])
 def test_sdist_has_what_a_build_needs(sdist, name):
     with tarfile.open(sdist) as file:
         assert f"se_keras-{se_keras.__version__}/{name}" in file.getnames()
 
 
-def test_sdist_has_every_module_of_the_checkout(sdist):
+def test_sdist_has_every_module_of_the_checkout_once(sdist):
     with tarfile.open(sdist) as file:
-        names = {name.partition("/")[2] for name in file.getnames()}
-    sources = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("*/**/*.py") if path.parts[-2] != "tests"}
-    assert {name for name in sources if name.startswith(("se_keras/", "export/"))} <= names
+        names = [name.partition("/")[2] for name in file.getnames() if name.endswith(".py")]
+    assert sorted(name for name in names if name.startswith(("se_keras", "export"))) == modules()
 
 
 WHERE = """
@@ -129,7 +128,7 @@ print(json.dumps([module.__file__ for module in (se_keras, se_keras.export, se_k
 
 def test_wheel_is_imported_from_where_it_was_installed(installed, tmp_path):
     files = json.loads(run("-c", WHERE, folder=tmp_path, PYTHONPATH=str(installed)))
-    names = ["se_keras/__init__.py", "se_keras/export/__init__.py", "se_keras/export/litert.py"]
+    names = ["se_keras/__init__.py", "se_keras/export/__init__.py", "se_keras/export/litert/__init__.py"]
     assert files == [str(installed / name) for name in (*names, "se_keras_cli/__init__.py")]
 
 
@@ -138,11 +137,13 @@ def test_wheel_brings_the_command(installed, tmp_path):
     assert out == f"se-keras {se_keras.__version__}\n"
 
 
-@pytest.mark.parametrize("inside", [True, False], ids=["inside", "outside"])
-def test_editable_install_is_imported_inside_the_checkout_and_outside(tmp_path, inside):
-    files = json.loads(run("-c", WHERE, folder=ROOT if inside else tmp_path))
-    names = ["se_keras/__init__.py", "export/__init__.py", "export/litert.py", "se_keras/cli/__init__.py"]
-    assert files == [str(ROOT / name) for name in names]
+@pytest.mark.parametrize("place", ["the checkout", "its parent folder", "elsewhere"])
+def test_editable_install_is_imported_from_every_folder(tmp_path, place):
+    if place == "its parent folder":  # where a checkout named se_keras looks like a package without __init__.py
+        (tmp_path / "se_keras").symlink_to(ROOT)
+    files = json.loads(run("-c", WHERE, folder=ROOT if place == "the checkout" else tmp_path))
+    names = ("se_keras/__init__.py", "se_keras/export/__init__.py", "se_keras/export/litert/__init__.py")
+    assert files == [str(ROOT / name) for name in (*names, "se_keras_cli/__init__.py")]
 
 
 def test_export_is_refused_under_the_name_of_its_folder():
