@@ -112,7 +112,7 @@ class Replicas:
         """
         if batch_size % self.count:
             raise ValueError(
-                f"batch_size must be a multiple of {self.count} replicas. Received: batch_size={batch_size}"
+                f"batch_size must be a multiple of the {self.count} replicas. Received: batch_size={batch_size}"
             )
         return batch_size // self.workers
 
