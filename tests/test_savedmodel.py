@@ -33,8 +33,9 @@ BATCHES = (1, 3, 7)
 MEAN, STD = (123.7, 116.3, 103.5), (58.4, 57.1, 57.4)
 LABELS = [f"class {i}" for i in range(10)]
 
-# The process of export/session.py, without Keras and XLA. It answers images by each signature that takes them, files by
-# `image_bytes`, and the warm-up requests, which it reads by the protos of tensorflow-serving-api.
+# The process of export/benchmark/programs/serving_session.py, without Keras and XLA. It answers images by each signature
+# that takes them, files by `image_bytes`, and the warm-up requests, which it reads by the protos of
+# tensorflow-serving-api.
 SERVER = """
 import sys
 sys.modules |= dict.fromkeys(("keras", "tf_keras", "se_keras"))
@@ -178,7 +179,7 @@ def test_warm_up_requests_are_one_for_each_signature_and_are_answered(served, fo
 
 
 def test_server_refuses_grouped_convolutions_as_keras_writes_them(served):
-    # The reason for `_forget_xla`: where Keras stops asking for XLA, it can go.
+    # The reason for `_remove_xla`. If Keras stops requesting XLA, it can be deleted.
     assert "XLA" in served["keras"]
 
 
@@ -329,7 +330,7 @@ def test_version_that_appears_meanwhile_is_not_overwritten(model, tmp_path, monk
 
 
 @pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()], ids=repr)
-@pytest.mark.parametrize("step", ["trace", "_forget_xla", "agreement", "_batching", "manifest"])
+@pytest.mark.parametrize("step", ["trace", "_remove_xla", "agreement", "_batching", "manifest"])
 def test_failure_in_the_middle_leaves_nothing(model, tmp_path, monkeypatch, step, failure):
     do = getattr(savedmodel, step)
 
