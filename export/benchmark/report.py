@@ -1,14 +1,17 @@
-"""Results of the benchmark for people: one page of HTML that needs no network, or a Markdown table."""
+"""Results of the benchmark as a page of HTML without external files, or as a Markdown table."""
 
 import base64
 import html
 import io
 import json
 import string
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
-from .results import AS_GIVEN, PAPER
+from se_keras.typing import FilePath, Json
+
+from .results import AS_GIVEN, PAPER, placement, thread_count
 
 SCHEMA = 1
 _FIELDS = ("network", "baseline", "precision", "form", "threads", "input_shape", "comparison", "is_real")
@@ -22,16 +25,16 @@ _PART_COLORS = {
     "excitation": "#E69F00",
     "scale": "#D55E00",
 }
-_WIDTH = 4.8  # inches, of a picture: on a phone of 360 pixels its letters are three quarters of their size
+_WIDTH = 4.8  # inches: on a phone of 360 pixels, the letters of a picture have three quarters of their size
 _COLORS = {"published": "#D55E00", "lowered": "#0072B2", AS_GIVEN: "#009E73"}
 
 
-def read(path):
-    """Results as `se-keras benchmark` writes them.
+def read(path: FilePath) -> Json:
+    """Reads results that `se-keras benchmark` wrote.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it holds no results, or those of another version.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If it has no results, incomplete ones, or those of another version.
     """
     path = Path(path)
     try:
@@ -47,36 +50,24 @@ def read(path):
     if schema != SCHEMA:
         raise ValueError(f"Results of schema {SCHEMA} can be read. Received: {str(path)!r} of schema {schema!r}")
     if not complete:
-        raise ValueError(f"{str(path)!r} holds no whole results of se-keras benchmark")
+        raise ValueError(f"{str(path)!r} holds incomplete results of se-keras benchmark")
     return results
 
 
-def headline(results):
-    """What was found, in a sentence: of the first network, lowered, in the first precision; None without results."""
+def headline(results: Sequence[Json]) -> str | None:
+    """The first result as a sentence, a lowered network's if there is one; None without results."""
     for found in results:
         lowered = [record for record in found["overhead"] if record["form"] != "published"]
         for record in lowered or found["overhead"]:
-            ratio = record["comparison"]["ratio"]
-            differs, low, high = (_percent(ratio[name]) for name in ("median", "low", "high"))
-            where = f"On {found['environment']['processor']} with {_threads(record)}"
-            pair = f"{where}, {record['network']}{_placed(record)}{_sized(record)} in {record['precision']} takes"
-            if not record["is_real"]:
-                noise = f"what differs, {differs} [{low} to {high}], is no more than the machine's own noise"
-                return f"{pair} as long as {record['baseline']}: {noise}."
-            more = f"{differs} more" if ratio["median"] > 1 else f"{100 * (1 - ratio['median']):.1f} % less"
-            told = f"{pair} {more} time than {record['baseline']} [{low} to {high}]"
-            if not _is_the_papers(record):
-                return f"{told}."
-            paper = _percent(PAPER["ratio"])
-            below = "less than" if ratio["high"] < PAPER["ratio"] else "as much as"
-            return f"{told}, {'more than' if ratio['low'] > PAPER['ratio'] else below} the paper's {paper}."
+            return f"On {found['environment']['processor']} with {thread_count(record['threads'])}, {_claim(record)}."
     return None
 
 
-def as_markdown(results):
-    """A table for a README: a row for each pair."""
+def as_markdown(results: Sequence[Json]) -> str:
+    """A table for a README, with a row for each pair."""
     lines = [
-        "| network | beside | precision | form | threads | plain ms | SE ms | SE costs | 95 % interval | machine |",
+        "| network | baseline | precision | variant | threads | baseline ms | SE ms | cost of SE | 95 % interval "
+        "| machine |",
         "| --- | --- | --- | --- | ---: | ---: | ---: | ---: | --- | --- |",
         f"| se_resnet50 | resnet50 | float32 | the paper's | | {PAPER['resnet50_ms']} | {PAPER['se_resnet50_ms']} | "
         f"{_percent(PAPER['ratio'])} | | arXiv:1709.01507, section 4 |",
@@ -88,231 +79,254 @@ def as_markdown(results):
     return "\n".join(lines)
 
 
-def as_html(results):
-    """One page, whole: pictures and all data are in it.
+def as_html(results: Sequence[Json]) -> str:
+    """One page with all pictures and all data in it.
 
     Raises:
         ValueError: If there are no results.
     """
-    told = headline(results)
-    if told is None:
+    sentence = headline(results)
+    if sentence is None:
         raise ValueError("A report needs results. Received: none")
-    sections = []
-    for found in results:
-        alternative = f"Ratios with their intervals: {len(found['overhead'])} pairs; the table below has the numbers."
-        sections.append(
-            f"<h2>{html.escape(found['environment']['processor'])}</h2>"
-            f"{_image(_picture(found['overhead']), alternative)}"
-            f"{_table(_TITLES, [_row(record) for record in found['overhead']])}{_caveats(found['overhead'])}"
-            f"{_profiles(found['overhead'])}{_memory(found['overhead'])}{_machine(found['environment'])}"
-        )
-    data = json.dumps(results).replace("</", "<\\/")  # a script ends at its first closing tag
-    page = string.Template(resources.files(__package__).joinpath("report.html").read_text(encoding="utf-8"))
-    return page.substitute(
-        headline=html.escape(told), sections="".join(sections), data=data, paper=_percent(PAPER["ratio"])
+    page = resources.files("se_keras.export.benchmark").joinpath("report.html").read_text(encoding="utf-8")
+    return string.Template(page).substitute(
+        headline=html.escape(sentence),
+        sections="".join(map(_section, results)),
+        data=json.dumps(results).replace("</", "<\\/"),  # a script ends at the first closing tag
+        paper=_percent(PAPER["ratio"]),
     )
 
 
-def _is_the_papers(record):
-    """Whether the paper's figure is of such a pair: SE-ResNet-50 as published, at 224x224, in float32."""
+# Text
+
+
+def _claim(record):
+    """What the interval of a record allows to say."""
+    ratio = record["comparison"]["ratio"]
+    median, low, high = (_percent(ratio[name]) for name in ("median", "low", "high"))
+    pair = f"{_network(record)} in {record['precision']} takes"
+    if not record["is_real"]:
+        noise = f"the difference, {median} [{low} to {high}], is not larger than the noise of this machine"
+        return f"{pair} as long as {record['baseline']}: {noise}"
+    difference = f"{100 * abs(ratio['median'] - 1):.1f} % {'more' if ratio['median'] > 1 else 'less'}"
+    claim = f"{pair} {difference} time than {record['baseline']} [{low} to {high}]"
+    if not _is_the_papers_pair(record):
+        return claim
+    below = "less than" if ratio["high"] < PAPER["ratio"] else "as much as"
+    compared = "more than" if ratio["low"] > PAPER["ratio"] else below
+    return f"{claim}, {compared} the paper's {_percent(PAPER['ratio'])}"
+
+
+def _is_the_papers_pair(record):
+    """Whether the paper reports the cost of this pair: SE-ResNet-50 as published, at 224x224, in float32."""
     pair = (record["network"], record["baseline"], record["precision"]) == ("se_resnet50", "resnet50", "float32")
-    return pair and not _placed(record) and list(record["input_shape"][1:3]) == [224, 224]
+    return pair and not placement(record.get("se")) and list(record["input_shape"][1:3]) == [224, 224]
 
 
 def _percent(ratio):
     return f"{100 * (ratio - 1):+.1f} %"
 
 
-def _threads(record):
-    return f"{record['threads']} thread{'s' * (record['threads'] > 1)}"
+def _interval(ratio):
+    return f"{_percent(ratio['low'])} to {_percent(ratio['high'])}"
 
 
-def _placed(record):
-    se = record.get("se") or {"site": "standard", "stages": "all"}
-    site = "" if se["site"] == "standard" else f" at {se['site']}"
-    return site if se["stages"] == "all" else f"{site}, stages {' '.join(map(str, se['stages']))}"
-
-
-def _sized(record):
+def _network(record):
     height, width = record["input_shape"][1:3]
-    return f" at {height}x{width}"
+    return f"{record['network']}{placement(record.get('se'))} at {height}x{width}"
 
 
-def _cells(record):
-    measured = record["comparison"]
-    ratio = measured["ratio"]
-    return (
-        record["network"] + _placed(record) + _sized(record),
-        record["baseline"],
-        record["precision"],
-        record["form"],
-        str(record["threads"]),
-        f"{measured['a_ms']:.3g}",
-        f"{measured['b_ms']:.3g}",
-        _percent(ratio["median"]),
-        f"{_percent(ratio['low'])} to {_percent(ratio['high'])}",
-    )
-
-
-_TITLES = ("", "costs", "95 % interval", "ms", "beside", "ms", "A/A null", "real?")
-
-
-def _row(record):
-    _, baseline, *_, baseline_ms, ms, costs, interval = _cells(record)
-    null = record["comparison"]["null"]
-    noise = f"{_percent(null['low'])} to {_percent(null['high'])}"
-    return _name(record), costs, interval, ms, baseline, baseline_ms, noise, "yes" if record["is_real"] else "no"
+def _setting(record):
+    return f"{record['precision']} {record['form']}, {thread_count(record['threads'])}"
 
 
 def _name(record):
     """What was measured, in a few words."""
-    what = f"{record['network']}{_placed(record)}{_sized(record)}"
-    return f"{what}, {record['precision']} {record['form']}, {_threads(record)}"
+    return f"{_network(record)}, {_setting(record)}"
+
+
+def _cells(record):
+    comparison = record["comparison"]
+    return (
+        _network(record),
+        record["baseline"],
+        record["precision"],
+        record["form"],
+        str(record["threads"]),
+        f"{comparison['a_ms']:.3g}",
+        f"{comparison['b_ms']:.3g}",
+        _percent(comparison["ratio"]["median"]),
+        _interval(comparison["ratio"]),
+    )
+
+
+# HTML
+
+
+def _section(found):
+    """The results of one machine."""
+    records = found["overhead"]
+    alternative = f"Ratios with their intervals: {len(records)} pairs; the table below has the numbers."
+    return (
+        f"<h2>{html.escape(found['environment']['processor'])}</h2>{_image(_ratio_figure(records), alternative)}"
+        f"{_overview(records)}{_notes(records)}{_profiles(records)}{_footprints(records)}{_machine(found['environment'])}"
+    )
+
+
+def _overview(records):
+    rows = []
+    for record in records:
+        _, baseline, *_, baseline_ms, ms, cost, interval = _cells(record)
+        control, significant = _interval(record["comparison"]["null"]), "yes" if record["is_real"] else "no"
+        rows.append((_name(record), cost, interval, ms, baseline, baseline_ms, control, significant))
+    return _table(("", "cost", "95 % interval", "ms", "baseline", "ms", "A/A control", "significant"), rows)
 
 
 def _table(titles, rows):
-    """A table, without the columns in which nothing is told; only the first one breaks its lines."""
+    """A table without its empty columns; only the first column breaks its lines."""
     columns = [column for column in zip(titles, *rows, strict=True) if any(column[1:])]
     head, *body = (
         "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row)
         for tag, row in zip(("th", *("td",) * len(rows)), zip(*columns, strict=True), strict=True)
     )
-    told = "".join(f"<tr>{row}</tr>" for row in body)
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{told}</tbody></table></div>'
+    lines = "".join(f"<tr>{row}</tr>" for row in body)
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>'
 
 
-def _caveats(records):
-    """What a reader has to know of single pairs."""
-    told = [f"{_name(record)}: measured {record['missing']}" for record in records if record.get("missing")]
-    told += [
+def _notes(records):
+    """What a reader has to know about single pairs."""
+    notes = [f"{_name(record)}: measured {record['missing']}" for record in records if record.get("missing")]
+    notes += [
         f"{_name(record)}: the warmest sensor had {min(record['celsius']):.0f} to {max(record['celsius']):.0f} degrees "
-        "Celsius in front of the blocks"
+        "Celsius before the blocks"
         for record in records
         if record.get("celsius")
     ]
-    told += sorted({f"flags of benchmark_model: {' '.join(x['flags'])}" for x in records if x.get("flags")})
-    told += [
-        f"{_name(record)}: {', '.join(record['undelegated'])} ran outside XNNPACK, on slow kernels"
+    notes += sorted({f"flags of benchmark_model: {' '.join(x['flags'])}" for x in records if x.get("flags")})
+    notes += [
+        f"{_name(record)}: not delegated to XNNPACK: {', '.join(record['undelegated'])}, which ran on slow kernels"
         for record in records
         if record.get("undelegated")
     ]
-    return f"<ul>{''.join(f'<li>{html.escape(line)}.</li>' for line in told)}</ul>" if told else ""
+    return f"<ul>{''.join(f'<li>{html.escape(line)}.</li>' for line in notes)}</ul>" if notes else ""
 
 
-def _memory(records):
-    """Sizes, first runs and memory, where they were measured."""
+def _footprints(records):
+    """Sizes, start-up times, memory and energy, as far as they were measured."""
     rows = []
     for record in records:
-        for name, side, footprint in zip(
-            (record["baseline"], record["network"]), ("a", "b"), record.get("footprints") or (), strict=False
-        ):
+        names = (record["baseline"], record["network"])
+        for side, name, footprint in zip("ab", names, record.get("footprints") or (), strict=False):
             spread = record["comparison"].get(side) or {}
             rows.append(
                 (
-                    f"{name}, {record['precision']} {record['form']}, {_threads(record)}",
+                    f"{name}, {_setting(record)}",
                     f"{footprint['bytes'] / 1e6:.1f}",
                     f"{footprint['init_ms']:.0f}",
                     f"{footprint['first_ms']:.1f}",
-                    _told(footprint["peak_mb"], ".0f"),
+                    _known(footprint["peak_mb"], ".0f"),
                     " / ".join(f"{spread[q]:.3g}" for q in ("p50", "p90", "p99")) if spread else "",
-                    _told(record["comparison"].get(f"{side}_mj"), ".3g"),
+                    _known(record["comparison"].get(f"{side}_mj"), ".3g"),
                 )
             )
     titles = ("", "MB", "init ms", "first run ms", "peak MB", "p50 / p90 / p99 ms", "mJ a run")
     return f"<h3>Files, start and memory</h3>{_table(titles, rows)}" if rows else ""
 
 
-def _told(value, how):
-    """A number, or nothing where the system has not told it."""
-    return "" if value is None else f"{value:{how}}"
+def _known(value, spec):
+    """A number; empty where the system did not report it."""
+    return "" if value is None else f"{value:{spec}}"
 
 
 def _machine(environment):
-    affinity = environment.get("affinity")
-    cores = environment.get("cores")
-    told = {
+    affinity, cores = environment.get("affinity"), environment.get("cores")
+    facts = {
         "runtime": environment.get("runtime"),
         "system": environment.get("system"),
         "cores": f"{cores}, of which {len(affinity)} may be used" if affinity else cores,
-        "governor": environment.get("governor") or "not told by the system",
+        "governor": environment.get("governor") or "not reported by the system",
         "matrix units": ", ".join(environment.get("matrix_units") or ()) or "none",
         "versions": ", ".join(f"{name} {number}" for name, number in (environment.get("versions") or {}).items()),
     }
-    rows = "".join(f"<dt>{name}</dt><dd>{html.escape(str(value))}</dd>" for name, value in told.items() if value)
+    rows = "".join(f"<dt>{name}</dt><dd>{html.escape(str(value))}</dd>" for name, value in facts.items() if value)
     return f"<h3>Measured on</h3><dl>{rows}</dl>"
 
 
+def _profiles(records):
+    """Where the time goes, for each pair that was profiled."""
+    figures = []
+    for record in records:
+        if record.get("profiles"):
+            without, with_se = (
+                sum(parts.get(part, 0.0) for parts in side.values() for part in _SE_PARTS)
+                for side in record["profiles"]
+            )
+            ms = (with_se - without) / 1e3
+            text = f"{_name(record)}: squeeze, excitation and scale take {ms:.2f} ms in the profiler"
+            caption, image = html.escape(f"{text}."), _image(_stage_figure(record), text)
+            figures.append(f"<figure><figcaption>{caption}</figcaption>{image}</figure>")
+    if not figures:
+        return ""
+    note = (
+        "The two files are profiled one after the other, not in pairs. Therefore the time of SE's parts is more exact "
+        "than the difference between two bars."
+    )
+    return f'<h3>Where the time goes</h3><p>{note}</p><div class="pictures">{"".join(figures)}</div>'
+
+
+# Figures
+
+
 def _image(figure, alternative):
-    """A picture as part of the page."""
+    """A figure as part of the page."""
     text = io.StringIO()
     figure.savefig(text, format="svg")
     picture = base64.b64encode(text.getvalue().encode()).decode()
     return f'<img alt="{html.escape(alternative)}" src="data:image/svg+xml;base64,{picture}">'
 
 
-def _profiles(records):
-    """Where the time goes, of each pair that was profiled: a bar for each stage and side, its parts stacked."""
-    pictures = []
-    for record in records:
-        if not record.get("profiles"):
-            continue
-        plain, other = (
-            sum(parts.get(part, 0.0) for parts in side.values() for part in _SE_PARTS) for side in record["profiles"]
-        )
-        added = other - plain
-        text = f"{_name(record)}: squeeze, excitation and scale take {added / 1e3:.2f} ms by the profiler"
-        pictures.append(
-            f"<figure><figcaption>{html.escape(text)}.</figcaption>{_image(_stages(record), text)}</figure>"
-        )
-    note = (
-        "<p>One file is profiled after the other, not in pairs: what SE's parts take tells more than two heights.</p>"
-    )
-    return f'<h3>Where the time goes</h3>{note}<div class="pictures">{"".join(pictures)}</div>' if pictures else ""
-
-
-def _stages(record):
+def _axes(height):
     from matplotlib.figure import Figure
 
-    plain, other = record["profiles"]
-    stages = list(dict.fromkeys([*plain, *other]))
-    figure = Figure(figsize=(_WIDTH, 3), layout="constrained")
-    axes = figure.subplots()
-    for side, offset in ((plain, -0.2), (other, 0.2)):
+    axes = Figure(figsize=(_WIDTH, height), layout="constrained").subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    return axes
+
+
+def _stage_figure(record):
+    """Two bars for each stage, without and with SE; a bar stacks the parts."""
+    without, with_se = record["profiles"]
+    stages = list(dict.fromkeys([*without, *with_se]))
+    axes = _axes(3)
+    for side, offset in ((without, -0.2), (with_se, 0.2)):
         bottom = [0.0] * len(stages)
         for part, color in _PART_COLORS.items():
             values = [side.get(stage, {}).get(part, 0.0) / 1e3 for stage in stages]
-            places = [place + offset for place in range(len(stages))]
-            label = part if side is other else None
-            axes.bar(places, values, width=0.36, bottom=bottom, color=color, label=label)
+            positions = [index + offset for index in range(len(stages))]
+            label = part if side is with_se else None
+            axes.bar(positions, values, width=0.36, bottom=bottom, color=color, label=label)
             bottom = [low + value for low, value in zip(bottom, values, strict=True)]
     axes.set_xticks(range(len(stages)), stages)
     axes.set_ylabel("ms (left without, right with SE)")
-    axes.spines[["top", "right"]].set_visible(False)
     axes.set_ylim(top=1.35 * axes.get_ylim()[1])  # room for the legend
     axes.legend(frameon=False, fontsize=8, ncols=3, loc="upper left")
-    return figure
+    return axes.figure
 
 
-def _picture(records):
-    """Ratios with their intervals, the paper's as a line."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(_WIDTH, 0.9 + 0.42 * len(records)), layout="constrained")
-    axes = figure.subplots()
+def _ratio_figure(records):
+    """Ratios with their intervals, the controls, and the paper's ratio as a line."""
+    axes = _axes(0.9 + 0.42 * len(records))
     axes.axvline(100 * (PAPER["ratio"] - 1), color="0.35", linestyle="--", linewidth=1)
     axes.axvline(0, color="0.7", linewidth=1)
-    for place, record in enumerate(records):
-        ratio, null = record["comparison"]["ratio"], record["comparison"]["null"]
-        middle, low, high = (100 * (ratio[name] - 1) for name in ("median", "low", "high"))
-        axes.barh(place, 100 * (null["high"] - null["low"]), left=100 * (null["low"] - 1), height=0.6, color="0.9")
+    for index, record in enumerate(records):
+        ratio, control = record["comparison"]["ratio"], record["comparison"]["null"]
+        median, low, high = (100 * (ratio[name] - 1) for name in ("median", "low", "high"))
+        width, left = 100 * (control["high"] - control["low"]), 100 * (control["low"] - 1)
+        axes.barh(index, width, left=left, height=0.6, color="0.9")
         color = _COLORS.get(record["form"], "black")
-        axes.errorbar(middle, place, xerr=[[middle - low], [high - middle]], fmt="o", color=color, capsize=3)
-    axes.set_yticks(
-        range(len(records)),
-        [f"{r['network']}{_placed(r)}\n{r['precision']} {r['form']}, {_threads(r)}" for r in records],
-        fontsize=9,
-    )
+        axes.errorbar(median, index, xerr=[[median - low], [high - median]], fmt="o", color=color, capsize=3)
+    labels = [f"{x['network']}{placement(x.get('se'))}\n{_setting(x)}" for x in records]
+    axes.set_yticks(range(len(records)), labels, fontsize=9)
     axes.invert_yaxis()
-    axes.set_xlabel("time that is added, %\n(dashed: the paper's; gray: A/A null)")
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure
+    axes.set_xlabel("added time, %\n(dashed: the paper's; gray: A/A control)")
+    return axes.figure

@@ -121,6 +121,19 @@ def complete(records: Iterable[Json]) -> list[Json]:
     return [record for record in records if not record.get("missing")]
 
 
+def placement(se: Json | None) -> str:
+    """Where squeeze-and-excitation is, for a text: " at 3x3, stages 3 4". Empty if as published, or for given files."""
+    if se is None:
+        return ""
+    site = "" if se["site"] == "standard" else f" at {se['site']}"
+    return site if se["stages"] == "all" else f"{site}, stages {' '.join(map(str, se['stages']))}"
+
+
+def thread_count(threads: int) -> str:
+    """A number of threads, for a text."""
+    return f"{threads} thread{'s' * (threads > 1)}"
+
+
 def require_pair(baseline: LiteRTRunner, network: LiteRTRunner) -> tuple[int, ...]:
     """The shape of the input of two files; raises ValueError if the shapes differ."""
     shapes = {runner.input_shape for runner in (baseline, network)}

@@ -180,15 +180,17 @@ def _tables(records):
 
 def print_overhead(report: dict[str, Any]) -> None:
     """Prints one row for each pair, after the paper's."""
+    from se_keras.export.benchmark.results import placement, thread_count
+
     records, paper, environment = report["overhead"], report["paper"], report["environment"]
     first = records[0]
     size = "x".join(map(str, first["input_shape"][1:3]))
-    threads = f"{first['threads']} thread{'s' * (first['threads'] > 1)}"
+    threads = thread_count(first["threads"])
     caption = f"{environment['processor']}, {environment['runtime']}."
     if environment["matrix_units"]:
         units = ", ".join(environment["matrix_units"])
         caption += f" Matrix units ({units}) speed up int8 convolutions, not SE's multiplication: SE costs more here."
-    title = escape(f"{first['network']}{_placed(first['se'])} compared with {first['baseline']} at {size}, {threads}")
+    title = escape(f"{first['network']}{placement(first['se'])} compared with {first['baseline']} at {size}, {threads}")
     of_files = first["se"] is None
     sides = (escape(first["baseline"]), escape(first["network"])) if of_files else ("plain", "SE")
     table = _comparison_table(*sides, title=title, caption=caption)
@@ -198,14 +200,6 @@ def print_overhead(report: dict[str, Any]) -> None:
     for record in records:
         table.add_row(f"{record['precision']} {record['form']}", *_comparison_cells(record["comparison"], ".3g"))
     print_table(table)
-
-
-def _placed(se):
-    """Where squeeze-and-excitation is, if not as published; nothing for files that were given."""
-    if se is None:
-        return ""
-    site = "" if se["site"] == "standard" else f", site {se['site']}"
-    return site if se["stages"] == "all" else f"{site}, stages {' '.join(map(str, se['stages']))}"
 
 
 def _comparison_table(a, b, **options):
