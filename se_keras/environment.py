@@ -1,17 +1,19 @@
-"""What a figure or a file was made with: processor, system, versions."""
+"""The machine and the versions that a file or a measurement was made with."""
 
 import os
 import platform
 from importlib.metadata import version
 from pathlib import Path
 
+from se_keras.typing import Json
 
-def environment():
-    """Where a measurement was made: processor, system and versions."""
+
+def environment() -> Json:
+    """Processor, system and versions of this machine."""
     processor, flags = _processor()
     return {
         "processor": processor,
-        # Matrix units make int8 convolutions faster, not the multiplication of a gate: SE's share grows.
+        # Matrix units speed up int8 convolutions, not the multiplication by the gate: SE costs a larger share.
         "matrix_units": sorted(flag for flag in flags if flag in _MATRIX_UNITS),
         "cores": os.cpu_count(),
         "affinity": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
@@ -24,7 +26,7 @@ def environment():
 
 
 def _read(path):
-    """What a file of the system says; None where there is none."""
+    """The text of a file of the system; None if it cannot be read."""
     try:
         return Path(path).read_text().strip()
     except OSError:
@@ -35,7 +37,7 @@ _MATRIX_UNITS = ("amx_int8", "amx_bf16", "i8mm", "sme", "sme2")
 
 
 def _processor():
-    """Model name and feature flags, where the system tells them."""
+    """Model name and feature flags of the processor, as far as the system reports them."""
     try:
         with open("/proc/cpuinfo") as file:
             entries = dict(line.rstrip("\n").split(":", 1) for line in file if ":" in line)
@@ -58,6 +60,6 @@ PACKAGES = (
 )
 
 
-def versions():
-    """Versions of the packages that make an export what it is."""
+def versions() -> dict[str, str]:
+    """Versions of the packages that affect an export."""
     return {package: version(package) for package in PACKAGES}

@@ -1,18 +1,19 @@
-"""Time per operator of a LiteRT file, by the block and the part of it: what squeeze-and-excitation added, and where."""
+"""Time of each operator of a LiteRT file, by block and part: where the time goes that squeeze-and-excitation adds."""
 
 import re
 import tempfile
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ai_edge_litert.interpreter import Interpreter, OpResolverType
+from se_keras.typing import Json
 
-from ..litert.file import check_threads
+from ..litert.file import LiteRTModel, check_threads, plain_interpreter
 from .programs import profiler_events, run
 
-# Which of XNNPACK's operators, by the beginning of its name, computes which of LiteRT's. A convolution of 1x1 at stride
-# 1 is a matrix product there.
+# For each LiteRT operator, how the names of the XNNPACK operators begin that compute it. XNNPACK computes a 1x1
+# convolution with stride 1 as a matrix product.
 _COMPUTED_BY = {
     "CONV_2D": ("Convolution", "Fully Connected"),
     "DEPTHWISE_CONV_2D": ("Convolution",),
@@ -42,15 +43,15 @@ PARTS = ("convolution", "squeeze", "excitation", "scale", "add", "classifier", "
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """An operator.
+    """The time of an operator.
 
     Args:
-        operator: LiteRT's name for it.
-        layer: Of the network; empty where the file does not tell.
-        kernel: XNNPACK's name for what computed it; empty where nothing had to be computed.
+        operator: Its name in LiteRT.
+        layer: The layer of the network that it computes; empty where the file does not have its name.
+        kernel: The XNNPACK operator that computed it; empty where nothing had to be computed.
         microseconds: Mean of the runs.
-        stage: Of the network, such as `stage2`; empty outside of them.
-        block: Such as `stage2_block1`.
+        stage: Of the network, such as `stage2`; empty outside of the stages.
+        block: Such as `stage2_block1`; empty outside of the blocks.
         part: One of `PARTS`.
     """
 
@@ -69,10 +70,10 @@ class Profile:
 
     Args:
         rows: One for each operator, in order.
-        unattributed: Microseconds of XNNPACK's operators that belong to none of LiteRT's, such as copies.
+        unattributed: Microseconds of XNNPACK operators that belong to no LiteRT operator, such as copies.
         run_us: Microseconds of a run without the profiler.
-        profiled_us: With it.
-        others: Events of other kinds: operators that XNNPACK does not compute.
+        profiled_us: Microseconds of a run with the profiler.
+        others: Operators that XNNPACK does not compute.
     """
 
     rows: tuple[Row, ...]
@@ -82,37 +83,28 @@ class Profile:
     others: tuple[str, ...]
 
     @property
-    def total_us(self):
+    def total_us(self) -> float:
         """Microseconds of all operators together."""
         return sum(row.microseconds for row in self.rows) + self.unattributed
 
-    def by(self, *fields):
-        """Microseconds by the values of fields of `Row`, such as `by("stage", "part")`."""
-        sums = defaultdict(float)
+    def by(self, *fields: str) -> dict[tuple[str, ...], float]:
+        """Microseconds for each combination of values of fields of `Row`, such as `by("stage", "part")`."""
+        sums: dict[tuple[str, ...], float] = defaultdict(float)
         for row in self.rows:
             sums[tuple(getattr(row, field) for field in fields)] += row.microseconds
         return dict(sums)
 
-    def to_json(self):
+    def to_json(self) -> Json:
         """The profile as a dict for JSON."""
         record = {"unplaced" if field == "unattributed" else field: value for field, value in asdict(self).items()}
         return record | {"told_us": self.total_us}
 
 
-def profile(file, *, threads=1, runs=50):
+def profile(file: LiteRTModel, *, threads: int = 1, runs: int = 50) -> Profile:
     """Profiles a LiteRT file with XNNPACK, in a process of its own.
 
-    Args:
-        file: A `LiteRTModel`.
-        threads: Number of threads.
-        runs: Number of runs.
-
-    Returns:
-        A `Profile`.
-
     Raises:
-        ValueError: If the installed runtime cannot tell, if an argument is out of range, or if what it tells cannot be
-            laid beside the operators of the file.
+        ValueError: If an argument is out of range, or if the installed runtime cannot report the times.
     """
     check_threads(threads)
     if type(runs) is not int or runs < 1:
@@ -133,22 +125,27 @@ def profile(file, *, threads=1, runs=50):
     )
 
 
-def _of_one_run(sent, runs):
-    """Events of several runs, which each send the same, added up."""
-    if not sent or len(sent) % runs:
-        raise ValueError(f"The installed ai-edge-litert reports {len(sent)} events of {runs} runs: not as many of each")
-    count = len(sent) // runs
-    names = [tag for tag, _ in sent[:count]]
-    if any([tag for tag, _ in sent[start : start + count]] != names for start in range(0, len(sent), count)):
+def _of_one_run(events, runs):
+    """The events of several runs, which all have the same operators, as the sums of one run."""
+    if not events or len(events) % runs:
+        raise ValueError(
+            f"The installed ai-edge-litert must report as many events for each of {runs} runs. "
+            f"Received: {len(events)} events"
+        )
+    count = len(events) // runs
+    names = [tag for tag, _ in events[:count]]
+    if any([tag for tag, _ in events[start : start + count]] != names for start in range(0, len(events), count)):
         raise ValueError("The installed ai-edge-litert reports other operators in each run")
-    return [(name, sum(elapsed for _, elapsed in sent[place::count])) for place, name in enumerate(names)]
+    return [(name, sum(elapsed for _, elapsed in events[index::count])) for index, name in enumerate(names)]
 
 
-def _attributed(operators, times):
-    """Rows of operators in order, with the times of XNNPACK's own in order; and what belongs to none of them.
+def _attributed(
+    operators: Sequence[tuple[str, str]], times: Sequence[tuple[str, float]]
+) -> tuple[tuple[Row, ...], float]:
+    """The rows of LiteRT's operators with the times of XNNPACK's, and the time that belongs to none of them.
 
-    Some operators have none of their own: padding that went into a convolution, a reshape that is a view. So the
-    longest common sequence is what belongs together.
+    Both come in the order of execution. Some of LiteRT's operators have none of XNNPACK's: padding that is part of a
+    convolution, a reshape that copies nothing. Therefore they are matched by the longest common subsequence.
     """
     most = [[0] * (len(times) + 1) for _ in range(len(operators) + 1)]
     for i in reversed(range(len(operators))):
@@ -170,7 +167,8 @@ def _computes(tag, operator):
 
 
 def _row(operator, layer, kernel, microseconds):
-    block = re.match(r"stage\d+_block\d+|stage\d+\w*?(?=_)|", layer)[0]
+    found = re.match(r"stage\d+_block\d+|stage\d+\w*?(?=_)", layer)
+    block = found[0] if found else ""
     if re.search(r"_se(_|$)", layer):
         part = _SE_PARTS.get(operator, "excitation")
     else:
@@ -187,15 +185,13 @@ def _row(operator, layer, kernel, microseconds):
 
 
 def _operators(content):
-    """Each operator of a file in order, and the layer whose output it gives."""
-    reader = Interpreter(
-        model_content=content, experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
-    )
+    """Each operator of a file in order, with the layer whose output it computes."""
+    reader = plain_interpreter(content)
     names = {tensor["index"]: tensor["name"] for tensor in reader.get_tensor_details()}
     return [(op["op_name"], _layer(names.get(op["outputs"][0], ""))) for op in reader._get_ops_details()]
 
 
 def _layer(tensor):
-    """`stage2_block1_conv1` of `se_resnet50_1/stage2_block1_conv1_1/convolution;...`."""
+    """The layer in a tensor's name: `stage2_block1_conv1` of `se_resnet50_1/stage2_block1_conv1_1/convolution;...`."""
     parts = tensor.partition(";")[0].split("/")
     return re.sub(r"_\d+$", "", parts[1]) if len(parts) > 1 else ""
