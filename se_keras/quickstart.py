@@ -1,4 +1,4 @@
-"""The whole line on real input: train on the digits, export, check that all agree, measure what SE costs."""
+"""The quick start: train on the digits, export, check that the exports agree, and measure what SE costs."""
 
 import gc
 import time
@@ -16,81 +16,50 @@ from se_keras.export.benchmark.results import PAPER
 from se_keras.export.benchmark.targets.host import measure
 from se_keras.export.litert.conversion import to_litert
 from se_keras.export.serving.savedmodel import to_savedmodel
-from se_keras.training import data as datasets
+from se_keras.training.data import digits
 from se_keras.training.loop import MODEL_FILE, fit, training_of
-from se_keras.training.recipes import DIGITS
+from se_keras.training.recipes import DIGITS, Recipe
+from se_keras.typing import FilePath, Json, OnMessage
 
 TRAINED = "se_resnet11_digits"
 MEASURED = "se_resnet50"
 PRECISIONS = ("float32", "int8")
 
 
-def quickstart(folder, *, recipe=DIGITS, measured=MEASURED, blocks=20, progress=print):
-    """Trains a small SE network and its baseline, exports the first, and measures SE's cost on SE-ResNet-50.
+def quickstart(
+    folder: FilePath,
+    *,
+    recipe: Recipe = DIGITS,
+    measured: str = MEASURED,
+    blocks: int = 20,
+    progress: OnMessage = print,
+) -> Json:
+    """Trains a small SE network and its baseline, exports the network, and measures what SE costs in SE-ResNet-50.
 
-    Leaves in `folder`: a run of each network (`model.keras`, `run.json`), `digits.tflite` and `digits_int8.tflite` with
-    their manifests, `savedmodel/<version>`, and `report.json` with everything that was found.
+    `folder` then has a run of each network (`model.keras`, `run.json`), `digits.tflite` and `digits_int8.tflite` with
+    their manifests, `savedmodel/<version>`, and the results in `report.json`.
 
     Args:
-        folder: Where to; an interrupted training there goes on where it was.
-        recipe: A `Recipe` to train with.
+        folder: Where to write; an interrupted training in it is resumed.
+        recipe: For both networks.
         measured: The network whose overhead is measured, at its own input size, with one thread.
         blocks: Of the comparison.
-        progress: Called with what is done next, as a string.
+        progress: Called with a message before each part.
 
     Returns:
         The report, as in `report.json`.
 
     Raises:
         OSError: If the folder cannot be written.
-        ValueError: If an export disagrees with its network, or if operators fall off XNNPACK.
+        ValueError: If an export does not agree with its network, or if operators are not delegated to XNNPACK.
     """
     folder, started = Path(folder), time.monotonic()
-    digits = datasets.digits()
     keras.utils.set_random_seed(recipe.seed)
     report = {"schema": 1, "environment": environment(), "training": {}, "exports": {}, "overhead": [], "paper": PAPER}
-
     for network in (baseline_name(TRAINED), TRAINED):
-
-        def told(now, network=network):
-            if now.step == 0:
-                accuracy = f", test accuracy {now.figures['val_accuracy'][-1]:.1%}" if now.figures else ""
-                progress(f"training {network} on digits: epoch {now.epoch} of {now.epochs}{accuracy}")
-
-        model, figures = fit(create(network, classes=10), recipe, digits, folder / network, progress=told)
-        report["training"][network] = {
-            "file": f"{network}/{MODEL_FILE}",
-            "images": len(digits.train),
-            "test_images": len(digits.test),
-            "epochs": recipe.epochs,
-            "test_accuracy": figures["val_accuracy"][-1],
-            "parameters": model.count_params(),
-        }
-
+        model, report["training"][network] = _train(network, recipe, folder, progress)
     progress(f"exporting {TRAINED} to LiteRT and to a SavedModel")
-    float32 = to_litert(
-        model,
-        held_out=digits.test.images,
-        labels=digits.classes,
-        normalization=(0, 255),  # the digits' pixels are in 0..1
-        training=training_of(folder / TRAINED / MODEL_FILE),
-    )
-    int8 = to_litert(
-        model, precision="int8", calibration=digits.train.images, held_out=digits.test.images, converted=float32
-    )
-    float32.save(folder / "digits.tflite")
-    int8.save(folder / "digits_int8.tflite")
-    served = to_savedmodel(model, folder / "savedmodel", held_out=digits.test.images)
-    for file, manifest in {
-        "digits.tflite": float32.manifest,
-        "digits_int8.tflite": int8.manifest,
-        str(served.path.relative_to(folder)): served.manifest,
-    }.items():
-        report["exports"][file] = {"bytes": _size(folder / file), "agreement": manifest["agreement"]}
-    for file, litert in {"digits.tflite": float32, "digits_int8.tflite": int8}.items():
-        predicted = litert.runner()(digits.test.images)["probabilities"].argmax(axis=1)
-        report["exports"][file]["test_accuracy"] = float(np.mean(predicted == digits.test.labels))
-
+    report["exports"] = _export(model, folder)
     del model
     gc.collect()
     measuring = partial(measure, blocks=blocks)
@@ -101,7 +70,56 @@ def quickstart(folder, *, recipe=DIGITS, measured=MEASURED, blocks=20, progress=
     return report
 
 
-def _size(path):
-    return (
-        sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) if path.is_dir() else path.stat().st_size
+def _train(network, recipe, folder, progress):
+    """The trained network, and its entry in the report."""
+    data = digits()
+
+    def show(now):
+        if now.step == 0:
+            accuracy = f", test accuracy {now.figures['val_accuracy'][-1]:.1%}" if now.figures else ""
+            progress(f"training {network} on digits: epoch {now.epoch} of {now.epochs}{accuracy}")
+
+    model, figures = fit(create(network, classes=10), recipe, data, folder / network, progress=show)
+    entry = {
+        "file": f"{network}/{MODEL_FILE}",
+        "images": len(data.train),
+        "test_images": len(data.test),
+        "epochs": recipe.epochs,
+        "test_accuracy": figures["val_accuracy"][-1],
+        "parameters": model.count_params(),
+    }
+    return model, entry
+
+
+def _export(model, folder):
+    """The entries of the exports in the report."""
+    data = digits()
+    test = data.test.images
+    float32 = to_litert(
+        model,
+        held_out=test,
+        labels=data.classes,
+        normalization=(0, 255),  # the digits' pixels are in 0..1
+        training=training_of(folder / TRAINED / MODEL_FILE),
     )
+    int8 = to_litert(model, precision="int8", calibration=data.train.images, held_out=test, converted=float32)
+    entries = {}
+    for name, litert in (("digits.tflite", float32), ("digits_int8.tflite", int8)):
+        litert.save(folder / name)
+        predicted = litert.runner()(test)["probabilities"].argmax(axis=1)
+        entries[name] = {
+            "bytes": _size(folder / name),
+            "agreement": litert.manifest["agreement"],
+            "test_accuracy": float(np.mean(predicted == data.test.labels)),
+        }
+    served = to_savedmodel(model, folder / "savedmodel", held_out=test)
+    entries[str(served.path.relative_to(folder))] = {
+        "bytes": _size(served.path),
+        "agreement": served.manifest["agreement"],
+    }
+    return entries
+
+
+def _size(path):
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())

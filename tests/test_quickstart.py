@@ -1,4 +1,4 @@
-"""The whole line in short: three epochs, exports, agreement, overhead; and the same folder once more."""
+"""The quick start in short: three epochs, exports, agreement, overhead; and a second run in the same folder."""
 
 import json
 from dataclasses import replace
@@ -24,8 +24,8 @@ SHORT = {"recipe": replace(DIGITS, epochs=3), "measured": "se_resnet11_digits", 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """Report, folder, and the lines of progress of a first run."""
-    folder, told = tmp_path_factory.mktemp("quickstart") / "first", []
-    return module.quickstart(folder, **SHORT, progress=told.append), folder, told
+    folder, messages = tmp_path_factory.mktemp("quickstart") / "first", []
+    return module.quickstart(folder, **SHORT, progress=messages.append), folder, messages
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_report_has_the_baseline_then_the_network(report):
 def test_training_is_in_the_report(report, folder, network):
     run = report["training"][network]
     assert (run["images"], run["test_images"], run["epochs"]) == (1437, 360, 3)
-    # Chance is 0.1.
+    # A random guess has 0.1.
     assert 0.9 < run["test_accuracy"] <= 1
     assert run["parameters"] == keras.saving.load_model(folder / run["file"]).count_params()
 
@@ -137,13 +137,13 @@ def test_overhead_is_that_of_the_network_beside_its_baseline(report, index):
 
 
 def test_progress_tells_every_step(made):
-    told = made[2]
+    messages = made[2]
     for network in NETWORKS:
-        assert [line.partition(",")[0] for line in told if line.startswith(f"training {network} ")] == [
+        assert [line.partition(",")[0] for line in messages if line.startswith(f"training {network} ")] == [
             f"training {network} on digits: epoch {epoch} of 3" for epoch in range(4)
         ]
-    assert [line for line in told if line.startswith("exporting se_resnet11_digits to LiteRT")]
-    assert len([line for line in told if line.startswith("timing ")]) == 4
+    assert [line for line in messages if line.startswith("exporting se_resnet11_digits to LiteRT")]
+    assert len([line for line in messages if line.startswith("timing ")]) == 4
 
 
 def test_folder_holds_the_files_of_the_report_and_no_partial_ones(folder):
@@ -157,7 +157,7 @@ def test_folder_holds_the_files_of_the_report_and_no_partial_ones(folder):
 
 @pytest.fixture(scope="module")
 def again(made):
-    """The report of a second run in the first one's folder; it may not train, and need not convert nor measure."""
+    """The report of a second run in the first one's folder, which must not train; nothing is converted or measured."""
     converted = {"float32": load_litert(made[1] / "digits.tflite"), "int8": load_litert(made[1] / "digits_int8.tflite")}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "to_litert", lambda _, precision="float32", **__: converted[precision])
@@ -181,10 +181,10 @@ def test_second_run_in_a_folder_replaces_the_report(again, folder):
 
 @pytest.fixture
 def command(report, tmp_path, capfd, monkeypatch):
-    """`command(*arguments)`: stdout of `se-keras quickstart`, which gives the first run's report at once."""
+    """`command(*arguments)`: stdout of `se-keras quickstart`, which returns the first run's report at once."""
     monkeypatch.setattr(module, "quickstart", lambda folder, progress: report)
     monkeypatch.setenv("COLUMNS", "200")
-    # The command sets what is the process's own.
+    # The command would change the handlers of this process.
     monkeypatch.setattr(se_keras_cli.signal, "signal", lambda *_: None)
 
     def call(*arguments):
