@@ -1,7 +1,7 @@
-"""New classes for a trained SE network: a new head on the frozen trunk first, then both at a lower learning rate.
+"""Fine-tune an SE network to new classes: first a new head on the frozen trunk, then both at a lower learning rate.
 
-python examples/fine_tune.py                    # trains a trunk on the digits 0 to 4 itself
-python examples/fine_tune.py weights.keras      # takes the trunk of a saved se_resnet11_digits
+python examples/fine_tune.py                    # trains a trunk on the digits 0 to 4 first
+python examples/fine_tune.py weights.keras      # uses the trunk of a saved se_resnet11_digits
 """
 
 import sys
@@ -17,7 +17,7 @@ NETWORK = "se_resnet11_digits"
 
 
 def of_classes(split, classes):
-    """The images of some classes, and their labels counted from 0."""
+    """The images of some classes, and their labels from 0."""
     chosen = (split.labels >= classes.start) & (split.labels < classes.stop)
     return split.images[chosen], split.labels[chosen] - classes.start
 
@@ -39,10 +39,10 @@ def with_new_head(weights, classes):
 
 
 def learn(model, train, test, *, trainable, learning_rate, epochs):
-    """Trains the head, and the trunk if it is `trainable`; gives the accuracy on `test`."""
+    """Trains the head, and the trunk if it is `trainable`; returns the accuracy on `test`."""
     for layer in model.get_layer(NETWORK).layers:
-        # A frozen BatchNorm keeps its statistics too, so that unfreezing does not upset what the head has learned.
-        # Calling the trunk with training=False would not do: Keras overrides it with the outer model's in fit.
+        # BatchNorm stays frozen, with its statistics: new ones would change the features that the head was trained on.
+        # Calling the trunk with training=False has no effect in fit, where Keras overrides it with the outer model's.
         layer.trainable = trainable and not isinstance(layer, keras.layers.BatchNormalization)
     model.compile(keras.optimizers.Adam(learning_rate), "sparse_categorical_crossentropy", metrics=["accuracy"])
     model.fit(*train, epochs=epochs, verbose=0)
@@ -58,6 +58,6 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         model = with_new_head(sys.argv[1] if sys.argv[1:] else pretrain(data, Path(folder) / "trunk.keras"), classes=5)
     train, test = of_classes(data.train, range(5, 10)), of_classes(data.test, range(5, 10))
-    for moment, phase in (("frozen", FROZEN), ("unfrozen", UNFROZEN)):
+    for name, phase in (("frozen", FROZEN), ("unfrozen", UNFROZEN)):
         accuracy = learn(model, train, test, **phase)
-        print(f"accuracy on the digits 5 to 9, trunk {moment}: {accuracy:.3f}")
+        print(f"accuracy on the digits 5 to 9, trunk {name}: {accuracy:.3f}")

@@ -1,10 +1,10 @@
-"""Train on a Ray cluster, which starts the workers and starts them again when one is lost.
+"""Train on a Ray cluster, which starts the workers and restarts them when one is lost.
 
 pip install -e ".[ray]"
 python examples/train_on_ray.py /shared/run --workers 2
 
-Ray's TensorflowTrainer gives each worker its TF_CONFIG; the rest is `se_keras.training.fit`, as everywhere. The folder
-must be one that all machines see: a worker that was started again goes on from its checkpoint.
+Ray's TensorflowTrainer gives each worker its TF_CONFIG; the rest is `se_keras.training.fit`, as everywhere. All
+machines must see the folder: restarted workers resume from its checkpoint.
 """
 
 import argparse
@@ -13,10 +13,10 @@ from pathlib import Path
 
 
 def train(config):
-    """What each worker does."""
+    """The work of each worker."""
     from se_keras.training import RECIPES, fit, load, replicas
 
-    given = replicas("multi-worker")  # before anything else of TensorFlow
+    strategy = replicas("multi-worker")  # before anything else of TensorFlow
 
     from dataclasses import replace
 
@@ -28,7 +28,7 @@ def train(config):
     recipe = replace(RECIPES["digits"], epochs=config["epochs"])
     keras.utils.set_random_seed(recipe.seed)
     model = se_keras.create(config["network"], classes=len(data.classes))
-    _, figures = fit(model, recipe, data, config["folder"], strategy=given)
+    _, figures = fit(model, recipe, data, config["folder"], strategy=strategy)
 
     import ray.train
 
