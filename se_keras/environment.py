@@ -60,6 +60,6 @@ PACKAGES = (
 )
 
 
-def versions() -> dict[str, str]:
+def versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
     """Versions of the packages that affect an export."""
-    return {package: version(package) for package in PACKAGES}
+    return {package: version(package) for package in packages}

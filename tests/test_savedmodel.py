@@ -33,8 +33,8 @@ BATCHES = (1, 3, 7)
 MEAN, STD = (123.7, 116.3, 103.5), (58.4, 57.1, 57.4)
 LABELS = [f"class {i}" for i in range(10)]
 
-# The process of export/benchmark/programs/serving_session.py, without Keras and XLA. It answers images by each signature
-# that takes them, files by `image_bytes`, and the warm-up requests, which it reads by the protos of
+# The process of export/benchmark/programs/serving_session.py, without Keras and XLA. It answers images by each
+# signature that takes them, files by `image_bytes`, and the warm-up requests, which it reads by the protos of
 # tensorflow-serving-api.
 SERVER = """
 import sys
