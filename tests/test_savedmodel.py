@@ -314,10 +314,10 @@ def test_folder_under_a_file_is_an_os_error(model, tmp_path):
 def test_version_that_appears_meanwhile_is_not_overwritten(model, tmp_path, monkeypatch):
     agree = savedmodel.agreement
 
-    def meanwhile(*sides):
+    def meanwhile(*sides, as_logits):
         (tmp_path / "1").mkdir()
         (tmp_path / "1" / "saved_model.pb").write_text("another's")
-        return agree(*sides)
+        return agree(*sides, as_logits=as_logits)
 
     monkeypatch.setattr(savedmodel, "agreement", meanwhile)
     with pytest.raises(FileExistsError):

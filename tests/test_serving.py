@@ -246,11 +246,13 @@ def test_model_that_is_not_there_is_an_error(saved, server, server_of):
 
 @pytest.mark.parametrize("server_of", [lambda x: {"rest": x[0]}, lambda x: {"grpc": x[1]}], ids=["REST", "gRPC"])
 def test_model_with_other_signatures_is_an_error(saved, plain, server, server_of):
-    with pytest.raises(ValueError, match="with image_bytes .*Received: only logits, serving_default"):
+    with pytest.raises(ValueError, match="Expected: image_bytes .*Received: only logits, serving_default"):
         serving.check(saved.manifest, model="plain", **server_of(server))
     wider = json.loads(json.dumps(plain.manifest))
     wider["signatures"]["serving_default"]["outputs"]["probabilities"]["shape"] = [None, 1000]
-    message = r"with serving_default from images \?x8x8x3 float32 to probabilities \?x1000 float32. Received: .*\?x10 "
+    message = (
+        r"Expected: serving_default from images \?x8x8x3 float32 to probabilities \?x1000 float32. Received: .*\?x10 "
+    )
     with pytest.raises(ValueError, match=message):
         serving.check(wider, model="photos", **server_of(server))
 
@@ -268,11 +270,11 @@ def test_model_that_is_loading_is_an_error(saved):
     [
         (http_answer("<html>It works!</html>"), "is not TF Serving's. It answers: b'<html>It works!</html>'"),
         (http_answer("[]"), "is not TF Serving's"),
-        (http_answer("{}"), "is not TF Serving's: it tells of no versions"),
+        (http_answer("{}"), "is not TF Serving's: it reports no versions"),
         (http_answer("<html></html>", "404 Not Found"), "is not TF Serving's. It answers: b'<html></html>'"),
         (http_answer('{"error": "out of memory"}', "500 Error"), "is refused: out of memory"),
         (http_answer("cut"), "is not TF Serving's"),
-        (b"SSH-2.0-OpenSSH_9.2\r\n", "cannot be reached: what listens there does not speak HTTP"),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", "cannot be reached: the program at that port does not speak HTTP"),
         (b"", "cannot be reached: Remote end closed connection without response"),
     ],
     ids=["page", "list", "object", "404", "500", "text", "SSH", "closed"],
@@ -284,7 +286,7 @@ def test_what_is_no_tf_serving_is_an_error(saved, listener, answer, message):
 
 def test_port_of_the_other_protocol_is_an_error(saved, server):
     url, host = server
-    with pytest.raises(OSError, match="what listens there does not speak HTTP"):
+    with pytest.raises(OSError, match="the program at that port does not speak HTTP"):
         serving.check(saved.manifest, model="photos", rest=f"http://{host}")
     with pytest.raises(OSError, match="cannot be reached by gRPC"):
         serving.check(saved.manifest, model="photos", grpc=url.removeprefix("http://"))
@@ -304,7 +306,9 @@ def test_bad_arguments_of_a_check_are_errors(saved, arguments, message):
 
 
 def test_manifest_without_golden_input_is_an_error(saved):
-    with pytest.raises(ValueError, match="manifest of a SavedModel with a golden input. Received: one without"):
+    with pytest.raises(
+        ValueError, match="needs a manifest with reference outputs. Received: one without, of an older export"
+    ):
         serving.check({"network": "photos", "precision": "unknown"}, model="photos", rest="http://localhost")
 
 

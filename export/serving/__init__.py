@@ -1,1 +1,1 @@
-"""SavedModels for TF Serving, and talking to a server."""
+"""SavedModels for TF Serving, and a client that checks a server."""

@@ -1,20 +1,22 @@
-"""Talking to TF Serving: what a server needs beside the models, and whether it gives what a manifest says."""
+"""TF Serving: the configuration files of a server, and a check of its answers against a manifest."""
 
 import base64
 import http.client
 import json
 import urllib.error
 import urllib.request
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 from google.protobuf.json_format import MessageToDict
-from tensorflow.core.framework import types_pb2
 
 from se_keras import storage
 from se_keras.errors import first_line
+from se_keras.typing import Array, FilePath, Json, Outputs
 
 from ..manifest import reference_error
 from ..model import SIGNATURE
@@ -25,14 +27,15 @@ MODELS, MONITORING = "models.config", "monitoring.config"
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """How a server has answered a golden input.
+    """The answer of a server to a reference input, compared with the reference output.
 
     Args:
         protocol: `"REST"` or `"gRPC"`.
-        signature: Which was asked.
-        version: Of the model, as the server says.
-        error: How far the answer is from the golden output, as a share of its largest value; 1 for another class.
-        tolerance: How far it may be.
+        signature: The signature that was called.
+        version: The version of the model that the server reports.
+        error: The largest difference from the reference output, as a share of its largest value. 1 if the most probable
+            class differs.
+        tolerance: The largest accepted error.
     """
 
     protocol: str
@@ -42,19 +45,21 @@ class Answer:
     tolerance: float
 
     @property
-    def agrees(self):
-        """Whether the answer is near enough."""
+    def agrees(self) -> bool:
+        """Whether the error is within the tolerance."""
         return self.error <= self.tolerance
 
 
-def check(record, *, model, rest=None, grpc=None, timeout=30.0):
-    """Sends the golden inputs of a SavedModel's manifest to TF Serving, and compares what comes back.
+def check(
+    record: Json, *, model: str, rest: str | None = None, grpc: str | None = None, timeout: float = 30.0
+) -> tuple[Answer, ...]:
+    """Sends the reference inputs in the manifest of a SavedModel to TF Serving, and compares the answers.
 
     Args:
         record: The manifest.
         model: Name of the model on the server.
         rest: URL of the server's REST API, such as `http://localhost:8501`.
-        grpc: Host and port of its gRPC API, such as `localhost:8500`; needs the package tensorflow-serving-api.
+        grpc: Host and port of its gRPC API, such as `localhost:8500`. Needs the package tensorflow-serving-api.
         timeout: Seconds to wait for an answer.
 
     Returns:
@@ -62,12 +67,12 @@ def check(record, *, model, rest=None, grpc=None, timeout=30.0):
 
     Raises:
         OSError: If the server cannot be reached (ConnectionError), or does not answer in time (TimeoutError).
-        ValueError: If an argument is not one of the above, if there is no TF Serving, or if it has another model.
+        ValueError: If an argument is not valid, if the server is not TF Serving, or if it has another model.
     """
     if not {"golden", "signatures"} <= set(record):
-        raise ValueError("The manifest of a SavedModel with a golden input. Received: one without, of an older export")
+        raise ValueError("A check needs a manifest with reference outputs. Received: one without, of an older export")
     if rest is None and grpc is None:
-        raise ValueError("A server is asked by REST or gRPC: give a URL, or host and port. Received: neither")
+        raise ValueError("A server is reached by REST or gRPC: give a URL, or host and port. Received: neither")
     if not timeout > 0:
         raise ValueError(f"timeout must be above 0 seconds. Received: timeout={timeout!r}")
     clients = [Rest(rest, model, timeout)] if rest is not None else []
@@ -75,77 +80,80 @@ def check(record, *, model, rest=None, grpc=None, timeout=30.0):
     return tuple(answer for client in clients for answer in _answers(client, record))
 
 
-def _answers(client, record):
+def _answers(client: "Rest | Grpc", record: Json) -> Iterator[Answer]:
     version, signatures = client.metadata()
     for name, expected in record["signatures"].items():
         if signatures.get(name) != expected:
-            found = _told(signatures[name]) if name in signatures else f"only {', '.join(sorted(signatures))}"
-            raise ValueError(f"{client} is not the model of the manifest, with {name} {_told(expected)}. "
-                             f"Received: {found}")  # fmt: skip
+            found = _format(signatures[name]) if name in signatures else f"only {', '.join(sorted(signatures))}"
+            raise ValueError(
+                f"{client} is not the model of the manifest. Expected: {name} {_format(expected)}. Received: {found}"
+            )
     (image_name,) = record["signatures"][SIGNATURE]["inputs"]
-    how = {"protocol": client.protocol, "version": version, "tolerance": record["golden"]["tolerance"]}
+
+    def answer(signature, error):
+        tolerance = record["golden"]["tolerance"]
+        return Answer(protocol=client.protocol, signature=signature, version=version, error=error, tolerance=tolerance)
+
     error = reference_error(lambda images: client.predict(SIGNATURE, {image_name: images}), record["golden"])
-    yield Answer(signature=SIGNATURE, error=error, **how)
+    yield answer(SIGNATURE, error)
     if expected := record.get("golden_file"):
         file = np.array([base64.b64decode(expected["base64"])], dtype=object)
-        answer = client.predict(IMAGE_BYTES, {IMAGE_BYTES: file})
-        scores, classes = np.array(expected["scores"]), answer["classes"].tolist()
-        error = float(np.abs(answer["scores"] - scores).max() / np.abs(scores).max())
-        # The order of the others may tell less than rounding.
+        outputs = client.predict(IMAGE_BYTES, {IMAGE_BYTES: file})
+        scores, classes = np.array(expected["scores"]), outputs["classes"].tolist()
+        error = float(np.abs(outputs["scores"] - scores).max() / np.abs(scores).max())
+        # Rounding can change the order of the classes after the first.
         same = classes[0][0] == expected["classes"][0].encode()
-        yield Answer(signature=IMAGE_BYTES, error=error if same else 1.0, **how)
+        yield answer(IMAGE_BYTES, error if same else 1.0)
 
 
-def _told(signature):
-    """A signature in a few words."""
-    takes, gives = (
-        ", ".join(f"{name} {'x'.join('?' if n is None else str(n) for n in x['shape'])} {x['dtype']}"
-                  for name, x in signature[side].items())
-        for side in ("inputs", "outputs")
-    )  # fmt: skip
-    return f"from {takes} to {gives}"
+def _format(signature):
+    """A signature in a few words, such as "from images ?x8x8x3 float32 to probabilities ?x10 float32"."""
+
+    def tensors(side):
+        shapes = {name: "x".join("?" if n is None else str(n) for n in x["shape"]) for name, x in side.items()}
+        return ", ".join(f"{name} {shapes[name]} {x['dtype']}" for name, x in side.items())
+
+    return f"from {tensors(signature['inputs'])} to {tensors(signature['outputs'])}"
 
 
 class Rest:
-    """A model behind TF Serving's REST API.
+    """A model that TF Serving offers by its REST API.
 
     Source: https://www.tensorflow.org/tfx/serving/api_rest.
     """
 
     protocol = "REST"
 
-    def __init__(self, url, model, timeout):
+    def __init__(self, url: str, model: str, timeout: float):
         if not url.startswith(("http://", "https://")):
             raise ValueError(f"A REST API has an address such as http://localhost:8501. Received: {url!r}")
         self._url, self._timeout = f"{url.rstrip('/')}/v1/models/{model}", timeout
 
-    def __str__(self):
+    def __str__(self) -> str:
         return self._url
 
-    def metadata(self):
+    def metadata(self) -> tuple[int, Json]:
         """The version that the server has, and the signatures as in a manifest."""
         states = self._read("").get("model_version_status")
         if not isinstance(states, list) or not states:
-            raise ValueError(f"{self._url} is not TF Serving's: it tells of no versions")
+            raise ValueError(f"{self._url} is not TF Serving's: it reports no versions")
         if not any(state.get("state") == "AVAILABLE" for state in states):
-            told = states[0].get("status", {}).get("error_message") or "no error is told"
-            raise ValueError(f"{self._url} is {states[0].get('state')}, not AVAILABLE: {told}")
+            message = states[0].get("status", {}).get("error_message") or "no error message"
+            raise ValueError(f"{self._url} is {states[0].get('state')}, not AVAILABLE: {message}")
         version, self._signatures = _metadata(self._read("/metadata"))
         return version, self._signatures
 
-    def predict(self, signature, inputs):
-        """Outputs of a signature, `{name: array}`; strings as bytes."""
+    def predict(self, signature: str, inputs: Mapping[str, Array]) -> Outputs:
+        """Outputs of a signature, `{name: array}`. Strings are bytes."""
         values = {name: _listed(x) for name, x in inputs.items()}
-        outputs = self._read(":predict", {"signature_name": signature, "inputs": values}).get("outputs")
+        outputs: Any = self._read(":predict", {"signature_name": signature, "inputs": values}).get("outputs")
         described = self._signatures[signature]["outputs"]
-        if len(described) == 1:  # then the name is left out
+        if len(described) == 1:  # then the answer does not contain the name
             outputs = {name: outputs for name in described}
         try:
             return {name: _array(outputs[name], x["dtype"]) for name, x in described.items()}
         except (AttributeError, KeyError, TypeError, ValueError):
-            raise ValueError(
-                f"{self._url} answers {signature} with something else than {', '.join(described)}"
-            ) from None
+            raise ValueError(f"{self._url} answers {signature} without valid {', '.join(described)}") from None
 
     def _read(self, path, body=None):
         url = self._url + path
@@ -162,47 +170,47 @@ class Rest:
                 raise TimeoutError(f"{url} has not answered within {self._timeout:g} seconds") from None
             raise ConnectionError(f"{url} cannot be reached: {first_line(reason)}") from None
         except http.client.HTTPException:
-            raise ConnectionError(f"{url} cannot be reached: what listens there does not speak HTTP") from None
+            raise ConnectionError(f"{url} cannot be reached: the program at that port does not speak HTTP") from None
         try:
             answer = dict(json.loads(content))
         except (ValueError, TypeError):
             raise ValueError(f"{url} is not TF Serving's. It answers: {content[:60]!r}") from None
         if refused or "error" in answer:
-            raise ValueError(f"{url} is refused: {first_line(answer.get('error', 'no error is told'))}")
+            raise ValueError(f"{url} is refused: {first_line(answer.get('error', 'no error message'))}")
         return answer
 
 
 class Grpc:
-    """A model behind TF Serving's gRPC API.
+    """A model that TF Serving offers by its gRPC API.
 
     Source: tensorflow_serving/apis/prediction_service.proto.
     """
 
     protocol = "gRPC"
 
-    def __init__(self, host, model, timeout):
+    def __init__(self, host: str, model: str, timeout: float):
         try:
             import grpc
             from tensorflow_serving.apis import get_model_metadata_pb2, predict_pb2, prediction_service_pb2_grpc
         except ImportError:
             raise ValueError('gRPC needs the package tensorflow-serving-api: pip install "se-keras[serving]"') from None
-        # Answers of more than 4 MB are refused otherwise.
+        # By default, answers of more than 4 MB are refused.
         self._channel = grpc.insecure_channel(host, options=[("grpc.max_receive_message_length", -1)])
         self._stub = prediction_service_pb2_grpc.PredictionServiceStub(self._channel)
         self._grpc, self._host, self._model, self._timeout = grpc, host, model, timeout
         self._metadata_request, self._predict_request = get_model_metadata_pb2, predict_pb2
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"{self._model} at {self._host}"
 
-    def metadata(self):
+    def metadata(self) -> tuple[int, Json]:
         """The version that the server has, and the signatures as in a manifest."""
         request = self._metadata_request.GetModelMetadataRequest(metadata_field=["signature_def"])
         request.model_spec.name = self._model
         return _metadata(MessageToDict(self._call("GetModelMetadata", request), preserving_proto_field_name=True))
 
-    def predict(self, signature, inputs):
-        """Outputs of a signature, `{name: array}`; strings as bytes."""
+    def predict(self, signature: str, inputs: Mapping[str, Array]) -> Outputs:
+        """Outputs of a signature, `{name: array}`. Strings are bytes."""
         request = self._predict_request.PredictRequest(
             inputs={name: tf.make_tensor_proto(values) for name, values in inputs.items()}
         )
@@ -224,27 +232,28 @@ class Grpc:
 
 
 def _metadata(answer):
-    """Version and signatures out of a GetModelMetadataResponse as JSON has it; one proto for both protocols."""
+    """Version and signatures in a GetModelMetadataResponse as JSON. Both protocols return this proto."""
     try:
-        entries = answer["metadata"]["signature_def"]["signature_def"]
         signatures = {
-            name: {side: dict(sorted((x, _tensor(about)) for x, about in entry[side].items()))
-                   for side in ("inputs", "outputs")}
-            for name, entry in entries.items() if entry.get("inputs")
-        }  # fmt: skip
+            name: {
+                side: {x: _tensor(spec) for x, spec in sorted(entry[side].items())} for side in ("inputs", "outputs")
+            }
+            for name, entry in answer["metadata"]["signature_def"]["signature_def"].items()
+            if entry.get("inputs")
+        }
         return int(answer["model_spec"]["version"]), signatures
     except (AttributeError, KeyError, TypeError, ValueError):
-        raise ValueError("A server that tells its model's signatures is TF Serving. Received: another answer") from None
+        raise ValueError("TF Serving reports the signatures of a model. Received: another answer") from None
 
 
-def _tensor(about):
-    sizes = [int(side["size"]) for side in about["tensor_shape"].get("dim", ())]
-    dtype = tf.as_dtype(types_pb2.DataType.Value(about["dtype"])).name
+def _tensor(spec):
+    sizes = [int(side["size"]) for side in spec["tensor_shape"].get("dim", ())]
+    dtype = tf.as_dtype(spec["dtype"].removeprefix("DT_").lower()).name
     return {"shape": [None if size < 0 else size for size in sizes], "dtype": dtype}
 
 
 def _listed(values):
-    """An array as TF Serving's JSON has it: bytes in base64."""
+    """An array in the JSON of TF Serving. Bytes are in base64."""
     if values.dtype == object:
         return [{"b64": base64.b64encode(value).decode()} for value in values]
     return values.tolist()
@@ -256,22 +265,22 @@ def _array(values, dtype):
     return np.vectorize(lambda value: value.encode(), otypes=[object])(np.array(values, object))
 
 
-def write_server_files(folder, *, root="/models", replace=False):
-    """Writes what TF Serving takes beside the models of a folder: `models.config` and `monitoring.config`.
+def write_server_files(folder: FilePath, *, root: str = "/models", replace: bool = False) -> list[str]:
+    """Writes the configuration of TF Serving for a folder of models: `models.config` and `monitoring.config`.
 
-    How each model is batched stands in its own versions, as `batching_params.pbtxt`.
+    The batching parameters of a model are in its versions (`batching_params.pbtxt`).
 
     Args:
-        folder: With a folder for each model, and in that its versions.
-        root: Path of the folder where the server runs.
-        replace: Whether to replace files that are there: they may have been written by hand.
+        folder: It contains a folder for each model, which contains its versions.
+        root: Path of the folder on the machine of the server.
+        replace: Whether to replace existing files, which somebody may have edited.
 
     Returns:
         The names of the models.
 
     Raises:
         FileNotFoundError: If there is no such folder.
-        FileExistsError: If one of the files is there with another content.
+        FileExistsError: If one of the files exists with another content.
         ValueError: If there are no models.
     """
     folder = Path(folder)

@@ -1,20 +1,25 @@
-"""What a served model offers beside its probabilities: logits, and the classes of image files."""
+"""Further signatures of a SavedModel: the logits, and the classes of image files."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import keras
 import tensorflow as tf
 
 from se_keras.graph import calls, gives_probabilities
 from se_keras.images import evaluation_image
+from se_keras.normalization import Normalization
 
 LOGITS, IMAGE_BYTES = "logits", "image_bytes"
-# A file of some kilobytes can say that it holds an image of gigabytes. Cameras have up to 2^27 pixels.
+# A file of a few kilobytes can declare an image of gigabytes. Cameras have up to 2^27 pixels.
 MOST_PIXELS = 2**27
 
 
-def logits(model):
-    """A function from images to the logits of a functional model, with its own weights.
+def logits(model: keras.Model) -> Callable[[Any], Any] | None:
+    """A function from images to the logits of a functional model. It shares the weights of the model.
 
-    None where the model does not end in one softmax, alone or in a fully connected layer.
+    None if the model does not end in a softmax, as a layer or as the activation of a Dense layer.
     """
     last = calls(model)[-1]
     layer = last.operation
@@ -33,23 +38,31 @@ def logits(model):
     return None
 
 
-def classify(scores_of, *, size, channels, labels, normalization, top):
-    """A function from image files to the classes with the highest scores, and the table of the classes' names.
+def classify(
+    scores_of: Callable[[Any], Any],
+    *,
+    size: Sequence[int],
+    channels: int,
+    labels: Path,
+    normalization: Normalization,
+    top: int,
+) -> tuple[Callable[[Any], dict[str, Any]], tf.lookup.StaticHashTable]:
+    """A function from image files to the classes with the highest scores, and the table of the names of the classes.
 
-    A file is decoded by its content, JPEG, PNG, GIF (its first frame), BMP or WebP, and brought to the network's size
-    as in evaluation. One that cannot be decoded has classes "" and scores 0; the others of its batch are answered.
+    A file is decoded by its content (JPEG, PNG, the first frame of a GIF, BMP or WebP) and resized as in evaluation. A
+    file that cannot be decoded gets the classes "" and the scores 0; the other files of the batch are not affected.
 
     Args:
-        scores_of: From normalized images to scores, a tensor `(batch, classes)`.
-        size: `(height, width)`.
+        scores_of: Function from normalized images to scores, a tensor `(batch, classes)`.
+        size: `(height, width)` of the network.
         channels: 3 for RGB, 1 for gray.
-        labels: Path of a text file with the name of a class a line; it becomes an asset of the SavedModel.
+        labels: A text file with the name of one class a line. It becomes an asset of the SavedModel.
         normalization: A `Normalization`.
-        top: Number of classes to give.
+        top: Number of classes to return.
     """
-    line, whole = tf.lookup.TextFileIndex.LINE_NUMBER, tf.lookup.TextFileIndex.WHOLE_LINE
+    number, line = tf.lookup.TextFileIndex.LINE_NUMBER, tf.lookup.TextFileIndex.WHOLE_LINE
     names = tf.lookup.StaticHashTable(
-        tf.lookup.TextFileInitializer(str(labels), tf.int64, line, tf.string, whole), default_value=""
+        tf.lookup.TextFileInitializer(str(labels), tf.int64, number, tf.string, line), default_value=""
     )
 
     def image_bytes(contents):
@@ -64,38 +77,38 @@ def classify(scores_of, *, size, channels, labels, normalization, top):
 
 
 def _images(contents, size, channels):
-    """Pixels `(batch, height, width, channels)` of files, and `(batch, 1)`: whether each could be decoded.
+    """Pixels `(batch, height, width, channels)` of files, and `(batch, 1)`: whether each file could be decoded.
 
-    An operator that fails would fail the whole batch. A dataset leaves out what fails, and may be read within a graph
-    (`tf.data.Dataset.get_single_element`).
+    An operation that fails would fail the whole batch. A dataset can skip failures, and a graph can read it with
+    `tf.data.Dataset.get_single_element`.
     """
     count = tf.shape(contents)[0]
 
-    def read(place, content):
+    def read(index, content):
         with tf.control_dependencies([_check_pixels(content)]):
-            return place, evaluation_image(content, size=size, channels=channels)
+            return index, evaluation_image(content, size=size, channels=channels)
 
     files = tf.data.Dataset.from_tensor_slices((tf.range(count), contents))
     images = files.map(read, num_parallel_calls=tf.data.AUTOTUNE).ignore_errors()
-    # Behind the last place: there has to be an element even where no file can be decoded.
+    # An extra image after the last one: the dataset must not be empty, even if no file can be decoded.
     blank = tf.data.Dataset.from_tensors((count, tf.zeros((*size, channels))))
-    places, images = images.concatenate(blank).batch(tf.cast(count, "int64") + 1).get_single_element()
-    images = tf.scatter_nd(places[:, None], images, (count + 1, *size, channels))[:count]
-    decoded = tf.scatter_nd(places[:, None], tf.ones_like(places), (count + 1,))[:count]
+    indices, images = images.concatenate(blank).batch(tf.cast(count, "int64") + 1).get_single_element()
+    images = tf.scatter_nd(indices[:, None], images, (count + 1, *size, channels))[:count]
+    decoded = tf.scatter_nd(indices[:, None], tf.ones_like(indices), (count + 1,))[:count]
     return images, decoded[:, None] > 0
 
 
 def _check_pixels(content):
-    """Fails where the head of a JPEG, PNG or GIF file tells of more than `MOST_PIXELS`; reads nothing else of it."""
+    """Fails if the header of a JPEG, PNG or GIF file declares more than `MOST_PIXELS`. Reads only the header."""
 
-    def told(begin, length, dtype, **order):
+    def declared(begin, length, dtype, **order):
         return lambda: tf.cast(tf.io.decode_raw(tf.strings.substr(content, begin, length), dtype, **order), "int64")
 
     sides = tf.case(
         [
             (tf.io.is_jpeg(content), lambda: tf.image.extract_jpeg_shape(content, "int64")[:2]),
-            (tf.strings.substr(content, 0, 4) == b"\x89PNG", told(16, 8, "int32", little_endian=False)),
-            (tf.strings.substr(content, 0, 4) == b"GIF8", told(6, 4, "uint16")),
+            (tf.strings.substr(content, 0, 4) == b"\x89PNG", declared(16, 8, "int32", little_endian=False)),
+            (tf.strings.substr(content, 0, 4) == b"GIF8", declared(6, 4, "uint16")),
         ],
         default=lambda: tf.zeros(2, "int64"),  # BMP is not compressed, and WebP ends at 2^28 pixels
     )

@@ -1,11 +1,15 @@
-"""Requests that TF Serving replays while it loads a model, so that the first caller does not wait for it.
+"""Warm-up requests: TF Serving replays them while it loads a model, so that the first caller does not have to wait.
 
-They stand in `assets.extra/tf_serving_warmup_requests`, a TFRecord file of PredictionLogs. One that fails fails the
-whole load: they are replayed before a SavedModel is shipped.
+They are in `assets.extra/tf_serving_warmup_requests`, a TFRecord file of PredictionLogs. If one fails, TF Serving does
+not load the model. So they are replayed before a SavedModel is finished.
 
-Source: tensorflow_serving/apis/ prediction_log.proto, predict.proto and model.proto. Of their fields the few that are
-used are declared here, with their numbers: tensorflow-serving-api, which has them all, is an extra.
+Source: tensorflow_serving/apis/ prediction_log.proto, predict.proto and model.proto. Only the fields that are used are
+declared here, with their numbers, because tensorflow-serving-api, which has all of them, is an optional dependency.
 """
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -14,6 +18,8 @@ from tensorflow.core.framework import tensor_pb2
 from se_keras import protos
 
 FILE = "assets.extra/tf_serving_warmup_requests"
+
+_TensorProto: Any = tensor_pb2.TensorProto  # pyright: ignore[reportAttributeAccessIssue]: protobuf adds it at run time
 
 _PredictionLog = protos.message(
     "PredictionLog",
@@ -27,7 +33,7 @@ _PredictionLog = protos.message(
 )
 
 
-def write(path, model, requests):
+def write(path: Path, model: str, requests: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
     """Writes `requests`, a list of `(signature, {input: TensorProto})`, into the SavedModel in the folder `path`."""
     (path / FILE).parent.mkdir(exist_ok=True)
     with tf.io.TFRecordWriter(str(path / FILE)) as file:
@@ -40,24 +46,22 @@ def write(path, model, requests):
             file.write(log.SerializeToString())
 
 
-def replay(path, signatures):
-    """Answers each request that stands in a SavedModel by its loaded signatures; returns how many there were.
+def replay(path: Path, signatures: Mapping[str, Any]) -> int:
+    """Runs the requests of a SavedModel with its loaded signatures, and returns their number.
 
     Raises:
-        ValueError: If one cannot be answered, or if an answer is not finite.
+        ValueError: If a request fails, or if an answer is not finite.
     """
-    count = 0
-    for count, record in enumerate(tf.data.TFRecordDataset(str(path / FILE)).as_numpy_iterator(), start=1):  # noqa: B007
+    records = list(tf.data.TFRecordDataset(str(path / FILE)).as_numpy_iterator())
+    for record in records:
         request = _PredictionLog.FromString(record).predict_log.request
-        inputs = {
-            x.key: tf.constant(tf.make_ndarray(tensor_pb2.TensorProto.FromString(x.value))) for x in request.inputs
-        }
+        inputs = {x.key: tf.constant(tf.make_ndarray(_TensorProto.FromString(x.value))) for x in request.inputs}
         name = request.model_spec.signature_name
         try:
             outputs = signatures[name](**inputs)
         except (KeyError, TypeError, tf.errors.OpError) as error:
-            told = " ".join(str(error).split())
-            raise ValueError(f"The warm-up request for {name!r} fails: {told}. Nothing was written") from None
+            message = " ".join(str(error).split())
+            raise ValueError(f"The warm-up request for {name!r} fails: {message}. Nothing was written") from None
         if not all(np.isfinite(x).all() for x in outputs.values() if x.dtype.is_floating):
             raise ValueError(f"The answer to the warm-up request for {name!r} is not finite. Nothing was written")
-    return count
+    return len(records)
