@@ -23,7 +23,7 @@ BLOCKS = "paired measurements (default: %(default)s)"
 def add_benchmark(commands: Commands) -> None:
     """`se-keras benchmark`."""
     parser = add_command(commands, "benchmark", benchmark, json_output=True)
-    network = "compared with its baseline (default: se_resnet50)"
+    network = "networks to compare with their baselines (default: se_resnet50)"
     parser.add_argument("--network", nargs="+", default=["se_resnet50"], metavar="NAME", help=network)
     files = "two .tflite files instead: B relative to A"
     parser.add_argument("--files", type=Path, nargs=2, metavar=("A", "B"), help=files)
@@ -37,17 +37,17 @@ def add_benchmark(commands: Commands) -> None:
     parser.add_argument("--size", type=int, help=SIZE)
     parser.add_argument("--threads", type=int, nargs="+", default=[1], metavar="N", help="default: 1")
     parser.add_argument("--blocks", type=int, default=30, help=BLOCKS)
-    parser.add_argument("--within", type=float, metavar="X", help="stop earlier if the interval is this narrow: 0.01")
+    parser.add_argument("--within", type=float, metavar="X", help="stop when the interval is this narrow, such as 0.01")
     parser.add_argument("--seconds", type=float, metavar="S", help="stop a comparison after this time")
     parser.add_argument("--profile", action="store_true", help="profile the files too, for the report")
-    undelegated = "measure although operators are not delegated to XNNPACK"
+    undelegated = "measure even if operators are not delegated to XNNPACK"
     parser.add_argument("--allow-undelegated", action="store_true", help=undelegated)
     _add_phone(parser)
 
 
 def _add_phone(parser):
     parser.add_argument("--adb", action="store_true", help="measure on a phone: docs/phone.md")
-    parser.add_argument("--serial", metavar="S", help="of the phone, if there are several")
+    parser.add_argument("--serial", metavar="S", help="serial number of the phone, if there are several")
     binary = "LiteRT's binary for the phone, or device:/path of one on it"
     parser.add_argument("--benchmark-model", metavar="PATH", help=binary)
     rest = "seconds for the phone to cool down between blocks (default: 5)"
@@ -299,7 +299,7 @@ def report(options: argparse.Namespace, console: Console) -> None:
 def add_benchmark_input(commands: Commands) -> None:
     """`se-keras benchmark-input FOLDER`."""
     parser = add_command(commands, "benchmark-input", benchmark_input, json_output=True)
-    images = "of images (default: made of photographs)"
+    images = "folder of images (default: made of photographs)"
     parser.add_argument("images", metavar="FOLDER", nargs="?", type=Path, help=images)
     parser.add_argument("--batch-size", type=int, default=64, help="default: %(default)s")
     parser.add_argument("--size", type=int, default=224, help="height and width (default: %(default)s)")

@@ -38,9 +38,8 @@ def inspect(options: argparse.Namespace, console: Console) -> None:
     else:
         _print_inspection(options.file, found)
     if found.reference and not found.reference.agrees:
-        raise ValueError(
-            f"{str(options.file)!r} does not compute the reference output of its manifest here: {_reference_check(found.reference)}"
-        )
+        error = _reference_error(found.reference)
+        raise ValueError(f"{str(options.file)!r} does not compute the reference output of its manifest here: {error}")
 
 
 def _print_inspection(file, found):
@@ -59,7 +58,7 @@ def _print_inspection(file, found):
         None: "not compared: the file has no manifest",
     }[found.checked]
     if found.manifest:
-        rows["reference output"] = _reference_check(found.reference) if found.reference else "none in the manifest"
+        rows["reference output"] = _reference_error(found.reference) if found.reference else "none in the manifest"
         versions = found.manifest.get("versions", {})
         rows["made with"] = ", ".join(f"{name} {version}" for name, version in versions.items())
     out = Output()
@@ -90,7 +89,7 @@ def _metadata_rows(found):
     return rows
 
 
-def _reference_check(check):
+def _reference_error(check):
     return f"max error {check.error:.1e} of the largest value, at most {check.tolerance:g}"
 
 

@@ -101,14 +101,16 @@ def export(options: argparse.Namespace, console: Console) -> None:
         return print_json({"path": str(path), **exported.manifest})
     if calibration is not None:
         print_line(f"calibrated on {exported.manifest['calibration_images']} of {len(calibration)} images")
-    if lowered := exported.manifest["lowering"]:
+    _print_manifest(path, exported.manifest)
+
+
+def _print_manifest(path, manifest):
+    if lowered := manifest["lowering"]:
         squeezes = lowered["hoisted"] + lowered["unhoisted"]
         print_line(f"lowered: {lowered['hoisted']} of {squeezes} squeezes hoisted, {lowered['folded']} layers folded")
-    agreement = exported.manifest["agreement"]
-    print_line(
-        f"wrote {path}: top-1 agreement {agreement['top1']:.1%}, max error {agreement['max_error']:.0e} of the logits' "
-        "range with the Keras model"
-    )
+    top1, error = manifest["agreement"]["top1"], manifest["agreement"]["max_error"]
+    errors = f"top-1 agreement {top1:.1%}, max error {error:.0e} of the logits' range"
+    print_line(f"wrote {path}: {errors}, compared with the Keras model")
 
 
 def _labels(source):

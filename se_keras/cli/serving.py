@@ -39,11 +39,11 @@ def serve_config(options: argparse.Namespace, console: Console) -> None:
 def add_serve_check(commands: Commands) -> None:
     """`se-keras serve-check URL --manifest DIR`."""
     parser = add_command(commands, "serve-check", serve_check, json_output=True)
-    parser.add_argument("url", metavar="URL", nargs="?", help="of the REST API: http://HOST:8501")
-    parser.add_argument("--grpc", metavar="HOST:PORT", help="of the gRPC API: HOST:8500; needs se-keras[serving]")
+    parser.add_argument("url", metavar="URL", nargs="?", help="address of the REST API: http://HOST:8501")
+    parser.add_argument("--grpc", metavar="HOST:PORT", help="the gRPC API: HOST:8500; needs se-keras[serving]")
     manifest = "an exported model's folder (its highest version), or that of a version"
     parser.add_argument("--manifest", metavar="DIR", type=Path, required=True, help=manifest)
-    parser.add_argument("--model", metavar="NAME", help="on the server (default: the name of the model's folder)")
+    parser.add_argument("--model", metavar="NAME", help="its name on the server (default: the name of its folder)")
     parser.add_argument("--timeout", type=float, default=30, metavar="S", help="seconds for an answer (default: 30)")
 
 
@@ -78,7 +78,7 @@ def serve_check(options: argparse.Namespace, console: Console) -> int | None:
 def add_benchmark_serving(commands: Commands) -> None:
     """`se-keras benchmark-serving`."""
     parser = add_command(commands, "benchmark-serving", benchmark_serving, json_output=True)
-    parser.add_argument("--network", default="se_resnet50", help="and its baseline (default: %(default)s)")
+    parser.add_argument("--network", default="se_resnet50", help="compared with its baseline (default: %(default)s)")
     callers = "threads that send requests at once (default: 1 4 16)"
     parser.add_argument("--callers", type=int, nargs="+", default=[1, 4, 16], help=callers)
     batches = "images in a request (default: 1 8 32)"
@@ -86,7 +86,7 @@ def add_benchmark_serving(commands: Commands) -> None:
     parser.add_argument("--size", type=int, help="height and width (default: the network's own)")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="default: one for each processor")
     parser.add_argument("--blocks", type=int, default=10, help="measurements of each load (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=2, metavar="S", help="of a measurement (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=2, metavar="S", help="per measurement (default: %(default)s)")
 
 
 def benchmark_serving(options: argparse.Namespace, console: Console) -> None:

@@ -21,10 +21,10 @@ def add_train(commands: Commands) -> None:
     parser.add_argument("--dry-run", action="store_true", help="print the whole recipe with its sources, and exit")
     parser.add_argument("--epochs", type=int, help="passes over the data (default: the recipe's)")
     parser.add_argument("--batch-size", type=int, help="images per step; scales the learning rate in proportion")
-    parser.add_argument("--learning-rate", type=float, help="the initial one (default: the recipe's, for the batch)")
+    parser.add_argument("--learning-rate", type=float, help="the initial one (default: the recipe's, scaled)")
     sampling = f"{one_of(SAMPLINGS)}, which draws each class equally often (default: the recipe's)"
     parser.add_argument("--sampling", help=sampling)
-    parser.add_argument("--seed", type=int, help="of the weights and the order of the images (default: the recipe's)")
+    parser.add_argument("--seed", type=int, help="for initial weights and the order of images (default: the recipe's)")
     parser.add_argument("--size", type=int, help="height and width of the images (default: the network's own)")
     parser.add_argument("--weights", help="initial weights: imagenet, or a file (default: random)")
     _add_execution(parser)
@@ -33,16 +33,16 @@ def add_train(commands: Commands) -> None:
 def _add_execution(parser):
     """The options that change where and how fast a network is trained, and not what it learns."""
     parser.add_argument("--strategy", default="none", help=one_of(STRATEGIES, default="none"))
-    parser.add_argument("--workers", metavar="HOST:PORT,...", help="instead of TF_CONFIG; the first one writes the run")
-    parser.add_argument("--index", type=int, help="which of the workers this one is, from 0")
+    parser.add_argument("--workers", metavar="HOST:PORT,...", help="instead of TF_CONFIG; the first one writes files")
+    parser.add_argument("--index", type=int, help="position of this worker in the list, from 0")
     wait = "seconds to wait for all workers (default: 600)"
     parser.add_argument("--wait", type=float, default=600, metavar="S", help=wait)
-    parser.add_argument("--tpu", help="name or address (default: the local one)")
+    parser.add_argument("--tpu", help="name or address of the TPU (default: the local one)")
     policies = ("float32", "mixed_float16", "mixed_bfloat16")
-    precision = "of the layers; weights stay in float32"
+    precision = "dtype policy of the layers; weights stay in float32"
     parser.add_argument("--precision", default="float32", choices=policies, help=precision)
     parser.add_argument("--jit-compile", action="store_true", help="compile the forward and backward pass with XLA")
-    steps = "steps between two checks for signals"
+    steps = "steps to run before signals are checked again"
     parser.add_argument("--steps-per-execution", type=int, default=1, metavar="N", help=steps)
     parts = "parts into which each batch is split, to save memory"
     parser.add_argument("--accumulate", type=int, default=1, metavar="N", help=parts)
@@ -216,7 +216,7 @@ def add_pack(commands: Commands) -> None:
     parser = add_command(commands, "pack", pack, json_output=True)
     parser.add_argument("images", metavar="FOLDER", type=Path, help="with a folder for each class")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder of the shards")
-    parser.add_argument("--shards", type=int, default=8, metavar="N", help="of each split (default: %(default)s)")
+    parser.add_argument("--shards", type=int, default=8, metavar="N", help="files per split (default: %(default)s)")
 
 
 def pack(options: argparse.Namespace, console: Console) -> None:
