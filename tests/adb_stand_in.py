@@ -1,6 +1,6 @@
-"""Speaks as adb does, with a phone behind it that runs `benchmark_model`. Tests put it on the PATH; not a test itself.
+"""A stand-in for adb, with a phone that runs `benchmark_model`. Tests put it on the PATH; it is not a test itself.
 
-The folder in STAND_IN has what the phone is like, `phone.json`, its files under `phone/`, and `log`, the calls.
+The folder in STAND_IN has the properties of the phone in `phone.json`, its files in `phone/`, and the calls in `log`.
 """
 
 import json
@@ -74,8 +74,12 @@ def shell(command):
     """What a command prints on the phone."""
     calls = (HOME / "log").read_text().count("--graph")
     if "getprop" in command or "scaling_governor" in command:
-        known = {"ro.product.model": "Pixel 9", "ro.soc.model": "Tensor G4", "ro.build.version.release": "16",
-                 "ro.product.cpu.abi": "arm64-v8a"}  # fmt: skip
+        known = {
+            "ro.product.model": "Pixel 9",
+            "ro.soc.model": "Tensor G4",
+            "ro.build.version.release": "16",
+            "ro.product.cpu.abi": "arm64-v8a",
+        }
         return next((value for name, value in known.items() if name in command), "") + "\n"
     if "thermal" in command:
         return "31000\n-40000\n0\n33500\n"
@@ -100,16 +104,18 @@ def shell(command):
         graph = command.split("--graph=")[1].split()[0]
         size = (HOME / "phone" / graph.strip("/")).stat().st_size
         delegated = "completely" if not PHONE.get("partial") else "partially"
-        told = f"Explicitly applied XNNPACK delegate, and the model graph will be {delegated} executed by the delegate."
+        message = (
+            f"Explicitly applied XNNPACK delegate, and the model graph will be {delegated} executed by the delegate."
+        )
         if PHONE.get("partial") == "nothing":
-            told = (
+            message = (
                 "Though XNNPACK delegate is explicitly applied, the model graph will not be executed by the delegate."
             )
         version, time, average = PHONE.get("version", "newest"), 10 * size + calls % 2, 10 * size + 50.5
         result = command.split("--result_file_path=")[1].split()[0]
         if version == "newest":
             (HOME / "phone" / result.strip("/")).write_bytes(benchmark_result(time, average))
-        return OUTPUTS[version].format(graph=graph, delegated=told, time=time, average=average, result=result)
+        return OUTPUTS[version].format(graph=graph, delegated=message, time=time, average=average, result=result)
     return ""
 
 

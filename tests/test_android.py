@@ -26,7 +26,7 @@ def pair():
 
 @pytest.fixture
 def phone(tmp_path, monkeypatch):
-    """`phone(**what it is like)`: puts the stand-in on the PATH; returns the folder of the phone's files."""
+    """`phone(**properties)`: puts the stand-in on the PATH, and returns its folder."""
     (tmp_path / "bin").mkdir()
     script = Path(__file__).with_name("adb_stand_in.py")
     (tmp_path / "bin" / "adb").write_text(f'#!/bin/sh\nexec "{sys.executable}" -S "{script}" "$@"\n')
@@ -140,9 +140,9 @@ def test_phone_that_is_lost_at_once_is_told(phone, measured):
 )
 def test_what_stands_in_the_way_is_told_in_a_line_and_the_phone_left_clean(phone, measured, what, error, message):
     home = phone(**what)
-    with pytest.raises(error, match=message) as told:
+    with pytest.raises(error, match=message) as raised:
         measured(home)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(raised.value)
     assert left_on(home) == []
 
 
@@ -199,9 +199,9 @@ def test_command_measures_on_a_phone_and_report_shows_it(phone, capsys):
 
 
 def test_single_run_has_no_fastest():
-    told = "count=3 first=9 curr=7 min=7 max=9\ncount=1 curr=8\n"
+    counts = "count=3 first=9 curr=7 min=7 max=9\ncount=1 curr=8\n"
     timings = "Inference timings in us: Init: 1, First inference: 9, Warmup (avg): 8, Inference (avg): 8"
-    assert parse(told + timings).fastest_us is None
+    assert parse(counts + timings).fastest_us is None
 
 
 def test_command_measures_on_a_phone_what_is_missing(phone, capfd):

@@ -1,11 +1,13 @@
-"""Pairs under a clock that runs as the test says, and the record of what squeeze-and-excitation costs."""
+"""Comparisons with a clock that the test controls, and the record of what squeeze-and-excitation costs."""
 
 import io
 import json
 import os
 import platform
 import random
+import re
 import time
+import types
 from dataclasses import FrozenInstanceError, replace
 from functools import partial
 
@@ -16,7 +18,7 @@ from keras import layers
 import se_keras.environment
 from se_keras.catalogue import baseline_name
 from se_keras.environment import environment
-from se_keras.export.benchmark import overhead
+from se_keras.export.benchmark import overhead, programs
 from se_keras.export.benchmark.energy import find_meter
 from se_keras.export.benchmark.overhead import export_pairs, overheads
 from se_keras.export.benchmark.results import PAPER, Overhead
@@ -32,7 +34,7 @@ QUICK = partial(measure, blocks=2, runs=1)
 
 
 class Clock:
-    """A clock that stands still but for the callables it makes; `pace` is the nanoseconds that a unit of work takes."""
+    """A clock that only its own callables advance; `pace` is the nanoseconds that a unit of work takes."""
 
     def __init__(self):
         self.now, self.pace, self.calls = 1_000, 1_000, []
@@ -200,9 +202,9 @@ def test_order_is_that_of_the_seed(clock):
 
 
 def test_progress_counts_the_blocks(clock):
-    told = []
-    compare(**three(clock, 100, 200), blocks=4, progress=told.append)
-    assert told == [1, 2, 3, 4]
+    blocks = []
+    compare(**three(clock, 100, 200), blocks=4, progress=blocks.append)
+    assert blocks == [1, 2, 3, 4]
 
 
 def test_comparison_says_how_it_was_made(clock):
@@ -400,9 +402,9 @@ def test_baseline_is_called_after_the_network(network, baseline):
 
 @pytest.fixture(scope="module")
 def pairs():
-    told = []
-    pairs = export_pairs("se_resnet11_digits", variant="lowered", precisions=("float32", "int8"), progress=told.append)
-    return pairs, told
+    messages, precisions = [], ("float32", "int8")
+    pairs = export_pairs("se_resnet11_digits", variant="lowered", precisions=precisions, progress=messages.append)
+    return pairs, messages
 
 
 @pytest.mark.parametrize("precision", ["float32", "int8"])
@@ -483,9 +485,9 @@ def test_measurements_come_one_by_one(exported):
 
 
 def test_progress_names_what_is_timed(exported):
-    told = []
-    list(overheads("se_resnet50", precisions=("int8",), variants=("lowered",), measure=QUICK, progress=told.append))
-    assert told == ["timing se_resnet50 compared with resnet50, int8 lowered"]
+    messages = []
+    list(overheads("se_resnet50", precisions=("int8",), variants=("lowered",), measure=QUICK, progress=messages.append))
+    assert messages == ["timing se_resnet50 compared with resnet50, int8 lowered"]
 
 
 @pytest.mark.parametrize(
@@ -553,7 +555,7 @@ def test_papers_figures_are_the_papers():
     assert PAPER["ratio"] == pytest.approx(1.018, abs=5e-4)
 
 
-# Ends before all blocks, percentiles, footprints, and what is kept
+# Early ends, percentiles, energy, footprints, and records that are kept
 
 
 def test_comparison_ends_when_its_interval_is_narrow():
@@ -578,11 +580,11 @@ def test_percentiles_count_the_disturbed_runs_too():
 
 @pytest.fixture
 def powercap(tmp_path):
-    """Counters as Linux has them, of two packages; `spend(microjoules)` is what the first one takes."""
+    """The counters of two packages, as Linux has them; `spend(microjoules)` uses energy of the first one."""
     names = {"intel-rapl:0": "package-0", "intel-rapl:0:0": "core", "intel-rapl:1": "psys", "intel-rapl:2": "package-1"}
-    for name, told in names.items():
+    for name, zone in names.items():
         (tmp_path / name).mkdir()
-        (tmp_path / name / "name").write_text(f"{told}\n")
+        (tmp_path / name / "name").write_text(f"{zone}\n")
         (tmp_path / name / "energy_uj").write_text("998000\n")
         (tmp_path / name / "max_energy_range_uj").write_text("999999\n")
 
@@ -624,20 +626,67 @@ def test_file_that_does_not_run_alone_is_refused():
 
 def test_profile_that_fails_loses_no_comparison(exported, monkeypatch):
     def broken(*_, **__):
-        raise ValueError("The installed ai-edge-litert cannot tell")
+        raise ValueError("The installed ai-edge-litert cannot report the times")
 
-    told = []
+    messages = []
     monkeypatch.setattr(overhead, "profile", broken)
-    how = {"precisions": ("float32",), "measure": QUICK, "profiled": True, "progress": told.append}
-    assert [found.profiles for found in overheads("se_resnet50", **how)] == [(), ()]
-    assert told.count("not profiled: The installed ai-edge-litert cannot tell") == 2
+    found = overheads("se_resnet50", precisions=("float32",), measure=QUICK, profiled=True, progress=messages.append)
+    assert [record.profiles for record in found] == [(), ()]
+    assert messages.count("not profiled: The installed ai-edge-litert cannot report the times") == 2
 
 
 def test_what_is_kept_is_not_measured_again():
-    how = {"precisions": ("float32",), "variants": ("lowered",), "measure": QUICK}
-    first = [found.to_json() for found in overheads("se_resnet11_digits", **how)]
+    run = partial(overheads, "se_resnet11_digits", precisions=("float32",), variants=("lowered",), measure=QUICK)
+    first = [found.to_json() for found in run()]
     kept = json.loads(json.dumps(first))  # as a file has it
-    more = list(overheads("se_resnet11_digits", **how, threads=(1, 2), kept=kept))
+    more = list(run(threads=(1, 2), kept=kept))
     assert [(record["threads"], len(record["footprints"])) for record in first] == [(1, 2)]
     assert [found.threads for found in more] == [2]
-    assert list(overheads("se_resnet11_digits", **how, kept=kept)) == []
+    assert list(run(kept=kept)) == []
+
+
+# Child programs
+
+
+@pytest.fixture
+def program(tmp_path):
+    """`program(text)`: a module with this text as a program."""
+
+    def write(text):
+        (tmp_path / "program.py").write_text(f"import json, sys\n{text}\n")
+        module = types.ModuleType("program")
+        module.__file__ = str(tmp_path / "program.py")
+        return module
+
+    return write
+
+
+def test_program_reads_its_arguments_and_plan_and_prints_rows_of_json(program):
+    text = "print('a log line'); print(json.dumps({'x': sys.argv[1:]})); print(json.dumps(json.load(sys.stdin)))"
+    rows = []
+    found = programs.run(program(text), 1, "b", plan={"y": 2}, on_row=rows.append, failure="It fails")
+    assert found == rows == [{"x": ["1", "b"]}, {"y": 2}]
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("sys.exit('no\\nlibrary')", "It fails (exit status 1): library"),
+        ("sys.exit(3)", "It fails (exit status 3): it printed no message"),
+        ("import os; os.kill(os.getpid(), 9)", "It fails (exit status -9): it printed no message"),
+        ("pass", "It fails (exit status 0): it printed no message"),
+    ],
+)
+def test_program_that_fails_gives_its_status_and_its_last_line(program, text, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        programs.run(program(text), failure="It fails")
+
+
+def test_program_ends_with_the_error_of_its_caller(program):
+    def interrupted(row):
+        raise KeyboardInterrupt
+
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        programs.run(program("print('{}', flush=True); import time; time.sleep(60)"), on_row=interrupted, failure="")
+    assert time.monotonic() - start < 30  # it was killed

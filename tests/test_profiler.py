@@ -41,8 +41,11 @@ def test_sum_of_the_operators_is_the_time_of_the_run(profiles):
 
 
 def test_every_block_has_its_squeeze_excitation_and_scale(profiles):
-    blocks = {f"stage{stage}_block{number + 1}" for stage, count in ((2, 3), (3, 4), (4, 6), (5, 3))
-              for number in range(count)}  # fmt: skip
+    blocks = {
+        f"stage{stage}_block{number + 1}"
+        for stage, count in ((2, 3), (3, 4), (4, 6), (5, 3))
+        for number in range(count)
+    }
     for part, count in (("squeeze", 1), ("excitation", 3), ("scale", 1)):
         found = [row.block for row in profiles["se"].rows if row.part == part]
         assert sorted(found) == sorted(blocks) * 1 if count == 1 else len(found) == count * len(blocks)
@@ -72,17 +75,26 @@ def test_sums_by_stage_are_those_of_the_rows(profiles):
 
 def test_operators_and_kernels_are_matched_as_one_sequence():
     operators = [("PAD", "a"), ("CONV_2D", "b"), ("PAD", "c"), ("MAX_POOL_2D", "d"), ("RESHAPE", "e"), ("ADD", "f")]
-    times = [("Convolution (NHWC, F32)", 9.0), ("Constant Pad (ND, X32)", 2.0), ("Max Pooling (NHWC, F32)", 3.0),
-             ("Copy of its own", 0.5), ("Transpose (ND, X32)", 4.0), ("Add (ND)", 1.0)]  # fmt: skip
+    times = [
+        ("Convolution (NHWC, F32)", 9.0),
+        ("Constant Pad (ND, X32)", 2.0),
+        ("Max Pooling (NHWC, F32)", 3.0),
+        ("Copy of its own", 0.5),
+        ("Transpose (ND, X32)", 4.0),
+        ("Add (ND)", 1.0),
+    ]
     rows, unattributed = profiler._attributed(operators, times)
     assert [row.microseconds for row in rows] == [0, 9, 2, 3, 0.5, 1]
     assert unattributed == 4
 
 
-@pytest.mark.parametrize("tensor, layer", [
-    ("se_resnet50_1/stage2_block1_conv1_1/convolution;se_resnet50_1/x", "stage2_block1_conv1"),
-    ("StatefulPartitionedCall:0", ""),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "tensor, layer",
+    [
+        ("se_resnet50_1/stage2_block1_conv1_1/convolution;se_resnet50_1/x", "stage2_block1_conv1"),
+        ("StatefulPartitionedCall:0", ""),
+    ],
+)
 def test_layer_is_read_from_the_name_of_a_tensor(tensor, layer):
     assert profiler._layer(tensor) == layer
 

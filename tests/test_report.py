@@ -1,4 +1,4 @@
-"""The report: what its sentence claims, that it is whole in itself, and how it looks at two widths."""
+"""The report: what its headline claims, that it needs no other file, and that it fits two widths."""
 
 import json
 import re
@@ -28,15 +28,29 @@ SPREAD = Percentiles(p50=33.2, p90=33.9, p99=36.0)
 
 def record(median, low, high, *, control=CONTROL, **fields):
     measured = Comparison(
-        ratio=Ratio(median=median, low=low, high=high), control=control, a_ms=33.2, b_ms=33.2 * median, blocks=20,
-        runs=3, a=SPREAD, b=SPREAD,
-    )  # fmt: skip
+        ratio=Ratio(median=median, low=low, high=high),
+        control=control,
+        a_ms=33.2,
+        b_ms=33.2 * median,
+        blocks=20,
+        runs=3,
+        a=SPREAD,
+        b=SPREAD,
+    )
     footprint = Footprint(bytes=102_000_000, init_ms=80.0, first_ms=50.0, peak_mb=230.0)
     made = Overhead(
-        baseline="resnet50", network="se_resnet50", precision="float32", variant="lowered", threads=1,
-        input_shape=(1, 224, 224, 3), comparison=measured, undelegated=(), sha256=("a", "b"),
-        se={"site": "standard", "stages": "all"}, footprints=(footprint, footprint),
-    )  # fmt: skip
+        baseline="resnet50",
+        network="se_resnet50",
+        precision="float32",
+        variant="lowered",
+        threads=1,
+        input_shape=(1, 224, 224, 3),
+        comparison=measured,
+        undelegated=(),
+        sha256=("a", "b"),
+        se={"site": "standard", "stages": "all"},
+        footprints=(footprint, footprint),
+    )
     return replace(made, **fields).to_json()
 
 
@@ -69,14 +83,14 @@ BELOW = record(1.012, 1.010, 1.015)
     ],
 )
 def test_headline_claims_what_the_interval_allows(measured, claim):
-    told = headline([results(measured)])
-    assert told.startswith("On AMD EPYC </script> with 1 thread, ")
-    assert claim in told
+    sentence = headline([results(measured)])
+    assert sentence.startswith("On AMD EPYC </script> with 1 thread, ")
+    assert claim in sentence
 
 
 def test_headline_speaks_of_the_lowered_network():
-    told = headline([results(record(1.08, 1.07, 1.09, variant="published"), BELOW)])
-    assert "takes 1.2 % more time" in told
+    sentence = headline([results(record(1.08, 1.07, 1.09, variant="published"), BELOW)])
+    assert "takes 1.2 % more time" in sentence
 
 
 def test_page_has_all_data_and_needs_no_network():
@@ -86,7 +100,7 @@ def test_page_has_all_data_and_needs_no_network():
     assert json.loads(data) == [given]
     assert not re.findall(r'(?:src|href)="(?!data:)', page)
     assert "AMD EPYC &lt;/script&gt;" in page
-    for told in (
+    for text in (
         "+10.0 %",
         "33.2 / 33.9 / 36",
         "102.0",
@@ -94,7 +108,7 @@ def test_page_has_all_data_and_needs_no_network():
         "not reported by the system",
         "say nothing about accuracy",
     ):
-        assert told in page
+        assert text in page
 
 
 def test_profiled_pair_shows_what_its_parts_take():
@@ -168,11 +182,20 @@ def test_page_fits_its_window_and_logs_no_error(tmp_path, width):
     if browser is None:
         pytest.skip("no Chromium is installed")
     page = as_html([results(BELOW, record(1.1, 1.09, 1.11, precision="int8"))])
-    told = "<script>document.title = [document.documentElement.scrollWidth, window.innerWidth].join()</script>"
-    (tmp_path / "page.html").write_text(page.replace("</body>", f"{told}</body>"))
-    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--enable-logging=stderr",
-               f"--window-size={width},1000", f"--user-data-dir={tmp_path}/profile", "--dump-dom",
-               (tmp_path / "page.html").as_uri()]  # fmt: skip
+    script = "<script>document.title = [document.documentElement.scrollWidth, window.innerWidth].join()</script>"
+    (tmp_path / "page.html").write_text(page.replace("</body>", f"{script}</body>"))
+    command = [
+        browser,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--hide-scrollbars",
+        "--enable-logging=stderr",
+        f"--window-size={width},1000",
+        f"--user-data-dir={tmp_path}/profile",
+        "--dump-dom",
+        (tmp_path / "page.html").as_uri(),
+    ]
     result = subprocess.run(command, capture_output=True, text=True, timeout=60)
     needed, given = map(int, re.search(r"<title>(\d+),(\d+)</title>", result.stdout).groups())
     assert needed <= given

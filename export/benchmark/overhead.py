@@ -12,7 +12,7 @@ from se_keras.catalogue import AS_PUBLISHED, AsPublished, baseline_name, create,
 from se_keras.recalibration import SEConfig
 from se_keras.typing import Json, OnMessage
 
-from ..litert.conversion import PRECISIONS, to_litert
+from ..litert.conversion import PRECISIONS, Precision, to_litert
 from ..litert.file import LiteRTModel, check_threads
 from ..model import check_images
 from .profiler import profile
@@ -27,7 +27,7 @@ Pair = tuple[LiteRTModel, LiteRTModel]  # baseline and network
 def overheads(
     network: str,
     *,
-    precisions: Sequence[str],
+    precisions: Sequence[Precision],
     variants: Sequence[Variant] = tuple(VARIANTS),
     se: SEConfig | None | AsPublished = AS_PUBLISHED,
     input_shape: Sequence[int] | None = None,
@@ -118,7 +118,7 @@ def export_pairs(
     network: str,
     *,
     variant: Variant,
-    precisions: Sequence[str],
+    precisions: Sequence[Precision],
     se: SEConfig | None | AsPublished = AS_PUBLISHED,
     input_shape: Sequence[int] | None = None,
     progress: OnMessage = lambda message: None,
@@ -130,25 +130,22 @@ def export_pairs(
     """
     config = _config(network, se)
     keras.utils.set_random_seed(0)  # the same weights, and so the same int8 scales, every time
-    sides = []
+    pairs = {precision: [] for precision in precisions}
     for name, config_of_side in ((baseline_name(network), None), (network, config)):
         progress(f"exporting {name} {variant}")
         # Logits: the softmax of an untrained network is 0 and 1, which would hide how well the files agree.
         model = create(network, se=config_of_side, name=name, input_shape=input_shape, classifier_activation=None)
         images = check_images(model, samples=5)
         float32 = to_litert(model, held_out=images, lowering=VARIANTS[variant])
-        sides.append(
-            {
-                precision: float32
+        for precision, files in pairs.items():
+            files.append(
+                float32
                 if precision == "float32"
                 else to_litert(
                     model, precision=precision, calibration=images, lowering=VARIANTS[variant], converted=float32
                 )
-                for precision in precisions
-            }
-        )
-    baseline, other = sides
-    return {precision: (baseline[precision], other[precision]) for precision in precisions}
+            )
+    return {precision: (baseline, other) for precision, (baseline, other) in pairs.items()}
 
 
 def _measure_cell(cell, pair, what, measure, progress):
