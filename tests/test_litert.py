@@ -520,7 +520,7 @@ def test_bad_calibration_is_an_error_before_anything_is_converted(calibration, e
 
 @pytest.mark.parametrize("value", [0, 7])
 def test_calibration_images_that_show_nothing_are_an_error(value):
-    with pytest.raises(ValueError, match=rf"must show what the network sees. Received: {value}.0 everywhere"):
+    with pytest.raises(ValueError, match=rf"Calibration images must not be constant. Received: {value}.0 everywhere"):
         to_litert(small(), precision="int8", calibration=np.full((5, 4, 4, 2), value, "float32"))
 
 

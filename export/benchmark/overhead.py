@@ -4,7 +4,7 @@ import gc
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, replace
 from itertools import groupby
-from typing import Literal
+from typing import Any, Literal
 
 import keras
 
@@ -76,7 +76,9 @@ def overheads(
         of_variant = [cell for cell in missing if cell.variant == variant]
         if not of_variant:
             continue
-        wanted = {precision: list(found) for precision, found in groupby(of_variant, lambda cell: cell.precision)}
+        wanted: dict[Any, list[Cell]] = {
+            precision: list(found) for precision, found in groupby(of_variant, lambda cell: cell.precision)
+        }
         pairs = export_pairs(
             network, variant=variant, precisions=tuple(wanted), se=config, input_shape=input_shape, progress=progress
         )
@@ -130,7 +132,7 @@ def export_pairs(
     """
     config = _config(network, se)
     keras.utils.set_random_seed(0)  # the same weights, and so the same int8 scales, every time
-    pairs = {precision: [] for precision in precisions}
+    pairs: dict[Precision, list[LiteRTModel]] = {precision: [] for precision in precisions}
     for name, config_of_side in ((baseline_name(network), None), (network, config)):
         progress(f"exporting {name} {variant}")
         # Logits: the softmax of an untrained network is 0 and 1, which would hide how well the files agree.

@@ -10,7 +10,6 @@ from se_keras.timing import Comparison
 from se_keras.typing import Json
 
 from ..litert.file import LiteRTModel, LiteRTRunner
-from ..litert.quantization import Precision
 
 AS_GIVEN = "as given"  # the variant of files that were not exported for the measurement
 PAPER = {"resnet50_ms": 164, "se_resnet50_ms": 167, "ratio": 167 / 164, "source": "arXiv:1709.01507, section 4"}
@@ -97,7 +96,7 @@ class Cell:
 
     network: str
     baseline: str
-    precision: Precision
+    precision: str
     variant: str
     threads: int
     input_shape: tuple[int, ...]

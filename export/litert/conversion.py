@@ -1,9 +1,10 @@
-"""LiteRT (TFLite) files: builtin operators only, run and compared with the Keras model before they are handed out."""
+"""Conversion to LiteRT (TFLite) files of builtin operators, which are run and compared with the Keras model."""
 
 import os
 import re
 import tempfile
 import warnings
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import keras
@@ -13,8 +14,9 @@ from tensorflow.lite.python.convert_phase import ConverterError
 
 from se_keras.graph import functional, producer
 from se_keras.images import calibration_images, require_pixels
+from se_keras.normalization import Normalization
 from se_keras.storage import sha256
-from se_keras.typing import Images
+from se_keras.typing import Images, Json, OnMessage
 
 from ..description import Metadata, describe
 from ..lowering import Lowering, lower
@@ -36,77 +38,73 @@ from ..model import (
 from ..outputs import Agreement, agreement
 from . import metadata
 from .file import LiteRTModel, LiteRTRunner
-from .flatbuffer import TYPES, with_types, without_idle_clamps
-from .quantization import CALIBRATED, PRECISIONS, quantize
+from .flatbuffer import TYPES, InferenceType, with_types, without_idle_clamps
+from .quantization import CALIBRATED, PRECISIONS, Precision, quantize
 
-LOW_COSINE = 0.9  # trained networks are above 0.99; below it, calibration did not show what the network sees
+LOW_COSINE = 0.9  # trained networks are above 0.99; below 0.9, the calibration images are not typical
 
 
 def to_litert(
-    model,
+    model: keras.Model,
     *,
-    precision="float32",
-    calibration=None,
-    held_out=None,
-    input_shape=None,
-    input_type="float32",
-    output_type="float32",
-    keep_float=None,
-    lowering=True,
-    converted=None,
-    labels=None,
-    normalization=None,
-    training=None,
-    progress=None,
-):
-    """Converts a functional model to a LiteRT file of builtin operators, and compares the two before handing it out.
+    precision: Precision = "float32",
+    calibration: Any = None,
+    held_out: Any = None,
+    input_shape: Sequence[int] | None = None,
+    input_type: InferenceType = "float32",
+    output_type: InferenceType = "float32",
+    keep_float: str | None = None,
+    lowering: bool = True,
+    converted: LiteRTModel | None = None,
+    labels: Iterable[str] | None = None,
+    normalization: Any = None,
+    training: Json | None = None,
+    progress: OnMessage | None = None,
+) -> LiteRTModel:
+    """Converts a functional model to a LiteRT file of builtin operators, and compares the two.
 
-    The file has one signature, `serving_default`, with the model's input by name (`images` in this project's networks)
-    and its output (`probabilities` behind a softmax), both float32 unless asked otherwise, for one image at a time.
+    The file takes one image at a time. It has one signature, `serving_default`, with the names of the model's input
+    (`images` in this project's networks) and output (`probabilities` after a softmax). Both are float32 by default.
 
     Args:
         model: A functional Keras model with one input.
         precision: One of
             `"float32"`;
-            `"float16"`: weights in float16, half the size; runs in float32;
-            `"dynamic"`: weights in int8, a quarter of the size, no calibration; ranges are found anew for each image;
-            `"int8"`: weights per channel and activations per tensor, for integer kernels: the fastest;
-            `"int16x8"`: weights in int8 and activations in int16: an accuracy reference; XNNPACK has no kernels for it.
-        calibration: For int8 and int16x8: images as the network will see them, an array `(samples, height, width,
-            channels)`, an iterable of images or batches, such as a `tf.data.Dataset`, or the path of a folder of
-            pictures, whose pixels stay 0 to 255. A hundred typical ones are enough.
-        held_out: Images to compare on. Default: every fifth calibration image, which then is not calibrated on (all of
-            them, where there are fewer than five); without calibration, noise.
-        input_shape: `(height, width, channels)`; needed where the model leaves a size free.
-        input_type: For int8: `"float32"`, `"int8"` or `"uint8"`. The scale is in the file and in the manifest.
-        output_type: Likewise.
-        keep_float: For int8 and int16x8: a regular expression; layers of the lowered model with such names stay in
-            float32. `".*_se_.*"` keeps squeeze-and-excitation.
+            `"float16"`: weights in float16, half the size; computes in float32;
+            `"dynamic"`: weights in int8, a quarter of the size, without calibration: ranges come from each image;
+            `"int8"`: weights in int8 per channel and activations in int8 per tensor, for integer kernels: the fastest;
+            `"int16x8"`: weights in int8 and activations in int16: a reference for accuracy; not delegated to XNNPACK.
+        calibration: For int8 and int16x8: typical images, about a hundred. An array `(samples, height, width,
+            channels)`, an iterable of images or batches, such as a `tf.data.Dataset`, or a folder of image files, whose
+            pixels stay 0 to 255.
+        held_out: Images to compare the model and the file on. Default: every fifth calibration image, which is then not
+            used for calibration (all of them, if there are fewer than five); without calibration, noise.
+        input_shape: `(height, width, channels)`; required if the model's size is free.
+        input_type: For int8. The scale is in the file and in the manifest.
+        output_type: For int8.
+        keep_float: For int8 and int16x8: a regular expression for the names of layers of the lowered model that stay in
+            float32. `".*_se_.*"` matches squeeze-and-excitation.
         lowering: Whether to `lower` the model first; `False` exports it as published.
-        converted: The same model's float32 `LiteRTModel`, where there is one; it is not converted again, and what it
-            says in its metadata is said again where the next three arguments are not given.
+        converted: The same model's float32 file, which saves a conversion. Its metadata are the defaults of `labels`,
+            `normalization` and `training`.
         labels: Names of the classes, in the order of the outputs.
         normalization: `(mean, std)`, each a number or one for each channel: the model takes (pixel - mean) / std of
-            pixels in 0 to 255. The model does not tell, and apps need to know. MediaPipe takes one number alone: where
-            the channels differ, `create(..., include_preprocessing=True)` and (0, 1). An integer input then takes the
-            pixels themselves.
-        training: How the model was trained, as a dict for JSON, such as `run.json` has it.
-        progress: Called with a line for each step.
-
-    Returns:
-        A `LiteRTModel` with `.content`, `.manifest` and `.save(path)`.
+            pixels in 0 to 255. Apps need it, and the model does not contain it. MediaPipe takes one number for all
+            channels: if yours differ, use `create(..., include_preprocessing=True)` and (0, 1). With a normalization,
+            an integer input takes the pixels themselves.
+        training: How the model was trained, as a dict for JSON, such as that in `run.json`.
+        progress: Called with a line of text at each step.
 
     Raises:
-        ValueError: If an argument is not one of these, if there are no calibration images where they are needed, if a
-            weight is not finite, or if the file does not agree with the model in float32 to 1e-3 of the outputs' range.
-        TypeError: If the model is not functional, or if labels, normalization or training are not of these types.
+        ValueError: If an argument is not valid, if calibration images are missing, if a weight is not finite, or if the
+            float32 file does not agree with the model to 1e-3 of the range of its outputs.
+        TypeError: If the model is not functional, or if labels, normalization or training have other types.
 
     Warns:
-        UserWarning: If the images have another range than those that the model was trained on, or if a quantized file
-            is far from the model: below a cosine of 0.9.
+        UserWarning: If the images have another range than the training images, or if the cosine between the outputs of
+            a quantized file and the model is below 0.9.
     """
-    told = progress or (lambda line: None)
-    calibrated = precision in CALIBRATED
+    report = progress or (lambda line: None)
     _check_options(precision, calibration, input_type, output_type, keep_float)
     model = functional(model)
     require_one_input(model)
@@ -123,61 +121,39 @@ def to_litert(
         training=training,
         converted=metadata.read(converted.content) if converted else None,
     )
-    seen, unseen = _calibration(calibration, shape) if calibrated else (None, None)
-    if calibrated:
-        if isinstance(calibration, (str, os.PathLike)):
-            require_pixels(model)
-        warn_of_other_range(model, seen)
     exported = lower(model, input_shape=shape) if lowering else model
-    kept = _kept(exported, keep_float)
-    told(f"converting {model.name}")
-    names = output_names(model)
-    content = metadata.detach(converted.content) if converted else _convert(exported, (1, *shape), names)
-
-    def counted(done, images):
-        if done == images or not done % max(images // 10, 1):
-            told(f"calibrating {model.name}: {done} of {images} images")
-
-    (input_name,) = input_names(exported)
+    float_layers = _matching_layers(exported, keep_float)
+    calibration_set, comparison_set = _image_sets(
+        model, shape, calibration=calibration if precision in CALIBRATED else None, held_out=held_out
+    )
+    report(f"converting {model.name}")
+    content = metadata.detach(converted.content) if converted else _convert(exported, (1, *shape), output_names(model))
     content = quantize(
         content,
         precision,
-        images=seen,
+        images=calibration_set,
         signature=SIGNATURE,
-        input_name=input_name,
+        input_name=input_names(exported)[0],
         input_range=None if input_type == "float32" else _range_of_pixels(about.normalization),
-        keep_float=kept,
+        keep_float=float_layers,
         output_layer=producer(exported.outputs[0]).name,
-        progress=counted,
+        progress=_calibration_progress(model.name, report),
     )
     if precision == "int8":
-        content = without_clamps(content, seen)
+        content = without_clamps(content, calibration_set)
         content = with_types(content, input_type=input_type, output_type=output_type)
-    if held_out is not None:
-        check_on = calibration_images(held_out, shape)
-    elif seen is not None:
-        check_on = seen if unseen is None else unseen
-    else:
-        check_on = check_images(model, shape=shape)
-    told(f"comparing {model.name} with its file on {len(check_on)} images")
+    report(f"comparing {model.name} with its file on {len(comparison_set)} images")
     file, result = compared_file(
         content,
         model=model,
         about=about,
         lowering=getattr(exported, "lowering", None),
-        images=check_on,
-        held_out=check_on is not seen,
-        calibration_images=0 if seen is None else len(seen),
-        kept_float=list(kept),
+        images=comparison_set,
+        held_out=comparison_set is not calibration_set,
+        calibration_images=len(calibration_set),
+        kept_float=list(float_layers),
     )
-    if precision == "float32":
-        require_equal(result, "LiteRT file")
-    elif result.cosine < LOW_COSINE:
-        warnings.warn(
-            f"The {precision} file is far from the Keras model: {result}."
-            + " Calibrate on more, and more typical, images" * calibrated,
-            stacklevel=2,
-        )
+    _check_agreement(result, precision)
     return file
 
 
@@ -190,15 +166,15 @@ def compared_file(
     images: Images,
     **more: Any,
 ) -> tuple[LiteRTModel, Agreement]:
-    """The end of every conversion: a file with its metadata and manifest, and how well it agrees with its model.
+    """The last step of every conversion: adds metadata and manifest, and compares the file with the model.
 
     Args:
         content: The .tflite file without metadata.
-        model: The functional Keras model that it was made of.
-        about: What the file says about itself.
-        lowering: What `lower` did; None for a model exported as published.
-        images: `(samples, height, width, channels)`: what to compare on.
-        more: Further entries of the manifest; `held_out` says whether calibration did not see the images.
+        model: The functional Keras model that was converted.
+        about: The metadata.
+        lowering: None for a model that is exported as published.
+        images: `(samples, height, width, channels)`, to compare on.
+        more: Further entries of the manifest. `held_out` is whether the images were not used for calibration.
     """
     content = metadata.attach(content, about)
     runner = LiteRTRunner(content)
@@ -218,31 +194,31 @@ def compared_file(
     return LiteRTModel(content=content, manifest=record), result
 
 
-def _check_options(precision, calibration, input_type, output_type, keep_float):
-    """Raises ValueError if a precision does not have what is asked of it."""
+def _check_options(precision: Any, calibration: Any, input_type: Any, output_type: Any, keep_float: Any) -> None:
+    """Raises ValueError if an option is unknown, missing, or has no effect with this precision."""
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {PRECISIONS}. Received: precision={precision!r}")
     if precision in CALIBRATED and calibration is None:
         raise ValueError(f"{precision=} needs calibration images: calibration=an array or an iterable of images")
-    for what, given in (("input_type", input_type), ("output_type", output_type)):
-        if given not in TYPES:
-            raise ValueError(f"{what} must be one of {tuple(TYPES)}. Received: {what}={given!r}")
-        if given != "float32" and precision != "int8":
-            raise ValueError(f"{what}={given!r} is for precision='int8'. Received: {precision=}")
+    for option, value in (("input_type", input_type), ("output_type", output_type)):
+        if value not in TYPES:
+            raise ValueError(f"{option} must be one of {tuple(TYPES)}. Received: {option}={value!r}")
+        if value != "float32" and precision != "int8":
+            raise ValueError(f"{option}={value!r} is for precision='int8'. Received: {precision=}")
     if keep_float is not None and precision not in CALIBRATED:
         raise ValueError(f"keep_float is for a precision in {CALIBRATED}. Received: {precision=}")
 
 
-def _range_of_pixels(normalization):
-    """What an integer input has to hold for its steps to be pixels; None where nobody told."""
+def _range_of_pixels(normalization: Normalization | None) -> tuple[float, float] | None:
+    """The range of an integer input whose steps are pixels; None if the normalization is unknown."""
     if normalization is None:
         return None
     if len(normalization.mean) > 1:
         raise ValueError(f"An integer input has one scale for all channels. Received: {normalization=}")
-    return tuple(normalization.of_pixel(pixel)[0] for pixel in (0, 255))
+    return normalization.of_pixel(0)[0], normalization.of_pixel(255)[0]
 
 
-def _kept(model, pattern):
+def _matching_layers(model: keras.Model, pattern: str | None) -> tuple[str, ...]:
     """Names of the layers of `model` that `pattern` matches."""
     if pattern is None:
         return ()
@@ -255,26 +231,55 @@ def _kept(model, pattern):
     return names
 
 
-def without_clamps(content, images):
-    """The file without clamps that cannot act, if its outputs are the same to the bit; else the file as it is."""
-    elided = without_idle_clamps(content)
-    if elided == content:
+def without_clamps(content: bytes, images: Images) -> bytes:
+    """Removes clamps without effect, if that leaves the outputs for `images` bit-identical."""
+    unclamped = without_idle_clamps(content)
+    if unclamped == content:
         return content
-    before, after = LiteRTRunner(content)(images), LiteRTRunner(elided)(images)
-    return elided if all(np.array_equal(before[name], after[name]) for name in before) else content
+    before, after = LiteRTRunner(content)(images), LiteRTRunner(unclamped)(images)
+    return unclamped if all(np.array_equal(before[name], after[name]) for name in before) else content
 
 
-def _calibration(calibration, shape):
-    """Images to calibrate on, and those held out: every fifth, or None where there are fewer than five."""
-    images = calibration_images(calibration, shape)
-    if np.ptp(images) == 0:
-        raise ValueError(f"Calibration images must show what the network sees. Received: {images.flat[0]} everywhere")
-    every_fifth = np.arange(len(images)) % 5 == 4
-    return (images[~every_fifth], images[every_fifth]) if len(images) >= 5 else (images, None)
+def _image_sets(
+    model: keras.Model, shape: tuple[int, ...], *, calibration: Any, held_out: Any
+) -> tuple[Images, Images]:
+    """The images to calibrate on, none without `calibration`, and the images to compare the model and the file on."""
+    images, rest = np.zeros((0, *shape), "float32"), None
+    if calibration is not None:
+        images = calibration_images(calibration, shape)
+        if isinstance(calibration, (str, os.PathLike)):
+            require_pixels(model)
+        if np.ptp(images) == 0:
+            raise ValueError(f"Calibration images must not be constant. Received: {images.flat[0]} everywhere")
+        every_fifth = np.arange(len(images)) % 5 == 4
+        images, rest = (images[~every_fifth], images[every_fifth]) if len(images) >= 5 else (images, images)
+        warn_of_other_range(model, images, stacklevel=4)
+    if held_out is not None:
+        rest = calibration_images(held_out, shape)
+    return images, check_images(model, shape=shape) if rest is None else rest
 
 
-def _convert(model, batch_shape, names):
-    """By way of a SavedModel: the converter loses the weights of a traced Keras 3 model."""
+def _calibration_progress(name: str, report: OnMessage) -> Callable[[int, int], None]:
+    """Reports some ten times how many images have been run."""
+
+    def on_image(done: int, images: int) -> None:
+        if done == images or not done % max(images // 10, 1):
+            report(f"calibrating {name}: {done} of {images} images")
+
+    return on_image
+
+
+def _check_agreement(result: Agreement, precision: Precision) -> None:
+    """Raises ValueError if a float32 file disagrees with its model, and warns if a quantized one does."""
+    if precision == "float32":
+        require_equal(result, "LiteRT file")
+    elif result.cosine < LOW_COSINE:
+        advice = " Calibrate on more, and more typical, images" if precision in CALIBRATED else ""
+        warnings.warn(f"The {precision} file is far from the Keras model: {result}.{advice}", stacklevel=3)
+
+
+def _convert(model: keras.Model, batch_shape: tuple[int, ...], names: list[str]) -> bytes:
+    """Converts by way of a SavedModel, because the converter loses the weights of a traced Keras 3 model."""
     with tempfile.TemporaryDirectory() as folder:
         trace(model, folder, names=names, batch_shape=batch_shape)
         converter = tf.lite.TFLiteConverter.from_saved_model(folder)
@@ -283,4 +288,4 @@ def _convert(model, batch_shape, names):
             return converter.convert()
         except ConverterError as error:
             reason = " ".join(str(error).split())
-            raise ValueError(f"{model.name} needs operators that LiteRT has not built in: {reason}") from None
+            raise ValueError(f"{model.name} needs operators that are not built into LiteRT: {reason}") from None
