@@ -14,7 +14,7 @@ from se_keras import storage
 from se_keras.export.verification import runnable
 from se_keras.images import decode, evaluation_image
 from se_keras.training.data import Data, EpochOrder, SkippedFiles, Split
-from se_keras.training.pipeline import AUTO, PREFETCHED, read_batches
+from se_keras.training.pipeline import PREFETCHED, normalized, read_batches
 from se_keras.training.step import TOP
 from se_keras.typing import Array, FilePath, Json, OnMessage
 
@@ -235,14 +235,10 @@ def _batches(split, data, protocol, size, skipped) -> Iterator:
         image = tf.ensure_shape(tf.cast(image, "float32"), (None, None, channels))
         return index, tf.concat([protocol.views(image, size, scale) for scale in protocol.scales], axis=0), label
 
-    def finish(_, views, labels, weights):
-        return data.normalization.apply(views), labels, weights
-
     blank = tf.zeros((*size, channels))
     number = sum(len(protocol.views(blank, size, scale)) for scale in protocol.scales)
     order = EpochOrder(batch=min(max(1, _VIEWS_AT_ONCE // number), len(split)))
-    dataset = read_batches(split, order, read, skipped).map(finish, num_parallel_calls=AUTO)
-    return dataset.prefetch(PREFETCHED).as_numpy_iterator()
+    return normalized(read_batches(split, order, read, skipped), data).prefetch(PREFETCHED).as_numpy_iterator()
 
 
 def _probabilities(model, classes):

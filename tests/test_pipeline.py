@@ -249,7 +249,8 @@ def test_labels_go_with_their_images():
 def test_each_held_out_image_is_judged_once_by_all_shares_together(batch, parts):
     data = digits()
     few = Arrays(images=data.test.images[:50], labels=data.test.labels[:50])
-    shares = [list(held_out(few, data, size=(8, 8), batch=batch, part=part, parts=parts)) for part in range(parts)]
+    orders = [EpochOrder(batch=batch, part=part, parts=parts) for part in range(parts)]
+    shares = [list(held_out(few, data, size=(8, 8), order=order)) for order in orders]
     assert len({len(share) for share in shares}) == 1
     counted = [(x.numpy().tobytes(), int(y)) for share in shares for images, labels, weights in share
                for x, y, w in zip(images, labels, weights, strict=True) if w == 1]  # fmt: skip

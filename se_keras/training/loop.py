@@ -241,20 +241,15 @@ class _Run:
             self.optimizer.finalize_variable_values(self.model.trainable_variables)
         return self.model
 
+    def _order(self, **order):
+        return EpochOrder(batch=self.share, part=self.replicas.worker, parts=self.replicas.workers, **order)
+
     def _training_batches(self):
         dataset = batches(
             self.data.train,
             self.data,
             size=self.size,
-            order=EpochOrder(
-                batch=self.share,
-                part=self.replicas.worker,
-                parts=self.replicas.workers,
-                seed=self.recipe.seed,
-                epoch=self.epoch,
-                sampling=self.recipe.sampling,
-                start=self.step,
-            ),
+            order=self._order(seed=self.recipe.seed, epoch=self.epoch, sampling=self.recipe.sampling, start=self.step),
             augmentation=self.recipe.augmentation,
             skipped=self.skipped,
             service=self.execution.service,
@@ -266,9 +261,7 @@ class _Run:
             self.data.test,
             self.data,
             size=self.size,
-            batch=self.share,
-            part=self.replicas.worker,
-            parts=self.replicas.workers,
+            order=self._order(),
             cache=self.execution.cache,
             skipped=self.skipped,
         )

@@ -77,10 +77,7 @@ def held_out(
     data: Data,
     *,
     size: tuple[int, int],
-    batch: int,
-    part: int = 0,
-    parts: int = 1,
-    resize: int | None = None,
+    order: EpochOrder,
     cache: bool = False,
     skipped: SkippedFiles | None = None,
 ) -> tf.data.Dataset:
@@ -92,9 +89,7 @@ def held_out(
         split: Of `data`.
         data: For its normalization.
         size: `(height, width)` of the network.
-        batch: Images of the share in a step.
-        part, parts: Index of the share, and number of shares.
-        resize: Of the shorter side, as for `evaluation_image`.
+        order: Without a seed.
         cache: Whether to keep all images in memory.
         skipped: Collects the files that cannot be decoded.
 
@@ -104,14 +99,19 @@ def held_out(
     channels = len(data.mean)
 
     def read(index, content, label):
-        return index, evaluation_image(content, size=size, channels=channels, resize=resize), label
+        return index, evaluation_image(content, size=size, channels=channels), label
 
-    def finish(index, images, labels, weights):
+    dataset = normalized(read_batches(split, order, read, skipped), data)
+    return _deterministic((dataset.cache() if cache else dataset).prefetch(PREFETCHED))
+
+
+def normalized(dataset: tf.data.Dataset, data: Data) -> tf.data.Dataset:
+    """Of the batches of `read_batches`: normalized images, labels and weights."""
+
+    def finish(_, images, labels, weights):
         return data.normalization.apply(images), labels, weights
 
-    dataset = read_batches(split, EpochOrder(batch=batch, part=part, parts=parts), read, skipped)
-    dataset = dataset.map(finish, num_parallel_calls=AUTO)
-    return _deterministic((dataset.cache() if cache else dataset).prefetch(PREFETCHED))
+    return dataset.map(finish, num_parallel_calls=AUTO)
 
 
 def read_batches(split: Split, order: EpochOrder, read: Callable, skipped: SkippedFiles | None) -> tf.data.Dataset:
