@@ -1,4 +1,4 @@
-"""What an app must know about a .tflite file is in the file, and puts nothing out of its place."""
+"""What an app needs to know about a .tflite file is in the file, and the rest of the file stays the same."""
 
 import io
 import json
@@ -22,7 +22,7 @@ from se_keras.export.litert.metadata import attach, check, detach, read
 from se_keras.layers import SqueezeExcite
 
 LABELS = ("tench", "goldfish", "great white shark", "Köter [1]")
-TOLD = {
+DESCRIPTION = {
     "labels": LABELS,
     "normalization": ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
     "training": {"data": "digits", "recipe": {"epochs": 3, "seed": 0}, "figures": {"loss": [0.5, 0.25]}},
@@ -45,13 +45,13 @@ def model():
 
 @pytest.fixture(scope="module")
 def exported(model):
-    """The model's files, `{precision: LiteRTModel}`; what float32 is told, int8 says too."""
-    float32 = to_litert(model, **TOLD)
+    """The model's files, `{precision: LiteRTModel}`; the int8 file gets its description from the float32 file."""
+    float32 = to_litert(model, **DESCRIPTION)
     return {"float32": float32, "int8": to_litert(model, precision="int8", calibration=pixels(20), converted=float32)}
 
 
-def behind(content):
-    """The same model with its weights behind the flatbuffer, as ai-edge-quantizer writes large ones."""
+def with_weights_after_the_flatbuffer(content):
+    """The same model with its weights after the flatbuffer, as ai-edge-quantizer writes large models."""
     unpacked = schema.ModelT.InitFromPackedBuf(content, 0)
     moved = {i: bytes(buffer.data) for i, buffer in enumerate(unpacked.buffers) if buffer.data is not None}
     for i in moved:
@@ -69,12 +69,12 @@ def behind(content):
 @pytest.fixture(scope="module", params=[*PRECISIONS, "float32 behind", "int8 behind"])
 def plain(request, exported):
     """A file without metadata."""
-    precision, *is_behind = request.param.split()
+    precision, *weights_after = request.param.split()
     content = detach(exported[precision].content)
-    return behind(content) if is_behind else content
+    return with_weights_after_the_flatbuffer(content) if weights_after else content
 
 
-ABOUT = Metadata(network="small", precision="float32", **TOLD)
+ABOUT = Metadata(network="small", precision="float32", **DESCRIPTION)
 
 
 def run(content):
@@ -95,7 +95,7 @@ def test_file_is_a_zip_archive_with_its_labels(exported, precision, tmp_path):
     with zipfile.ZipFile(tmp_path / "small.tflite") as archive:
         assert archive.testzip() is None
         assert archive.read("labels.txt").decode().split("\n") == list(LABELS)
-        # MediaPipe reads them where they stand.
+        # MediaPipe reads them in place.
         assert {entry.compress_type for entry in archive.infolist()} == {zipfile.ZIP_STORED}
 
 
@@ -103,7 +103,7 @@ def test_metadata_are_a_flatbuffer_that_the_model_names(exported):
     model = schema.Model.GetRootAs(exported["float32"].content)
     entries = {model.Metadata(i).Name(): model.Metadata(i).Buffer() for i in range(model.MetadataLength())}
     assert b"min_runtime_version" in entries  # the converter's own are still there
-    # In the flatbuffer itself: MediaPipe does not look behind it.
+    # In the flatbuffer itself: MediaPipe does not read what follows it.
     assert model.Buffers(entries[b"TFLITE_METADATA"]).DataAsNumpy().tobytes()[4:8] == b"M001"
 
 
@@ -138,7 +138,7 @@ def test_file_without_metadata_has_none(plain):
 
 
 def test_same_model_gives_the_same_bytes(model, exported):
-    assert to_litert(model, **TOLD).content == exported["float32"].content
+    assert to_litert(model, **DESCRIPTION).content == exported["float32"].content
 
 
 def test_nothing_told_leaves_the_names(model):
@@ -169,7 +169,7 @@ def test_labels_may_be_numpys():
 
 @pytest.fixture
 def foreign(plain, monkeypatch):
-    """A file with metadata of another maker: without our record."""
+    """A file with metadata of another program, without our record."""
     with monkeypatch.context() as patch:
         patch.setattr(metadata, "RECORD_FILE", "readme.json")
         return attach(plain, ABOUT)
@@ -177,23 +177,23 @@ def foreign(plain, monkeypatch):
 
 def test_metadata_of_another_maker_are_read_and_kept(foreign):
     assert read(foreign) == replace(ABOUT, precision="unknown", training=None)
-    with pytest.raises(ValueError, match="a file without any. Received: one with metadata of another maker"):
+    with pytest.raises(ValueError, match="a file without any. Received: one with metadata of another program"):
         attach(foreign, ABOUT)
     assert detach(foreign) == foreign
 
 
-# What cannot be said.
+# Invalid descriptions.
 
 
-def described(**told):
-    return describe(**{"network": "small", "precision": "float32", "channels": 3, "classes": 4} | told)
+def described(**arguments):
+    return describe(**{"network": "small", "precision": "float32", "channels": 3, "classes": 4} | arguments)
 
 
 NORMALIZATION = r"normalization must be \(mean, std\), .* of 3 channels, std above zero. Received: normalization="
 
 
 @pytest.mark.parametrize(
-    "told, error, said",
+    "arguments, error, message",
     [
         ({"labels": LABELS[:3]}, ValueError, "the network has 4 classes. Received: 3 labels"),
         ({"labels": ()}, ValueError, "the network has 4 classes. Received: 0 labels"),
@@ -222,9 +222,9 @@ NORMALIZATION = r"normalization must be \(mean, std\), .* of 3 channels, std abo
     ],
     ids=repr,
 )
-def test_what_cannot_be_said_is_an_error(told, error, said):
-    with pytest.raises(error, match=said):
-        described(**told)
+def test_what_cannot_be_said_is_an_error(arguments, error, message):
+    with pytest.raises(error, match=message):
+        described(**arguments)
 
 
 def test_labels_that_do_not_fit_are_an_error_before_anything_is_converted(model, monkeypatch):
@@ -295,7 +295,7 @@ def test_damaged_metadata_of_another_maker_are_an_error_or_read(foreign, seed):
 def test_file_that_lost_its_archive_is_an_error(attached):
     end = zipfile.ZipFile(io.BytesIO(attached)).infolist()[0].header_offset
     for length in (end, len(attached) - 1):
-        with pytest.raises(ValueError, match="cannot be read: labels.txt, se_keras.json should stand behind the model"):
+        with pytest.raises(ValueError, match="cannot be read: labels.txt, se_keras.json should follow the model"):
             read(attached[:length])
 
 
@@ -305,4 +305,4 @@ def test_record_says_where_the_model_was(plain):
     begin, end = record["model"]["begin"], record["model"]["end"]
     assert struct.unpack_from("<I4s", written, begin) == struct.unpack_from("<I4s", plain)
     assert end - begin == len(plain)
-    assert record["network"] == "small" and record["training"] == TOLD["training"]
+    assert record["network"] == "small" and record["training"] == DESCRIPTION["training"]

@@ -1,11 +1,11 @@
-"""What an app must know about a .tflite file, in the file itself: TFLite metadata, as MediaPipe Tasks reads it.
+"""TFLite metadata: what an app needs to know about a .tflite file, in the file itself, as MediaPipe Tasks reads it.
 
-The network's name, the input's normalization and where the labels are stand in a flatbuffer that the model names
-TFLITE_METADATA. The labels themselves, and what only se_keras reads, are files of a zip archive behind the model: any
-program that unpacks zip shows them.
+The network's name, the normalization of the input and the name of the labels file are in a flatbuffer, which is the
+model's buffer with the name TFLITE_METADATA. The labels, and a record that only se_keras reads, are files of a zip
+archive after the model, which any zip program opens.
 
-Sources: metadata_schema.fbs 1.5.0 of MediaPipe (mediapipe/tasks/metadata/, also in its wheel) and TensorFlow Lite's
-schema.fbs. The Python that MediaPipe generates from the first comes with the whole of MediaPipe alone.
+Sources: metadata_schema.fbs 1.5.0 of MediaPipe (mediapipe/tasks/metadata/, also in its wheel) and TFLite's schema.fbs.
+The Python code that MediaPipe generates from the first is not used, because it needs all of MediaPipe.
 """
 
 import hashlib
@@ -13,28 +13,32 @@ import io
 import json
 import struct
 import zipfile
+from typing import Any
 
 import flatbuffers
 import numpy as np
-from ai_edge_litert import schema_py_generated as schema
 from flatbuffers import number_types
 from flatbuffers.table import Table
 
 from se_keras.errors import first_line
 from se_keras.normalization import Normalization
+from se_keras.typing import Json
 from se_keras.version import __version__
 
 from ..description import LABELS_FILE, Metadata
+from .flatbuffer import schema
 
-RECORD_FILE = "se_keras.json"  # network, precision, training, and the checksum of the model in front of the archive
+RECORD_FILE = "se_keras.json"  # network, precision, training, and the checksum of the model before the archive
 
 _ENTRY = b"TFLITE_METADATA"
 _IDENTIFIER = b"M001"
-_PARSER = "1.0.0"  # the first version of the schema has every field that is written here
+_PARSER = "1.0.0"  # the first version of the schema has all fields that are written here
 _ALIGNMENT = 64
-# The fields used here of each table, by their places in the schema. A name is a table, a list is a vector, and a dict
-# is a union: its type, and in the next place its value.
-_SCHEMA = {
+_PIXELS = {"max": 255, "min": 0}
+_BUFFERS, _METADATA = 4, 6  # slots of fields in TFLite's table Model
+# The fields of each table that are used here, with their slot in the schema and their type. A name is a table, a list is
+# a vector, and a dict is a union, whose type is in this slot and whose value is in the next one.
+_SCHEMA: dict[str, dict[str, tuple[int, Any]]] = {
     "ModelMetadata": {
         "name": (0, str),
         "description": (1, str),
@@ -62,29 +66,24 @@ _DESCRIPTION, _AXIS_LABELS = 1, 2  # AssociatedFileType
 _COLOR_SPACE = {3: 1, 1: 2}  # channels: ColorSpaceType
 
 
-def attach(content, metadata):
-    """Puts metadata into a .tflite file, in place of those that this function has put there before.
+def attach(content: bytes, metadata: Metadata) -> bytes:
+    """Adds metadata to a .tflite file with one input, or replaces those that this function added before.
 
-    Args:
-        content: The file, as bytes, with one input.
-        metadata: A `Metadata`.
-
-    Returns:
-        The file, as bytes: the same operators and weights, and the same outputs bit for bit.
+    Operators and weights stay the same, and the outputs are bit-identical.
 
     Raises:
-        ValueError: If the file has metadata of another maker.
+        ValueError: If the file has metadata of another program.
     """
     content = detach(content)
     if _entry(schema.Model.GetRootAs(content)) is not None:
-        raise ValueError("Metadata can be put into a file without any. Received: one with metadata of another maker")
-    front, model = _linked(content, _packed(content, metadata))
+        raise ValueError("Metadata are added to a file without any. Received: one with metadata of another program")
+    begin, model = _linked(content, _packed(content, metadata))
     record = {
         "schema": 1,
         "network": metadata.network,
         "precision": metadata.precision,
         "training": metadata.training,
-        "model": {"begin": front, "end": front + len(content)},
+        "model": {"begin": begin, "end": begin + len(content)},
         "sha256": hashlib.sha256(model).hexdigest(),
     }
     files = {RECORD_FILE: json.dumps(record, indent=2)}
@@ -93,23 +92,23 @@ def attach(content, metadata):
     file = io.BytesIO(model)
     with zipfile.ZipFile(file, "a") as archive:  # stored, not compressed: MediaPipe reads them in place
         for name, text in files.items():
-            archive.writestr(zipfile.ZipInfo(name), text)  # dated 1980-01-01 always: same model, same bytes
+            archive.writestr(zipfile.ZipInfo(name), text)  # always dated 1980-01-01: same model, same bytes
     return file.getvalue()
 
 
-def detach(content):
-    """The .tflite file that `attach` was given, byte for byte; the same file where it has put nothing there."""
+def detach(content: bytes) -> bytes:
+    """The .tflite file as it was before `attach`, byte for byte."""
     if (record := check(content)) is None:
         return content
     begin, end = record["model"]["begin"], record["model"]["end"]
     return _moved(content[begin:end], -begin)
 
 
-def read(content):
-    """Metadata of a .tflite file; None where it has none.
+def read(content: bytes) -> Metadata | None:
+    """The metadata of a .tflite file; None if it has none.
 
     Raises:
-        ValueError: If they, or the file by its own checksum, are damaged.
+        ValueError: If the metadata are damaged, or if the file does not have its own checksum.
     """
     record = check(content) or {}
     model = schema.Model.GetRootAs(content)
@@ -127,7 +126,7 @@ def read(content):
         files, _ = _archive(content)
         missing = {labels, *(file["name"] for file in found.get("files", ()))} - {None, *files}
         if missing:
-            raise ValueError(f"{', '.join(sorted(missing))} should stand behind the model")
+            raise ValueError(f"{', '.join(sorted(missing))} should follow the model")
         return Metadata(
             network=found.get("name", ""),
             precision=record.get("precision", "unknown"),
@@ -139,10 +138,10 @@ def read(content):
         raise ValueError(f"The metadata of the file cannot be read: {first_line(error)}") from None
 
 
-def check(content):
-    """Compares a .tflite file with its own checksum, and returns what `attach` has recorded, None for other files.
+def check(content: bytes) -> Json | None:
+    """Compares a .tflite file with its own checksum. Returns the record that `attach` wrote; None for other files.
 
-    Reads the archive behind the model alone: nothing of a damaged model is followed.
+    It reads only the archive after the model, so that it never follows pointers of a damaged model.
 
     Raises:
         ValueError: If the file is damaged.
@@ -160,13 +159,14 @@ def check(content):
     return record
 
 
-def _entry(model):
+def _entry(model: Any) -> Any:
+    """The model's entry of metadata that MediaPipe reads; None if it has none."""
     entries = map(model.Metadata, range(model.MetadataLength()))
     return next((entry for entry in entries if entry.Name() == _ENTRY), None)
 
 
-def _archive(content):
-    """The files behind a model, `{name: bytes}`, and where they begin."""
+def _archive(content: bytes) -> tuple[dict[str, bytes], int]:
+    """The files after a model, `{name: content}`, and where the archive begins."""
     file = io.BytesIO(content)
     if not zipfile.is_zipfile(file):
         return {}, len(content)
@@ -179,8 +179,8 @@ def _archive(content):
         raise ValueError(f"The metadata of the file are damaged: {first_line(error)}") from None
 
 
-def _packed(content, metadata):
-    """The metadata as a flatbuffer of their own, each input and output of the model described."""
+def _packed(content: bytes, metadata: Metadata) -> bytes:
+    """The metadata as a flatbuffer, which describes each input and output of the model."""
     model = schema.Model.GetRootAs(content)
     graph = model.Subgraphs(0)
     names = tensor_names(model)
@@ -214,11 +214,8 @@ def _packed(content, metadata):
     return bytes(builder.Output())
 
 
-_PIXELS = {"max": 255, "min": 0}
-
-
-def tensor_names(model):
-    """Names of the inputs and outputs, `{tensor: name}`: the signature's where the file has one."""
+def tensor_names(model: Any) -> dict[int, str]:
+    """Names of the inputs and outputs, `{index of the tensor: name}`: those of the signature, if the file has one."""
     graph = model.Subgraphs(0)
     names = {i: graph.Tensors(i).Name().decode() for i in (*graph.InputsAsNumpy(), *graph.OutputsAsNumpy())}
     if model.SignatureDefsLength():
@@ -229,21 +226,21 @@ def tensor_names(model):
     return names
 
 
-def _linked(content, packed):
-    """The model behind a new root, which has the metadata `packed` too: how long the front is, and the whole.
+def _linked(content: bytes, packed: bytes) -> tuple[int, bytes]:
+    """The model with the metadata `packed`: how many bytes were prepended to it, and the new file.
 
-    The offsets of a flatbuffer point forward: a new root with its lists stands in front and points into the old file,
-    which stays as it is, byte for byte and as aligned as before. To rewrite the whole would lose the alignment of the
-    weights, and the buffers that ai-edge-quantizer keeps behind a large model's flatbuffer.
+    Offsets of a flatbuffer point forward. So a new root and its lists are prepended to the old file and point into it.
+    The old file stays the same, byte for byte, with the same alignment. Rewriting all of it would lose the alignment of
+    the weights, and the buffers that ai-edge-quantizer writes after the flatbuffer of a large model.
     """
     model = schema.Model.GetRootAs(content)
     length = len(content) + -len(content) % _ALIGNMENT
-    builder = flatbuffers.Builder(length + 4096)
+    builder: Any = flatbuffers.Builder(length + 4096)
     builder.head -= length
     builder.Bytes[builder.head : builder.head + len(content)] = content
-    builder.minalign = _ALIGNMENT  # the front is a multiple of it
+    builder.minalign = _ALIGNMENT  # the prepended length becomes a multiple of it
 
-    def old(position):
+    def old(position: int) -> int:
         return length - position  # a builder counts from the end
 
     buffers = [old(model.Buffers(i)._tab.Pos) for i in range(model.BuffersLength())]
@@ -259,34 +256,31 @@ def _linked(content, packed):
     entries.append(schema.MetadataEnd(builder))
 
     root = model._tab
-    places = root.Get(number_types.VOffsetTFlags, root.Pos - root.Get(number_types.SOffsetTFlags, root.Pos)) // 2 - 2
-    fields = {slot: old(root.Indirect(root.Pos + at)) for slot in range(1, places) if (at := root.Offset(4 + 2 * slot))}
+    slots = root.Get(number_types.VOffsetTFlags, root.Pos - root.Get(number_types.SOffsetTFlags, root.Pos)) // 2 - 2
+    fields = {slot: old(root.Indirect(root.Pos + at)) for slot in range(1, slots) if (at := root.Offset(4 + 2 * slot))}
     fields |= {_BUFFERS: _tables(builder, buffers), _METADATA: _tables(builder, entries)}
-    builder.StartObject(max(places, _METADATA + 1))
+    builder.StartObject(max(slots, _METADATA + 1))
     schema.ModelAddVersion(builder, model.Version())
     for slot, offset in fields.items():
         builder.PrependUOffsetTRelativeSlot(slot, offset, 0)
     builder.Finish(builder.EndObject(), file_identifier=b"TFL3")
     result = builder.Output()
-    front = len(result) - length
-    return front, _moved(result, front)
+    prepended = len(result) - length
+    return prepended, _moved(result, prepended)
 
 
-def _moved(content, distance):
-    """The model whose buffers behind the flatbuffer, which are counted from the file's start, moved that far."""
+def _moved(content: bytes | bytearray, distance: int) -> bytes:
+    """The model with the offsets of the buffers after the flatbuffer, which count from the file's start, changed."""
     content = bytearray(content)
     model = schema.Model.GetRootAs(content)
     for buffer in map(model.Buffers, range(model.BuffersLength())):
-        if buffer.Offset() > 1:  # 0 and 1 say that it is in the flatbuffer
+        if buffer.Offset() > 1:  # 0 and 1 mean that it is in the flatbuffer
             struct.pack_into("<Q", content, buffer._tab.Pos + buffer._tab.Offset(6), buffer.Offset() + distance)
     return bytes(content)
 
 
-_BUFFERS, _METADATA = 4, 6  # places in Model
-
-
-def _write(builder, table, values):
-    """Writes a table, what it refers to first; returns its offset."""
+def _write(builder: Any, table: str, values: Json) -> int:
+    """Writes a table, after everything that it refers to, and returns its offset."""
     fields = []
     for name, value in values.items():
         slot, kind = _SCHEMA[table][name]
@@ -310,27 +304,27 @@ def _write(builder, table, values):
     return builder.EndObject()
 
 
-def _tables(builder, offsets):
+def _tables(builder: Any, offsets: list[int]) -> int:
     builder.StartVector(4, len(offsets), 4)
     for offset in reversed(offsets):
         builder.PrependUOffsetTRelative(offset)
     return builder.EndVector()
 
 
-def _vector(builder, size, alignment, content):
+def _vector(builder: Any, size: int, alignment: int, content: bytes) -> int:
     builder.StartVector(size, len(content) // size, alignment)
     builder.head -= len(content)
     builder.Bytes[builder.head : builder.head + len(content)] = content
     return builder.EndVector()
 
 
-def _read(name, table):
-    """The fields of a table that are there, `{name: value}`."""
-    places = {field: (table.Offset(4 + 2 * slot), slot, kind) for field, (slot, kind) in _SCHEMA[name].items()}
-    return {field: _value(table, at, slot, kind) for field, (at, slot, kind) in places.items() if at}
+def _read(name: str, table: Table) -> Json:
+    """The fields that a table has, `{name: value}`."""
+    fields = {field: (table.Offset(4 + 2 * slot), slot, kind) for field, (slot, kind) in _SCHEMA[name].items()}
+    return {field: _value(table, at, slot, kind) for field, (at, slot, kind) in fields.items() if at}
 
 
-def _value(table, at, slot, kind):
+def _value(table: Any, at: int, slot: int, kind: Any) -> Any:
     here = table.Pos + at
     if kind is str:
         return table.String(here).decode()
@@ -343,9 +337,9 @@ def _value(table, at, slot, kind):
         return _read(kind, Table(table.Bytes, table.Indirect(here)))
     first, length = table.Vector(at), table.VectorLen(at)
     if first + 4 * length > len(table.Bytes):
-        raise ValueError("a vector ends behind the metadata")
+        raise ValueError("a vector ends after the metadata")
     starts = range(first, first + 4 * length, 4)
     if kind == [float]:
-        # The shortest decimal that is this float32: 123.675 is read as it was given.
+        # str() gives the shortest decimal that is this float32: 123.675 is read as 123.675.
         return tuple(float(str(np.float32(table.Get(number_types.Float32Flags, start)))) for start in starts)
     return [_read(kind[0], Table(table.Bytes, table.Indirect(start))) for start in starts]
