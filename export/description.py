@@ -86,7 +86,7 @@ def _labels(labels: Any, classes: int | None) -> tuple[str, ...]:
         raise ValueError(f"A label is one line of text without space around it. Received: {bad!r}")
     twice = next((label for label in labels if labels.count(label) > 1), None)
     if twice is not None:
-        raise ValueError(f"Labels must differ, or an app cannot tell classes apart. Received: {twice!r} twice")
+        raise ValueError(f"Labels must differ: an app identifies a class by its label. Received: {twice!r} twice")
     return labels
 
 

@@ -36,8 +36,8 @@ _PARSER = "1.0.0"  # the first version of the schema has all fields that are wri
 _ALIGNMENT = 64
 _PIXELS = {"max": 255, "min": 0}
 _BUFFERS, _METADATA = 4, 6  # slots of fields in TFLite's table Model
-# The fields of each table that are used here, with their slot in the schema and their type. A name is a table, a list is
-# a vector, and a dict is a union, whose type is in this slot and whose value is in the next one.
+# The fields of each table that are used here, with their slot in the schema and their type. A name is a table, a list
+# is a vector, and a dict is a union, whose type is in this slot and whose value is in the next one.
 _SCHEMA: dict[str, dict[str, tuple[int, Any]]] = {
     "ModelMetadata": {
         "name": (0, str),
