@@ -106,14 +106,7 @@ def serving_load(
     # The overhead of SE is measured with one image and one caller.
     cells = [(n, batch) for batch in dict.fromkeys((1, *batches)) for n in dict.fromkeys((1, *callers))]
     with tempfile.TemporaryDirectory() as folder:
-        paths = {}
-        for name, se in ((network, spec_of(network).se), (baseline, None)):
-            progress(f"exporting {name}")
-            keras.utils.set_random_seed(0)
-            model = create(network, se=se, name=name, input_shape=input_shape, classifier_activation=None)
-            for variant, lowering in VARIANTS.items():
-                saved = to_savedmodel(model, Path(folder, name, variant), lowering=lowering)
-                paths[name, variant] = str(saved.path)
+        paths, shape = _export(network, Path(folder), input_shape, progress)
         plan = {
             "paths": list(paths.values()),
             "threads": threads,
@@ -135,7 +128,7 @@ def serving_load(
     return ServingLoad(
         network=network,
         baseline=baseline,
-        input_shape=tuple(model.inputs[0].shape[1:]),
+        input_shape=shape,
         loads=tuple(_load(*key, found, rates[key]) for key, found in measured.items()),
         gains=tuple(
             (n, batch, ratio_of(rates[n, batch, network, "lowered"], rates[n, batch, network, "published"]))
@@ -144,6 +137,18 @@ def serving_load(
         # With one caller, the time of an image is 1 over the images a second.
         overheads={x: ratio_of(rates[1, 1, baseline, x], rates[1, 1, network, x]) for x in VARIANTS},
     )
+
+
+def _export(network, folder, input_shape, progress):
+    """Exports the network and its baseline in both variants: `{(name, variant): path}`, and the shape of an image."""
+    paths = {}
+    for name, se in ((network, spec_of(network).se), (baseline_name(network), None)):
+        progress(f"exporting {name}")
+        keras.utils.set_random_seed(0)
+        model = create(network, se=se, name=name, input_shape=input_shape, classifier_activation=None)
+        for variant, lowering in VARIANTS.items():
+            paths[name, variant] = str(to_savedmodel(model, folder / name / variant, lowering=lowering).path)
+    return paths, tuple(model.inputs[0].shape[1:])
 
 
 def _load(callers, batch, network, variant, rows, rates):

@@ -3,8 +3,7 @@
 import gc
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, replace
-from itertools import groupby
-from typing import Any, Literal
+from typing import Literal
 
 import keras
 
@@ -73,12 +72,13 @@ def overheads(
     measured = set(map(Cell.of, complete(kept)))
     missing = [cell for cell in cells if cell not in measured]
     for variant in variants:
-        of_variant = [cell for cell in missing if cell.variant == variant]
-        if not of_variant:
-            continue
-        wanted: dict[Any, list[Cell]] = {
-            precision: list(found) for precision, found in groupby(of_variant, lambda cell: cell.precision)
+        wanted: dict[Precision, list[Cell]] = {
+            precision: found
+            for precision in precisions
+            if (found := [cell for cell in missing if (cell.variant, cell.precision) == (variant, precision)])
         }
+        if not wanted:
+            continue
         pairs = export_pairs(
             network, variant=variant, precisions=tuple(wanted), se=config, input_shape=input_shape, progress=progress
         )
