@@ -37,7 +37,8 @@ def pytest_collection_modifyitems(items):
     """One process runs the tests of a file, which share what is expensive; of test_networks.py, those of a row."""
     for item in items:
         row = item.callspec.params.get("network") if hasattr(item, "callspec") else None
-        item.add_marker(pytest.mark.xdist_group(str(row) if row and item.path.stem == "test_networks" else item.path.stem))
+        by_row = row and item.path.stem == "test_networks"
+        item.add_marker(pytest.mark.xdist_group(str(row) if by_row else item.path.stem))
 
 
 @pytest.fixture(autouse=True)
