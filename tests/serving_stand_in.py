@@ -1,7 +1,7 @@
-"""A stand-in for TF Serving: its REST and gRPC APIs over SavedModels in sessions, from the real protos.
+"""A stand-in for TF Serving: its REST and gRPC APIs for SavedModels in sessions, with the real protos.
 
-Written after TF Serving's documents and source (api_rest.md, json_tensor.cc, http_server.cc), whose words for errors it
-uses. There is no TF Serving that pip installs.
+It follows the documents and source of TF Serving (api_rest.md, json_tensor.cc, http_server.cc), also in its error
+messages. pip cannot install TF Serving.
 """
 
 import base64
@@ -38,7 +38,7 @@ class Refusal(Exception):
 def stand_in(models, *, delay=0.0, states=("AVAILABLE",)):
     """Serves versions, `{name: path}`, on 127.0.0.1 until the block ends; yields the REST URL and the gRPC host.
 
-    Each answer comes `delay` seconds late, and the versions are in `states`.
+    Each answer is delayed by `delay` seconds, and the versions have the `states`.
     """
     server = Models(models, delay, states)
     handler = type("Handler", (RestHandler,), {"models": server})
@@ -85,7 +85,7 @@ class Models:
         return answer
 
     def predict(self, name, signature, inputs, version=None):
-        """Outputs of a signature, and the version; `inputs` is a function from those that it has to arrays."""
+        """Outputs of a signature, and the version. `inputs` is a function from the declared inputs to arrays."""
         session, found = self.find(name, version)
         signature = signature or "serving_default"
         if signature not in session.signatures:
@@ -116,7 +116,7 @@ class RestHandler(http.server.BaseHTTPRequestHandler):
         self._answer(self._post)
 
     def log_message(self, *_):
-        """Says nothing."""
+        """Prints nothing."""
 
     def _answer(self, function):
         content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -154,8 +154,9 @@ class RestHandler(http.server.BaseHTTPRequestHandler):
             raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, "Missing 'inputs' or 'instances' key")
         inputs = rows(request["instances"]) if "instances" in request else columns(request["inputs"])
         outputs, _ = self.models.predict(name, request.get("signature_name"), inputs, version)
-        outputs = {key: np.vectorize(text)(x).tolist() if x.dtype == object else x.tolist()
-                   for key, x in outputs.items()}  # fmt: skip
+        outputs = {
+            key: np.vectorize(text)(x).tolist() if x.dtype == object else x.tolist() for key, x in outputs.items()
+        }
         if "inputs" in request:
             return {"outputs": outputs if len(outputs) > 1 else next(iter(outputs.values()))}
         predictions = [dict(zip(outputs, row, strict=True)) for row in zip(*outputs.values(), strict=True)]
@@ -163,7 +164,7 @@ class RestHandler(http.server.BaseHTTPRequestHandler):
 
 
 def text(value):
-    """A string of an answer: base64 is for outputs whose names end in _bytes alone."""
+    """A string in an answer: TF Serving uses base64 only for outputs whose names end in _bytes."""
     return value.decode()
 
 
@@ -189,7 +190,7 @@ def only(expected):
 
 
 def array(values, about):
-    """A tensor as JSON has it."""
+    """A tensor from JSON."""
     try:
         if about.dtype == tf.string.as_datatype_enum:
             return np.array([base64.b64decode(x["b64"], validate=True) for x in values], dtype=object)

@@ -1,4 +1,4 @@
-"""Every keyword of `create` and of the functions beside it, and every way to refuse."""
+"""Every keyword of `create` and of the functions like those of keras.applications, and every refusal."""
 
 import dataclasses
 import inspect
@@ -49,7 +49,7 @@ def noise(*shape):
 
 
 def one_line(*parts):
-    """A pattern of a whole message: `parts` in their order, on a single line."""
+    """A pattern for a message of one line that contains `parts` in this order."""
     return "^" + "".join(f"[^\n]*{re.escape(part)}" for part in parts) + r"[^\n]*\Z"
 
 
@@ -346,7 +346,7 @@ def test_weights_never_land_in_layers_of_other_names(suffix, tmp_path):
         np.testing.assert_array_equal(loaded.get_layer(name).kernel.numpy(), model.get_layer(name).kernel.numpy())
 
 
-# What is refused before a layer is built: the rule, and what came.
+# Refused before a layer is built. The message has the rule and the received value.
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ def model_of(layer, *input_shape):
     return keras.Model(images, layer(images))
 
 
-# Layer, its input; parameters trained and gathered, and multiply-adds, each as the sum that gives it.
+# Layer, input shape, trained parameters, statistics and multiply-adds, each written as a sum.
 BY_HAND = [
     (layers.Conv2D(8, 3, strides=2), (9, 9, 4), 3 * 3 * 4 * 8 + 8, 0, 4 * 4 * (3 * 3 * 4 * 8)),
     (layers.Conv2D(8, 3, strides=2, groups=2), (9, 9, 4), 3 * 3 * 2 * 8 + 8, 0, 4 * 4 * (3 * 3 * 2 * 8)),
@@ -33,7 +33,7 @@ BY_HAND = [
         0,
         5 * 5 * (3 * 3 * 4 + 4 * 6),
     ),
-    # Of a transposed convolution every input position meets the whole kernel.
+    # A transposed convolution multiplies every input position by the whole kernel.
     (
         layers.Conv2DTranspose(5, 3, strides=2, padding="same"),
         (4, 4, 6),
@@ -177,7 +177,7 @@ def test_counting_leaves_the_model_as_it_was(digits):
 
 def test_convolutions_of_another_size_pay_by_its_positions(digits):
     small, large = complexity(digits), complexity(digits, input_shape=(32, 16, 1))
-    fixed = small.se_macs + rows(small, "predictions")[0].macs  # behind a global pooling
+    fixed = small.se_macs + rows(small, "predictions")[0].macs  # after a global pooling
     assert large.macs - fixed == 8 * (small.macs - fixed)
     assert (large.trainable, large.se_macs) == (small.trainable, small.se_macs)
 

@@ -21,7 +21,7 @@ GATES = {
 
 
 def randomized(layer, shape, rng):
-    """Builds `layer` and gives each weight, biases too, values away from their zeros."""
+    """Builds `layer` and sets all weights, also the biases, to random values."""
     layer.build(shape)
     for weight in layer.weights:
         weight.assign(rng.normal(size=weight.shape))
@@ -242,7 +242,7 @@ def shuffled(x, groups):
 
 
 def numbered(*shape):
-    """Values none of which is there twice: exact in float32, and in float16 up to 2048."""
+    """Distinct values, exact in float32 and, up to 2048, in float16."""
     return np.arange(np.prod(shape), dtype="float32").reshape(shape)
 
 
@@ -364,15 +364,15 @@ def shares(layer, *, channels=3):
 
 
 def distance_from_uniform(values):
-    """Kolmogorov's and Smirnov's: the largest difference of the distribution functions."""
+    """The Kolmogorov-Smirnov statistic: the largest difference of the distribution functions."""
     steps = np.arange(len(values) + 1) / len(values)
     values = np.sort(values)
     return max(np.max(steps[1:] - values), np.max(values - steps[:-1]))
 
 
-# Of a sample of a uniform distribution, more with a probability of 2 exp(-2 * 2.7 ** 2), one in a million.
+# A sample of a uniform distribution exceeds it with a probability of 2 exp(-2 * 2.7 ** 2), one in a million.
 UNIFORM = 2.7 / np.sqrt(IMAGES)
-# A coefficient of correlation of independent values has this standard deviation: five of them.
+# Five standard deviations of the correlation coefficient of independent values.
 UNCORRELATED = 5 / np.sqrt(IMAGES)
 
 
@@ -424,7 +424,7 @@ def test_every_step_draws_anew():
 @pytest.mark.parametrize("backward", MIXTURES)
 def test_even_output_is_the_mean_in_training_too(backward):
     output, _ = shares(ShakeShake("even", backward, seed=1))
-    # The gradient's mixture is added and taken away again, each rounding by half of 1.2e-7; alone it rounds nothing.
+    # The mixture of the gradients is added and subtracted, which rounds twice by half of 1.2e-7. Alone it is exact.
     np.testing.assert_allclose(output, 0.5, rtol=0, atol=0 if backward == "even" else 1.2e-7)
 
 
@@ -528,7 +528,7 @@ def test_shuffle_and_mixture_are_the_same_under_another_backend(backend, tmp_pat
     result = np.load(tmp_path / "result.npz")
     np.testing.assert_array_equal(result["shuffled"], shuffled(x, 3))
     np.testing.assert_array_equal(result["mean"], (x + y) / 2)
-    # Random numbers differ by backend: one share an image, between 0 and 1, is what they have in common.
+    # Random numbers differ between backends. All have one share for each image, between 0 and 1.
     share = ((result["mixed"] - y) * (x - y)).sum(axis=(1, 2, 3)) / ((x - y) ** 2).sum(axis=(1, 2, 3))
     assert np.all((share > 0) & (share < 1)) and len(np.unique(share.round(4))) == 8
     share = share[:, None, None, None]

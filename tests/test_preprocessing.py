@@ -1,4 +1,4 @@
-"""What a network was trained on, as a function and inside the network, and the names of what it sees."""
+"""Preprocessing as a function and inside the network, and the names of the predicted classes."""
 
 import json
 import socket
@@ -35,7 +35,7 @@ def pixels(name, *shape, dtype="uint8", seed=0):
 
 
 def small():
-    """A network of three channels whose weights could hide no error, on pixels and on what it was trained on."""
+    """A network for pixels and the same for normalized images, with weights that do not hide errors."""
     inner = create(CIFAR)
     scattered(inner, images=preprocess_input(pixels(CIFAR, 16, 32, 32, seed=1), CIFAR))
     model = create(CIFAR, include_preprocessing=True)
@@ -314,7 +314,7 @@ def test_top_that_is_no_number_of_classes_is_refused(top, class_names):
 
 @pytest.fixture
 def unreachable(tmp_path, monkeypatch):
-    """Keras' file of names is not there, and its address is a port of this machine where nobody listens."""
+    """Keras' file of names is missing, and its URL is a local port without a server."""
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{bound.getsockname()[1]}/imagenet_class_index.json"

@@ -1,8 +1,8 @@
-"""`weights="imagenet"` against a hub on this machine: what is fetched, what is kept, and what happens when it fails.
+"""`weights="imagenet"` with a local stand-in for the hub: downloads, stored files, and failures.
 
-The hub serves what the Hugging Face hub would: files of random weights under timm's names, with the headers that its
-library asks for. The library is the real one. Most tests release weights of the network for digits, which takes a
-second; a module-wide release of SE-ResNet-50 shows the same for a row of the table.
+The stand-in serves files of random weights with the names of timm, and the headers that the library of the Hugging Face
+hub reads. The library is the real one. Most tests release weights of the network for digits, which takes a second. One
+release of SE-ResNet-50, shared by the module, shows the same for a row of the table.
 """
 
 import contextlib
@@ -48,15 +48,15 @@ REASON = 'needs torch and timm: pip install -e ".[parity]"'
 
 @dataclass(frozen=True, kw_only=True)
 class Release:
-    """What the hub answers for one repository: `model.safetensors`, or a failure.
+    """The answer of the hub for one repository: `model.safetensors`, or a failure.
 
     Args:
         content: The file.
-        status, headers: Of each answer.
-        announced: Its SHA-256 as the hub gives it; default: the true one.
-        size: Its length as the hub gives it; default: the true one.
-        cut: After how many bytes the connection breaks, each time anew.
-        from_hub: Whether the headers of the hub are there at all.
+        status, headers: Status and headers of each answer.
+        announced: The SHA-256 that the hub announces. Default: the true one.
+        size: The length that the hub announces. Default: the true one.
+        cut: The number of bytes after which each connection breaks.
+        from_hub: Whether the answer has the headers of the hub.
     """
 
     content: bytes = b""
@@ -94,7 +94,7 @@ def handler(hub):
 
         def answer(self, with_body):
             match = re.fullmatch("/(.+)/resolve/main/model.safetensors", self.path)
-            if not match:  # the hub's library asks for other things, and does without
+            if not match:  # the hub's library also asks for optional files
                 release = Release(status=404, from_hub=False)
             else:
                 hub.requests.append(f"{self.command} {match[1]}")
@@ -155,7 +155,7 @@ def connect(patch, url, folder):
 
 
 def disconnect(patch):
-    """Points the hub's library at a port of this machine where nobody listens."""
+    """Points the hub's library at a local port without a server."""
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{bound.getsockname()[1]}"
@@ -167,7 +167,7 @@ def disconnect(patch):
 
 
 def timm_state(model, *, legacy):
-    """The weights of a ResNet of ours under timm's names and in torch's layout, written down here once more."""
+    """The weights of our ResNet with the names of timm and in the layout of torch, by an independent implementation."""
     leaves = {"kernel": "weight", "gamma": "weight", "beta": "bias", "moving_mean": "running_mean"}
     leaves |= {"moving_variance": "running_var", "bias": "bias"}
     state = {}
@@ -198,7 +198,7 @@ def timm_state(model, *, legacy):
 
 
 def random(name, seed=0):
-    """A network with random values in each of its weights, and no two the same."""
+    """A network with random values in all weights."""
     model, rng = create(name), np.random.default_rng(seed)
     for weight in model.weights:
         weight.assign(rng.standard_normal(weight.shape, "float32"))
@@ -206,7 +206,7 @@ def random(name, seed=0):
 
 
 def assert_same_weights(model, expected):
-    """The weights of `model` are `expected`, bit by bit, by their names."""
+    """The weights of `model` are bit-identical to `expected`, by their names."""
     assert {weight.path for weight in model.weights} <= expected.keys()
     for weight in model.weights:
         np.testing.assert_array_equal(keras.ops.convert_to_numpy(weight), expected[weight.path], weight.path)
@@ -239,7 +239,7 @@ def hasty(monkeypatch):
 
 
 def assert_released(digits):
-    """What `create` loads with `weights="imagenet"` is what was released; without its second of building networks."""
+    """`create(weights="imagenet")` loads the released weights. Builds no network, which would take a second."""
     expected, _, model = digits
     path = pretrained.imagenet(DIGITS, build=lambda: model)
     for weight in model.weights:
@@ -274,7 +274,7 @@ def test_each_network_has_a_repository_of_its_own():
 @pytest.mark.parity
 @pytest.mark.parametrize("name", IMAGENET)
 def test_repository_is_named_after_weights_that_timm_knows(name):
-    # timm itself fetches its legacy ones from where they were before they had a copy on the hub.
+    # timm downloads its legacy weights from their old URLs, although the hub has a copy.
     weights = IMAGENET[name].repo.removeprefix("timm/")
     config = import_timm().get_pretrained_cfg(weights)
     assert weights in import_timm().list_pretrained(f"{weights.partition('.')[0]}.*")
@@ -288,7 +288,7 @@ def test_released_weights_are_of_a_network_of_our_classes_and_as_many_parameters
     timm, architecture = import_timm(), IMAGENET[name].repo.removeprefix("timm/")
     config = timm.get_pretrained_cfg(architecture)
     assert (config.num_classes, config.input_size) == (1000, (3, 224, 224))
-    with torch.device("meta"):  # shapes alone
+    with torch.device("meta"):  # only shapes
         theirs = timm.create_model(architecture.partition(".")[0], pretrained=False)
     with keras.StatelessScope(initialize_variables=False):
         ours = create(name)
@@ -528,7 +528,7 @@ def blob_of(cache):
 
 
 def test_file_that_the_hubs_cache_shares_among_repositories_is_whole(place, hub, digits):
-    # The cache keeps what came by the hub's own protocol, Xet, under Xet's hash, and links to it by the SHA-256.
+    # The cache stores downloads by the hub's protocol Xet under the hash of Xet, with a link named by the SHA-256.
     assert_released(digits)
     shutil.rmtree(place[1])
     blob, shared = blob_of(place[0]), place[0] / "blobs" / "ab" / ("ab" * 32)
@@ -696,7 +696,7 @@ def test_full_disk_is_told_in_one_line_and_leaves_nothing(place, digits):
     shutil.rmtree(place[1])
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     message = one_line(f"The weights of {DIGITS} cannot be stored in {str(place[1])!r}: File too large. KERAS_HOME")
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # of any file that is written: a disk of that size
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # for every file: like a full disk
     try:
         with pytest.raises(OSError, match=message):
             create(DIGITS, weights="imagenet")

@@ -1,4 +1,4 @@
-"""Feature pyramids: the levels of every family as published, and the same tensors and weights as the network's own."""
+"""Feature pyramids: the published levels of every family, with the tensors and weights of the network."""
 
 import re
 from functools import partial
@@ -26,7 +26,7 @@ LEVELS = {
     "se_resnext50_32x4d": _resnet,  # Xie et al. 2016, Table 1
     "senet154": _resnet,
     "se_resnet11_digits": {"P0": (8, 64), "P1": (4, 128), "P2": (2, 256)},
-    # Simonyan & Zisserman 2014, Table 1: in front of each pooling.
+    # Simonyan & Zisserman 2014, Table 1: before each pooling.
     "se_vgg11_bn": {"P0": (224, 64), "P1": (112, 128), "P2": (56, 256), "P3": (28, 512), "P4": (14, 512)},
     # Ioffe & Szegedy 2015, appendix: 3b, 4d and 5b.
     "se_bn_inception": {"P3": (28, 320), "P4": (14, 608), "P5": (7, 1024)},
@@ -46,7 +46,7 @@ LEVELS = {
     "se_shake_shake_26_2x96d": {"P0": (32, 96), "P1": (16, 192), "P2": (8, 384)},
     "se_shake_even_29_2x4x64d": {"P0": (32, 256), "P1": (16, 512), "P2": (8, 1024)},
 }
-# A row of each family, and what stands behind each of its levels.
+# A row of each family, and the block or layer that reads each of its levels.
 READERS = {
     "se_resnet18": ("stage3_block1", "stage4_block1", "stage5_block1", "avg_pool"),
     "se_vgg11_bn": ("pool1", "pool2", "pool3", "pool4", "pool5"),
@@ -57,7 +57,7 @@ READERS = {
     "se_resnet20": ("stage3_block1", "stage4_block1", "avg_pool"),
     "se_shake_even_29_2x4x64d": ("stage3_block1", "stage4_block1", "avg_pool"),
 }
-# Those that compute in little time, each at a few of its smallest images.
+# Networks that are fast to compute, with small images.
 SMALL = {
     "se_resnet11_digits": (8, 8, 1),
     "se_vgg11_bn": (32, 48, 3),
@@ -70,7 +70,7 @@ SMALL = {
 
 @pytest.fixture
 def sketch():
-    """`create` without values, which no fact about a graph reads: it takes a fifth of the time."""
+    """`create` without values for the weights: enough to test a graph, in a fifth of the time."""
     with keras.StatelessScope(initialize_variables=False):
         yield create
     keras.utils.clear_session()
@@ -81,13 +81,13 @@ def noise(*shape):
 
 
 def trained(model):
-    """With weights as after training. Most values pass the ReLUs, because not every family has shortcuts."""
+    """With weights like after training. Most values pass the ReLUs, because not every family has shortcuts."""
     return scattered(model, beta=(0.5, 1.5))
 
 
 def agrees(maps, expected, images):
     assert list(maps.output) == list(expected.output)
-    # float32's own noise: two units in the last place of the images make as much as 2e-5 of the range at the deepest
+    # The noise of float32: two units in the last place of the images make as much as 2e-5 of the range at the deepest
     # levels of networks without shortcuts. A lost bias or a wrong block is beyond 1e-3.
     assert difference(outputs_of(expected, images), outputs_of(maps, images)) < 1e-4
 
@@ -160,7 +160,7 @@ def test_outputs_are_the_tensors_of_the_network_on_the_same_images(name):
     model = trained(create(name, input_shape=SMALL[name]))
     maps = pyramid(model)
     agrees(maps, keras.Model(model.input, {**maps.output}), images_for(model))
-    # What stands behind a level in the network makes the network's own output of it.
+    # The layers after a level compute the output of the network from it.
     *_, last = maps.output
     rest = keras.Model(maps.output[last], model.output)
     images = images_for(model)

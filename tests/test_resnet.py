@@ -1,4 +1,4 @@
-"""ResNet, ResNeXt and SENet-154: the paper's ablations, where the recalibration stands, strides and constants."""
+"""ResNet, ResNeXt and SENet-154: the ablations of the paper, the sites of recalibration, strides and constants."""
 
 import functools
 from dataclasses import replace
@@ -14,8 +14,7 @@ from se_keras.graph import calls
 from se_keras.layers import SqueezeExcite
 from se_keras.recalibration import SITES, SEConfig
 
-WITH_PLAIN_TWIN = tuple(name for name in resnet.SPECS if name.startswith("se_"))
-WITH_SE = (*WITH_PLAIN_TWIN, "senet154")
+WITH_SE = (*(name for name in resnet.SPECS if name.startswith("se_")), "senet154")
 IMAGENET = tuple(name for name, spec in resnet.SPECS.items() if spec.input_shape == (224, 224, 3))
 BOTTLENECKS = tuple(name for name, spec in resnet.SPECS.items() if spec.block is resnet.bottleneck)
 NO_BIAS = SEConfig(bias=False)  # the paper's tables count the fully connected layers without their biases
@@ -48,7 +47,7 @@ def test_count_params_by_ratio(ratio, facts, golden):
 def test_table_10_parameters_by_ratio(ratio, facts, golden):
     published = golden["paper"]["table10_ratio"][str(ratio)][2]
     counted = facts("se_resnet50", se=replace(NO_BIAS, ratio=ratio)).count_params / 1e6
-    # Half as wide as the smallest step between two rows of the table: 0.1 M would do for any of them but no further.
+    # The tolerance is half of the smallest difference between two rows of the table.
     assert counted == pytest.approx(published, abs=0.1)
 
 
@@ -57,7 +56,7 @@ def test_table_13_row_is_our_stage_of_the_same_number_alone(row, facts, golden):
     published = golden["paper"]["table13_stage"][f"stage{row}"][3]
     stages = (2, 3, 4, 5)
     counts = [millions(facts("se_resnet50", se=replace(NO_BIAS, stages=(stage,))).count_params) for stage in stages]
-    # Rounded as the table is: its rows for stages 2 and 3 are no more than 0.1 M apart.
+    # Rounded like the table: its rows for stages 2 and 3 differ by only 0.1 M.
     assert [stage for stage, count in zip(stages, counts, strict=True) if count == published] == [row]
 
 
@@ -83,7 +82,7 @@ def test_table_15_parameters_at_the_3x3_site(facts, golden):
 def test_table_16_no_squeeze_pays_at_every_position(facts, golden):
     published = golden["paper"]["table16_squeeze_effect"]["no_squeeze"][2]
     counted = facts("se_resnet50", se=replace(NO_BIAS, squeeze="none")).complexity.macs / 1e9
-    assert counted == pytest.approx(published, abs=0.02)  # the SE layers alone are 0.41: 0.02 tells the sites apart
+    assert counted == pytest.approx(published, abs=0.02)  # the SE layers have 0.41: 0.02 distinguishes the sites
 
 
 # The baseline inside the SE network.
@@ -106,7 +105,7 @@ def with_weights_of(model, baseline):
 
 
 def network(block, se):
-    """The digits' network with two blocks a stage, of either kind, so that shortcuts of each kind stand in it."""
+    """The network for digits with two blocks of one kind a stage, so that it has every kind of shortcut."""
     spec = replace(resnet.SPECS["resnet11_digits"], block=block, blocks=(2, 2), se=se)
     images = keras.Input(spec.input_shape, name="images")
     return keras.Model(images, resnet.build(spec, images))
@@ -134,7 +133,7 @@ def test_gates_as_initialized_do_not_equal_the_baseline(site):
     model = network(resnet.bottleneck, SEConfig(site=site))
     baseline = with_weights_of(model, network(resnet.bottleneck, None))
     images = noise(2, 8, 8, 1)
-    # Gates begin about one half: what they touch moves by tens of percent.
+    # Initial gates are about one half: they change their inputs by tens of percent.
     assert np.abs(model(images) - baseline(images)).max() > 0.05 * np.abs(baseline(images)).max()
 
 
@@ -161,12 +160,12 @@ def test_number_of_se_layers_is_the_number_of_residual_blocks(name, count, facts
     assert sum(row.type == "SqueezeExcite" for row in facts(name).complexity.layers) == count
 
 
-# Where the five sites of Figure 5 stand. Of the four blocks stage2_block1 projects its shortcut if it is a bottleneck,
+# The five sites of Figure 5. Of the four blocks, stage2_block1 projects its shortcut if it is a bottleneck,
 # which widens there; stage3_block1 projects with a stride; the second blocks have the identity.
 
 
 class Graph:
-    """Which layer makes what another reads."""
+    """The graph of a model: which layers read the outputs of which."""
 
     def __init__(self, model):
         self.calls = calls(model)

@@ -1,4 +1,4 @@
-"""SavedModels for TF Serving: whole or absent, numbered, and of use where there is neither Keras nor XLA."""
+"""SavedModels for TF Serving: atomic, numbered, and usable without Keras and XLA."""
 
 import errno
 import hashlib
@@ -70,7 +70,7 @@ pickle.dump(report, open(answered, "wb"))
 
 
 def ask(folder, questions):
-    """What the server says of SavedModels: `{path: (batches, files)}` gives `{path: answers}`, or an error as text."""
+    """The answers of the server: `{path: (batches, files)}` gives `{path: answers}`, or an error as text."""
     paths = folder / "asked.pickle", folder / "answered.pickle"
     paths[0].write_bytes(pickle.dumps({str(path): question for path, question in questions.items()}))
     environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
@@ -85,7 +85,7 @@ def png(pixels):
 
 
 def small():
-    """A model of one convolution and a squeeze, exported in a moment."""
+    """A small model with a convolution and a SqueezeExcite, which is exported fast."""
     images = keras.Input((4, 4, 2), name="images")
     x = layers.BatchNormalization()(layers.Conv2D(4, 1)(images))
     x = layers.GlobalAveragePooling2D()(SqueezeExcite(2)(x))
@@ -106,7 +106,7 @@ def network():
 
 @pytest.fixture(scope="module")
 def exports(network, tmp_path_factory):
-    """A folder with a network with grouped convolutions: lowered, as published, and as Keras alone writes it."""
+    """Exports of a network with grouped convolutions: lowered, as published, and by Keras itself."""
     folder = tmp_path_factory.mktemp("exports")
     about = {"labels": LABELS, "normalization": (MEAN, STD), "top": 3}
     to_savedmodel(network, folder / "lowered", **about)
@@ -122,14 +122,14 @@ def batches(network):
 
 @pytest.fixture(scope="module")
 def files():
-    """A picture of the network's size, and what is no picture."""
+    """A picture of the size of the network, and bytes that are not a picture."""
     return np.array([png(np.random.default_rng(0).integers(0, 256, (8, 8, 3), "uint8")), b"no picture"], object)
 
 
 @pytest.fixture(scope="module")
 def served(exports, batches, files, tmp_path_factory):
-    """What the server says of each export: by form, the answers of its signatures, or an error."""
-    # Somewhere else: the labels are part of a SavedModel.
+    """The answers of the server for each export: those of its signatures, or an error."""
+    # In another folder, to test that the labels are part of the SavedModel.
     moved = tmp_path_factory.mktemp("elsewhere") / "models"
     shutil.copytree(exports, moved)
     paths = {"lowered": moved / "lowered" / "1", "published": moved / "published" / "1", "keras": moved / "keras"}
@@ -326,7 +326,7 @@ def test_version_that_appears_meanwhile_is_not_overwritten(model, tmp_path, monk
     assert (tmp_path / "1" / "saved_model.pb").read_text() == "another's"
 
 
-# Whole or absent.
+# Atomic.
 
 
 @pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()], ids=repr)

@@ -1,4 +1,4 @@
-"""What TF Serving needs, and talking to it: against a stand-in that speaks its protocols over SavedModels."""
+"""The files for TF Serving and its client, with a stand-in that speaks the protocols of TF Serving."""
 
 import base64
 import io
@@ -83,15 +83,15 @@ def cli(capfd, monkeypatch):
 
 
 def picture(seed=0, size=(11, 17), channels=3):
-    """Pixels of a picture that is smooth, as photographs are: JPEG keeps it."""
+    """The pixels of a smooth picture. JPEG changes it little, like photographs."""
     coarse = np.random.default_rng(seed).uniform(0, 255, (3, 3, channels))
     return np.asarray(tf.image.resize(coarse, size, "bicubic")).clip(0, 255).astype("uint8")
 
 
-def encoded(pixels, kind, **how):
+def encoded(pixels, kind, **options):
     """The bytes of an image file."""
     file = io.BytesIO()
-    Image.fromarray(pixels).save(file, kind, **how)
+    Image.fromarray(pixels).save(file, kind, **options)
     return file.getvalue()
 
 
@@ -129,11 +129,10 @@ def expected(saved):
 def test_golden_inputs_give_the_golden_outputs_by_both_protocols(saved, server):
     url, host = server
     answers = serving.check(saved.manifest, model="photos", rest=url, grpc=host)
-    assert [(x.protocol, x.signature, x.version) for x in answers] == [
-        ("REST", "serving_default", 3), ("REST", "image_bytes", 3),
-        ("gRPC", "serving_default", 3), ("gRPC", "image_bytes", 3),
-    ]  # fmt: skip
-    # In a session the graph is optimized, and sums are rounded in another order.
+    names = ("serving_default", "image_bytes")
+    expected = [(protocol, name, 3) for protocol in ("REST", "gRPC") for name in names]
+    assert [(x.protocol, x.signature, x.version) for x in answers] == expected
+    # A session optimizes the graph, which changes the order of sums.
     assert all(x.error < 1e-5 and x.agrees for x in answers)
 
 
@@ -323,13 +322,13 @@ def test_grpc_without_its_package_says_what_to_install(saved, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "WEBP"])
 def test_file_is_decoded_by_its_content(expected, server, kind):
-    how = {"quality": 95} if kind in ("JPEG", "WEBP") else {}
-    content = encoded(picture(), kind, **how)
+    options = {"quality": 95} if kind in ("JPEG", "WEBP") else {}
+    content = encoded(picture(), kind, **options)
     classes, scores = classified(server[0], [content])
     as_expected, names = expected([content])
     np.testing.assert_allclose(scores, as_expected, rtol=0, atol=1e-5)
     assert classes == names
-    # Whatever the format, it is the picture: within what lossy formats and a palette leave.
+    # Every format gives the picture, up to the loss of JPEG, WebP and the palette of GIF.
     reference, _ = expected([encoded(picture(), "PNG")])
     np.testing.assert_allclose(scores, reference, rtol=0, atol=0.2)
 
@@ -344,7 +343,7 @@ def test_gray_and_transparent_pictures_are_read_as_rgb(server, pixels):
 
 
 def damaged():
-    """Files of which none can be decoded."""
+    """Files that cannot be decoded."""
     jpeg, png, gif, webp = (encoded(picture(size=(64, 64)), kind) for kind in ("JPEG", "PNG", "GIF", "WEBP"))
     flipped = bytearray(png)
     flipped[len(png) // 2] ^= 255
@@ -392,7 +391,7 @@ def test_request_of_damaged_files_alone_is_answered(server):
 
 
 def test_large_photograph_is_answered_by_both_protocols(expected, server):
-    # 12 million pixels, and a message of more than the 4 MB that gRPC takes by default.
+    # 12 million pixels. The message exceeds the 4 MB that gRPC accepts by default.
     content = encoded(np.random.default_rng(0).integers(0, 255, (3000, 4000, 3), dtype="uint8"), "JPEG", quality=80)
     assert len(content) > 4 << 20
     _, scores = classified(server[0], [content])
@@ -493,8 +492,8 @@ def test_server_files_name_every_model_of_a_folder(tmp_path, cli):
     )
     config = text_format.Parse((tmp_path / "models.config").read_text(), model_server_config_pb2.ModelServerConfig())
     assert [(x.name, x.base_path, x.model_platform) for x in config.model_config_list.config] == [
-        ("photos", "/srv/photos", "tensorflow"), ('qu"ote', '/srv/qu"ote', "tensorflow")
-    ]  # fmt: skip
+        (name, f"/srv/{name}", "tensorflow") for name in ("photos", 'qu"ote')
+    ]
     assert 'path: "/monitoring/prometheus/metrics"' in (tmp_path / "monitoring.config").read_text()
 
 
@@ -523,8 +522,10 @@ def test_folder_without_models_has_no_server_files(tmp_path):
 @pytest.fixture(scope="module")
 def loaded():
     lines = []
-    how = {"callers": (1, 3), "batches": (2,), "seconds": 0.02, "blocks": 2}
-    return serving_load("se_resnet11_digits", **how, progress=lines.append), lines
+    result = serving_load(
+        "se_resnet11_digits", callers=(1, 3), batches=(2,), seconds=0.02, blocks=2, progress=lines.append
+    )
+    return result, lines
 
 
 def test_load_is_of_each_form_for_each_number_of_callers_and_images(loaded):

@@ -1,4 +1,4 @@
-"""Files are whole or absent: what a failure, an interrupt or a full disk leaves behind."""
+"""Files are atomic: what is on the disk after a failure, an interrupt or a full disk."""
 
 import errno
 import json
@@ -194,7 +194,7 @@ def test_every_file_of_a_folder_is_on_the_disk_before_its_name(tmp_path, flushed
 
 
 def test_file_has_the_permissions_that_the_umask_leaves(tmp_path):
-    # A temporary file is its owner's alone: a server or a colleague could not read it.
+    # Only the owner can read a temporary file: a server or a colleague could not.
     mask = os.umask(0o027)
     try:
         storage.write_bytes(tmp_path / "file", b"new")

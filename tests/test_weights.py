@@ -1,4 +1,4 @@
-"""Weights from files and state dicts: all of them or none, in one line, and nothing that a file says is run."""
+"""Weights from files and state dicts: all or none are loaded, errors have one line, and code in files is not run."""
 
 import pickle
 import re
@@ -19,7 +19,7 @@ DIGITS = "se_resnet11_digits"
 
 
 def filled(model, seed=0):
-    """The model with values of which none is as Keras starts: moving statistics and biases too."""
+    """The model with random values in all weights, also moving statistics and biases."""
     rng = np.random.default_rng(seed)
     for weight in model.weights:
         weight.assign(rng.uniform(0.1, 1, size=weight.shape))
@@ -27,7 +27,7 @@ def filled(model, seed=0):
 
 
 def state_of(model, naming):
-    """What timm or pytorchcv would have as the state dict of the network: their names, axes and counters.
+    """The state dict that timm or pytorchcv would have for the network: their names, axes and counters.
 
     tests/test_parity.py shows for each naming that the names are theirs.
     """
@@ -67,13 +67,13 @@ def trained():
 
 @pytest.fixture
 def target():
-    """Another network of the same row, and what it holds."""
+    """Another network of the same row, and its values."""
     model = filled(create(DIGITS), seed=1)
     return model, values(model)
 
 
 def refused(target, error, *parts, state, source="timm"):
-    """`state` is refused by port with a message in one line, and the network stays bit for bit as it was."""
+    """`port` refuses `state` with a message of one line, and the network stays bit-identical."""
     model, before = target
     with pytest.raises(error, match=one_line(*parts)):
         port(model, state, source=source)
@@ -112,8 +112,10 @@ def test_port_leaves_the_state_dict_as_it_was(trained, target):
 
 
 def test_fully_connected_layers_are_taken_in_two_axes_and_as_1x1_convolutions(trained, target):
-    state = {name: array[:, :, 0, 0] if ".se_module." in name and array.ndim == 4 else array
-             for name, array in trained[1].items()}  # fmt: skip
+    state = {
+        name: array[:, :, 0, 0] if ".se_module." in name and array.ndim == 4 else array
+        for name, array in trained[1].items()
+    }
     state["last_linear.weight"] = state["last_linear.weight"][:, :, None, None]
     port(target[0], state, source="timm")
     assert_equal(target[0], values(trained[0]))
@@ -150,18 +152,15 @@ VECTOR = np.ones(64, "float32")
             {"layer1.0.bn1.weight": np.ones((16, 1), "float32")},
             ["does not fit: layer1.0.bn1.weight has the shape (16,) here and (1, 16) there"],
         ),
-        # As many values as the fully connected layer has, and another layer all the same.
+        # The same number of values as the fully connected layer, but another layer.
         (
             {"layer1.0.se_module.fc1.weight": np.ones((4, 16, 2, 2), "float32")},
             ["layer1.0.se_module.fc1.weight has the shape (64, 4) here and (2, 2, 16, 4) there"],
         ),
         ({"layer1.0.bn1.weight": np.float32(1)}, ["layer1.0.bn1.weight has the shape (16,) here and () there"]),
     ],
-    ids=[
-        "missing", "surplus module", "surplus tensor", "surplus layer", "twice", "both sides", "kernel", "rank",
-        "flattened", "scalar",
-    ],
-)  # fmt: skip
+    ids="missing,surplus module,surplus tensor,surplus layer,twice,both sides,kernel,rank,flattened,scalar".split(","),
+)
 def test_state_dict_with_a_difference_is_refused_and_changes_nothing(changes, parts, trained, target):
     state = {name: array for name, array in (trained[1] | changes).items() if array is not None}
     refused(target, ValueError, "the state dict ", *parts, state=state)
@@ -278,17 +277,16 @@ def test_layer_of_ones_own_in_front_of_the_network_is_missed_by_its_name(trained
 
 
 def test_model_that_is_none_of_ours_is_refused(trained):
-    model = keras.Sequential([keras.Input((8,)), keras.layers.Embedding(4, 2, name="conv1"), keras.layers.Flatten(),
-                              keras.layers.Dense(10, name="predictions")])  # fmt: skip
-    filled(model)
+    embedding, dense = keras.layers.Embedding(4, 2, name="conv1"), keras.layers.Dense(10, name="predictions")
+    model = filled(keras.Sequential([keras.Input((8,)), embedding, keras.layers.Flatten(), dense]))
     refused((model, values(model)), ValueError, "it lacks conv1; the network lacks ", state=trained[1])
 
 
-# Biases of convolutions in front of BatchNorm, which ours have not.
+# Biases of convolutions before BatchNorm. Our networks do not have them.
 
 
 def with_biases(state, convolutions, rng):
-    """The same network as `state` in other values: convolutions have biases, and moving means take them up."""
+    """An equivalent state dict: convolutions have biases, and the moving means are shifted by them."""
     state = dict(state)
     for convolution, norm in convolutions.items():
         bias = rng.uniform(-1, 1, state[f"{convolution}.weight"].shape[0]).astype("float32")
@@ -330,8 +328,8 @@ def test_bias_in_front_of_batch_norm_goes_into_its_moving_mean(biased):
 def test_bias_of_another_length_is_refused(biased):
     model, source, state, convolutions = biased
     name = f"{next(iter(convolutions))}.bias"
-    refused((model, values(model)), ValueError, "the network lacks ", name, state=state | {name: VECTOR[:3]},
-            source=source)  # fmt: skip
+    state = state | {name: VECTOR[:3]}
+    refused((model, values(model)), ValueError, "the network lacks ", name, state=state, source=source)
 
 
 def test_bias_without_its_batch_norm_is_refused(biased):
@@ -498,7 +496,7 @@ def test_keras_file_is_no_state_dict(trained, tmp_path):
 
 
 class Code:
-    """What creates a file when it is unpickled."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -521,7 +519,7 @@ def test_code_in_a_file_is_refused_and_not_run(wrapped, tmp_path, target):
         load_weights(target[0].layers, path)
     assert not created.exists()
     assert_equal(*target)
-    # The code was fit to run: otherwise its absence would show nothing.
+    # The code does run if it is loaded without the check. Otherwise the test would show nothing.
     torch.load(path, weights_only=False) if wrapped else pickle.loads(path.read_bytes())  # noqa: S301
     assert created.exists()
 
