@@ -1,4 +1,4 @@
-"""Every network as a float32 and an int8 LiteRT file: sizes, agreement with Keras, and what is not delegated to XNNPACK.
+"""Every network as a float32 and an int8 LiteRT file: sizes, agreement with Keras, operators not delegated to XNNPACK.
 
 python examples/export_catalogue.py exports.jsonl                # all networks; goes on where an earlier run ended
 python examples/export_catalogue.py exports.jsonl mobilenet      # those with a part in their names
