@@ -5,12 +5,15 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+import keras
 import numpy as np
 import tensorflow as tf
 
 from se_keras import storage
+from se_keras.export.litert.file import LiteRTModel
+from se_keras.export.serving.savedmodel import SavedModel
 from se_keras.export.verification import runnable
 from se_keras.images import decode, evaluation_image
 from se_keras.training.data import Data, EpochOrder, SkippedFiles, Split
@@ -21,6 +24,7 @@ from se_keras.typing import Array, FilePath, Json, OnMessage
 _VIEWS_AT_ONCE = 64  # through a model
 _SCALES = (256 / 224, 288 / 224, 320 / 224, 352 / 224)
 
+AnyModel = keras.Model | LiteRTModel | SavedModel | FilePath
 Size = tuple[int, int]  # height and width
 ProtocolName = Literal["plain", "224", "299", "320", "ten_crop", "multi_scale", "multi_crop"]
 
@@ -148,7 +152,7 @@ class Evaluation:
 
 
 def evaluate(
-    models: Any,
+    models: AnyModel | Sequence[AnyModel],
     split: Split,
     data: Data,
     *,
@@ -159,7 +163,7 @@ def evaluate(
     """Evaluates a model, or several as an ensemble, whose probabilities are averaged.
 
     Args:
-        models: One or several of what `export.verify` takes: Keras models, LiteRT files, SavedModels, or paths.
+        models: One or several, or their paths.
         split: Of `data`: the images to evaluate on.
         data: For its classes and normalization.
         protocol: A name in `PROTOCOLS`.
@@ -172,16 +176,16 @@ def evaluate(
     """
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}. Received: {protocol!r}")
-    models = [runnable(model) for model in (models if isinstance(models, (list, tuple)) else [models])]
-    if not models or not len(split):
+    loaded = [runnable(model) for model in (models if isinstance(models, (list, tuple)) else [models])]
+    if not loaded or not len(split):
         raise ValueError(
-            f"At least one model and one image are needed. Received: {len(models)} models, {len(split)} images"
+            f"At least one model and one image are needed. Received: {len(loaded)} models, {len(split)} images"
         )
     classes = len(data.classes)
-    size = _common_size(models, protocol, data)
+    size = _common_size(loaded, protocol, data)
     skipped = SkippedFiles(corrupt_budget)
     confusion, top5, done = np.zeros((classes, classes), "int64"), 0, 0
-    runs = [_probabilities(model, classes) for model in models]
+    runs = [_probabilities(model, classes) for model in loaded]
     for views, labels, weights in _batches(split, data, PROTOCOLS[protocol], size, skipped):
         flat = views.reshape(-1, *views.shape[2:])
         each = [run(flat).reshape(*views.shape[:2], classes).mean(axis=1) for run in runs]
