@@ -78,7 +78,7 @@ def serving_load(
     blocks: int = 10,
     input_shape: Sequence[int] | None = None,
     threads: int = 0,
-    progress: OnMessage = lambda message: None,
+    progress: OnMessage | None = None,
 ) -> ServingLoad:
     """Sends requests to a network's SavedModels in both variants, in a process without Keras and XLA.
 
@@ -95,6 +95,7 @@ def serving_load(
     Raises:
         ValueError: If the network has no squeeze-and-excitation, or if a number is out of range.
     """
+    progress = progress or (lambda message: None)
     if spec_of(network).se is None:
         raise ValueError(f"{network} is a baseline: name a network with squeeze-and-excitation, such as se_resnet50")
     for what, values, most in (("callers", callers, 64), ("batches", batches, 1024)):

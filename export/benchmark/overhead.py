@@ -34,7 +34,7 @@ def overheads(
     kept: Collection[Json] = (),
     profiled: bool = False,
     measure: Callable[..., Overhead] = measure,
-    progress: OnMessage = lambda message: None,
+    progress: OnMessage | None = None,
 ) -> Iterator[Overhead]:
     """Exports and measures a network and its baseline, and yields each `Overhead` as soon as it is measured.
 
@@ -55,6 +55,7 @@ def overheads(
         ValueError: If the network has no squeeze-and-excitation, if a variant or precision does not exist, or as
             `measure` does.
     """
+    progress = progress or (lambda message: None)
     for what, values, possible in (("variant", variants, tuple(VARIANTS)), ("precision", precisions, PRECISIONS)):
         if not values or not set(values) <= set(possible):
             raise ValueError(f"{what} must be one or more of {possible}. Received: {', '.join(values) or 'none'}")
@@ -98,7 +99,7 @@ def overheads_of_files(
     threads: Sequence[int] = (1,),
     kept: Collection[Json] = (),
     measure: Callable[..., Overhead] = measure,
-    progress: OnMessage = lambda message: None,
+    progress: OnMessage | None = None,
 ) -> Iterator[Overhead]:
     """Measures two LiteRT files and yields an `Overhead` for each number of threads.
 
@@ -107,6 +108,7 @@ def overheads_of_files(
         names: Of the baseline and the network in the record, because two files of one network have the same name.
         threads, kept, measure, progress: As in `overheads`.
     """
+    progress = progress or (lambda message: None)
     about = described(baseline, network) | {"baseline": names[0], "network": names[1]}
     sha256 = about.pop("sha256")
     measured = {(tuple(record["sha256"]), record["threads"]) for record in complete(kept)}
@@ -123,13 +125,14 @@ def export_pairs(
     precisions: Sequence[Precision],
     se: SEConfig | None | AsPublished = AS_PUBLISHED,
     input_shape: Sequence[int] | None = None,
-    progress: OnMessage = lambda message: None,
+    progress: OnMessage | None = None,
 ) -> dict[str, Pair]:
     """Exports a network and its baseline with random weights: times depend on shapes, not on weights.
 
     Returns:
         `{precision: (baseline, network)}`.
     """
+    progress = progress or (lambda message: None)
     config = _config(network, se)
     keras.utils.set_random_seed(0)  # the same weights, and so the same int8 scales, every time
     pairs: dict[Precision, list[LiteRTModel]] = {precision: [] for precision in precisions}

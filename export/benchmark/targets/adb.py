@@ -255,7 +255,7 @@ def measure(
     within: float | None = None,
     seconds: float | None = None,
     allow_undelegated: bool = False,
-    progress: OnMessage = lambda message: None,
+    progress: OnMessage | None = None,
 ) -> Overhead:
     """Times two LiteRT files in pairs, on a phone.
 
@@ -276,6 +276,7 @@ def measure(
         OSError: If adb, the phone, the binary or space is missing; PhoneLost if the phone is lost before two blocks.
         ValueError: If an argument is out of range, if the inputs differ, or if operators are not delegated to XNNPACK.
     """
+    progress = progress or (lambda message: None)
     shape = require_pair(baseline.runner(), network.runner())
     check_plan(blocks, runs)
     check_threads(threads)
