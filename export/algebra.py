@@ -1,0 +1,237 @@
+"""The algebra of lowering: values that a graph computes, and equations that make them cheaper.
+
+A value is a tensor of the new graph, or a layer that is not in it yet. The layer is added when its tensor is first
+used. Until then, a rewrite may change the layer or take it into another one. Each rewrite is one equation:
+
+- `fold`: a scale and a shift of an affine map (BatchNorm, Rescaling) make an affine map.
+- `fold_gated`: a scale of a gated affine map goes into the affine map.
+- `hoist_mean`: the mean over height and width commutes with a pointwise affine map.
+- `compose`: two consecutive pointwise affine maps are one.
+- `average`: average pooling is a depthwise convolution.
+- `unshuffle`: a convolution of shuffled channels is one of the original channels, with shuffled weights.
+- `rectify`: a ReLU of a concatenation is a concatenation of ReLUs.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import keras
+import numpy as np
+from keras import layers
+
+from se_keras.typing import Array, Json
+
+ops: Any = keras.ops  # not typed: its inferred return types are unions over all backends, None included
+
+
+@dataclass(frozen=True, eq=False)
+class Emitted:
+    """A tensor of the new graph."""
+
+    tensor: Any
+
+
+@dataclass(frozen=True, eq=False)
+class Affine:
+    """y = W x + b: a layer that is not in the new graph yet.
+
+    Args:
+        x: The input.
+        kernel: W, in the layout of the layer.
+        bias: b, one value for each output channel.
+        kind: Conv2D, DepthwiseConv2D or Dense.
+        config: The other arguments of the layer.
+    """
+
+    x: "Value"
+    kernel: Array
+    bias: Array
+    kind: type[layers.Layer]
+    config: Json
+
+    @cached_property
+    def tensor(self) -> Any:
+        """The output of the layer, which is added to the new graph."""
+        layer = self.kind.from_config({**self.config, "use_bias": True, "dtype": "float32"})
+        y = layer(self.x.tensor)
+        layer.set_weights([self.kernel, self.bias])
+        return y
+
+    @property
+    def is_pointwise(self) -> bool:
+        """Whether each position of y depends only on the same position of x."""
+        one = (1, 1)
+        return self.kind is layers.Dense or (
+            self.kind is layers.Conv2D and self.config["kernel_size"] == one and self.config["strides"] == one
+        )
+
+    @property
+    def matrix(self) -> Array:
+        """W of a pointwise map, `(inputs, outputs)`; block-diagonal if the convolution is grouped."""
+        blocks = np.split(self.kernel.reshape(self.kernel.shape[-2:]), self.config.get("groups", 1), axis=1)
+        zero = np.zeros_like(blocks[0])
+        return np.block([[block if i == j else zero for j, block in enumerate(blocks)] for i in range(len(blocks))])
+
+
+@dataclass(frozen=True, eq=False)
+class Gated:
+    """y = x g: the product at the end of a SqueezeExcite."""
+
+    x: "Value"
+    gate: "Value"
+    name: str
+
+    def own_affine(self, shared: Collection["Value"]) -> Affine | None:
+        """x, if it is affine and only this product uses it. `shared` are the values that several layers use."""
+        return self.x if isinstance(self.x, Affine) and self.x not in shared and not is_emitted(self.x) else None
+
+    @cached_property
+    def tensor(self) -> Any:
+        """The product."""
+        return layers.Multiply(name=self.name, dtype="float32")([self.x.tensor, self.gate.tensor])
+
+
+@dataclass(frozen=True, eq=False)
+class Shuffled:
+    """Channels of x that are interleaved over groups: channel c of y is channel `order[c]` of x."""
+
+    x: "Value"
+    groups: int
+    channels: int
+    name: str
+
+    @property
+    def order(self) -> Array:
+        """Where each channel comes from: the first of each group, then the second of each group, and so on."""
+        return np.arange(self.channels).reshape(self.groups, -1).T.ravel()
+
+    @cached_property
+    def tensor(self) -> Any:
+        """The shuffled tensor: by layers if the size is fixed, by an index if it is free."""
+        x, name = self.x.tensor, self.name
+        _, height, width, channels = x.shape
+        if None in (height, width):
+            return ops.take(x, self.order.tolist(), axis=-1)
+        grouped = (height * width, self.groups, channels // self.groups)
+        x = layers.Reshape(grouped, name=f"{name}_apart", dtype="float32")(x)
+        x = layers.Permute((1, 3, 2), name=f"{name}_turned", dtype="float32")(x)
+        return layers.Reshape((height, width, channels), name=name, dtype="float32")(x)
+
+
+@dataclass(frozen=True, eq=False)
+class Concatenated:
+    """Concatenated values, by a layer that is not in the new graph yet."""
+
+    parts: tuple["Value", ...]
+    layer: layers.Concatenate
+
+    @cached_property
+    def tensor(self) -> Any:
+        """The concatenation."""
+        return self.layer([part.tensor for part in self.parts])
+
+
+Value = Emitted | Affine | Gated | Shuffled | Concatenated
+
+
+def is_emitted(value: Value) -> bool:
+    """Whether the tensor of a value is in the new graph. That of a layer that another one took in never is."""
+    return "tensor" in vars(value)
+
+
+def fold(affine: Affine, scale: Array, shift: Array | float) -> Affine:
+    """s (W x + b) + t = (s W) x + (s b + t), for a scale s and a shift t of each output channel."""
+    # A depthwise kernel has its output channels in its last two axes, every other kernel in its last one.
+    scale = np.broadcast_to(scale, affine.bias.shape)
+    per_channel = scale.reshape(affine.kernel.shape[-2:]) if affine.kind is layers.DepthwiseConv2D else scale
+    return replace(affine, kernel=affine.kernel * per_channel, bias=affine.bias * scale + shift)
+
+
+def fold_gated(affine: Affine, gated: Gated, scale: Array) -> Gated:
+    """s ((W x + b) g) = (s (W x + b)) g, if only the product uses W x + b, as after `hoist_mean`."""
+    return replace(gated, x=fold(affine, scale, 0.0))
+
+
+def hoist_mean(value: Value, *, name: str) -> Value:
+    """mean(W x + b) = W mean(x) + b: the mean over height and width moves before a pointwise affine map.
+
+    It reads x instead of y: a quarter of the elements in a bottleneck. Then only the multiplication reads y, so that it
+    can be done in place. If x has more channels than y, or if the map is not pointwise, the mean stays.
+    """
+    pool = layers.GlobalAveragePooling2D(keepdims=True, name=name, dtype="float32")
+    if isinstance(value, Affine) and value.is_pointwise:
+        matrix = value.matrix
+        if matrix.shape[0] <= matrix.shape[1]:
+            return fully_connected(Emitted(pool(value.x.tensor)), matrix, value.bias, name=f"{name}_affine")
+    return Emitted(pool(value.tensor))
+
+
+def compose(first: Affine, second: Affine) -> Affine:
+    """V (W x + b) + c = (V W) x + (V b + c): two consecutive pointwise affine maps are one."""
+    kernel = (first.matrix @ second.matrix)[None, None]
+    return replace(second, x=first.x, kernel=kernel, bias=first.bias @ second.matrix + second.bias)
+
+
+def fully_connected(x: Value, matrix: Array, bias: Array, *, name: str, activation: str = "linear") -> Affine:
+    """act(x W + b) at each position, as a 1x1 convolution, for which every runtime has a fast kernel."""
+    config = {"filters": matrix.shape[1], "kernel_size": (1, 1), "strides": (1, 1), "activation": activation}
+    return Affine(x, matrix[None, None], bias, layers.Conv2D, without_training(config | {"name": name}))
+
+
+def max_squeeze(x: Any, *, name: str) -> Any:
+    """The maximum over height and width, as a pooling with a window of the whole map, which XNNPACK has in int8 too."""
+    _, height, width, _ = x.shape
+    if None in (height, width):
+        return layers.GlobalMaxPooling2D(keepdims=True, name=name, dtype="float32")(x)
+    return layers.MaxPooling2D((height, width), name=name, dtype="float32")(x)
+
+
+def average(value: Value, pool: layers.AveragePooling2D, *, name: str) -> Affine:
+    """mean over k positions of x = sum of x / k: average pooling is a depthwise convolution with 1 / k everywhere.
+
+    Only without padding: at a padded border, the mean is over fewer positions. In int8 XNNPACK has a kernel for the
+    convolution and none for the pooling.
+    """
+    channels = value.tensor.shape[-1]
+    kernel = np.full((*pool.pool_size, channels, 1), 1 / np.prod(pool.pool_size))
+    config = {"kernel_size": pool.pool_size, "strides": pool.strides, "padding": "valid", "name": name}
+    return Affine(value, kernel, np.zeros(channels), layers.DepthwiseConv2D, without_training(config))
+
+
+def unshuffle(convolution: Affine, shuffled: Shuffled) -> Affine | Shuffled:
+    """sum_c W_c x_order(c) = sum_d W_inverse(d) x_d: a convolution of shuffled channels takes the shuffle in.
+
+    A convolution that reads all channels takes it into its weights. A depthwise one computes the channels in the order
+    of x, and the shuffle moves after it, where there may be fewer positions. A grouped one needs the channels of each
+    group next to each other: the shuffle stays.
+    """
+    groups, inverse = convolution.config.get("groups", 1), np.argsort(shuffled.order)
+    if convolution.kind is layers.DepthwiseConv2D and convolution.kernel.shape[-1] == 1:
+        kernel, bias = convolution.kernel[:, :, inverse], convolution.bias[inverse]
+        return replace(shuffled, x=replace(convolution, x=shuffled.x, kernel=kernel, bias=bias))
+    if convolution.kind is layers.DepthwiseConv2D or groups > 1:
+        return convolution
+    return replace(convolution, x=shuffled.x, kernel=np.take(convolution.kernel, inverse, axis=-2))
+
+
+def rectify(concatenated: Concatenated, *, name: str) -> Concatenated:
+    """max([x, y], 0) = [max(x, 0), max(y, 0)]: each part is rectified by the layer that computes it.
+
+    XNNPACK has no int8 kernel for a ReLU that is not part of another layer.
+    """
+    rectified = [
+        Emitted(layers.ReLU(name=f"{name}_{number}", dtype="float32")(part.tensor))
+        for number, part in enumerate(concatenated.parts, start=1)
+    ]
+    return replace(concatenated, parts=tuple(rectified))
+
+
+def without_training(config: Json) -> Json:
+    """A layer's arguments without regularizers and constraints. Weights start at zero, and are set later."""
+    training = ("_regularizer", "_constraint")
+    return {
+        key: "zeros" if key.endswith("_initializer") else None if key.endswith(training) else value
+        for key, value in config.items()
+    }
