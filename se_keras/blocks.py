@@ -39,20 +39,9 @@ def conv(
     return layer(x)
 
 
-def conv_bn(
-    x: KerasTensor,
-    channels: int,
-    kernel: Kernel,
-    *,
-    strides: int = 1,
-    groups: int = 1,
-    padding: Padding = "symmetric",
-    epsilon: float = EPSILON,
-    name: str,
-) -> KerasTensor:
+def conv_bn(x: KerasTensor, channels: int, kernel: int, *, strides: int = 1, groups: int = 1, name: str) -> KerasTensor:
     """Convolution without bias, then BatchNorm."""
-    x = conv(x, channels, kernel, strides=strides, groups=groups, padding=padding, name=name)
-    return batch_norm(x, epsilon=epsilon, name=f"{name}_bn")
+    return batch_norm(conv(x, channels, kernel, strides=strides, groups=groups, name=name), name=f"{name}_bn")
 
 
 def conv_bn_relu(
@@ -67,8 +56,8 @@ def conv_bn_relu(
     name: str,
 ) -> KerasTensor:
     """Convolution, BatchNorm, ReLU."""
-    x = conv_bn(x, channels, kernel, strides=strides, groups=groups, padding=padding, epsilon=epsilon, name=name)
-    return relu(x, name=f"{name}_relu")
+    x = conv(x, channels, kernel, strides=strides, groups=groups, padding=padding, name=name)
+    return relu(batch_norm(x, epsilon=epsilon, name=f"{name}_bn"), name=f"{name}_relu")
 
 
 def depthwise_bn(x: KerasTensor, kernel: int, *, strides: int = 1, name: str) -> KerasTensor:

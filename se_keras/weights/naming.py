@@ -20,7 +20,7 @@ class Naming:
         outside: Their module for each of our layers outside of blocks.
         block: Their prefix of a block, from our numbers of its stage and of the block in the stage.
         inside: Their module or modules for each of our layers in a block.
-        padding: The padding of some layers. It tells networks apart that have the same names and shapes.
+        padding: The padding of some layers. It distinguishes networks with the same names and shapes.
     """
 
     outside: Mapping[str, str]
@@ -82,13 +82,7 @@ def timm_vgg(names: Collection[str]) -> Modules:
 
 def timm_inception_resnet(names: Collection[str]) -> Modules:
     """Branches are numbered from 0, and a branch with one convolution is not a list."""
-    stem = {
-        "conv1": "conv2d_1a",
-        "conv2": "conv2d_2a",
-        "conv3": "conv2d_2b",
-        "conv4": "conv2d_3b",
-        "conv5": "conv2d_4a",
-    }
+    stem = {f"conv{n}": f"conv2d_{suffix}" for n, suffix in enumerate(("1a", "2a", "2b", "3b", "4a"), start=1)}
     first = {3: "mixed_5b", 4: "mixed_6a", 5: "mixed_7a"}
     found: Modules = {"predictions": ("classif",), **_with_bn(stem)}
     for name in names:
@@ -141,14 +135,8 @@ pytorchcv_mobilenet = Naming(
 pytorchcv_shufflenet = Naming(
     outside=_OUTPUT | _one({"conv1": "features.init_block"}),
     block=_unit,
-    inside={
-        "conv1": "compress_conv1",
-        "conv1_bn": "compress_bn1",
-        "conv2": "dw_conv2",
-        "conv2_bn": "dw_bn2",
-        "conv3": "expand_conv3",
-        "conv3_bn": "expand_bn3",
-    },
+    inside={f"conv{n}": f"{part}_conv{n}" for n, part in enumerate(("compress", "dw", "expand"), start=1)}
+    | {f"conv{n}_bn": f"{part}_bn{n}" for n, part in enumerate(("compress", "dw", "expand"), start=1)},
 )
 pytorchcv_cifar_resnet = Naming(
     outside=_OUTPUT | _one({"conv1": "features.init_block"}),
