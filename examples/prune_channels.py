@@ -1,11 +1,11 @@
-"""Does squeeze-and-excitation know which channels can go? Rankings of channels, compared on the digits.
+"""Does squeeze-and-excitation know which channels can be removed? Rankings of channels, compared on the digits.
 
 python examples/prune_channels.py                     # five seeds: about ten minutes
 python examples/prune_channels.py --seeds 2 --shares 0.75 --json
 
-For each seed, se_resnet11_digits with its SE at the 3x3 site is trained once. Then each ranking takes the same share
-of each layer's channels, which leaves the same multiply-adds, and the smaller network is fine-tuned. Channels are
-ranked on the training images; accuracy is that on the 360 test images.
+For each seed, se_resnet11_digits with SE at the 3x3 site is trained once. Then each ranking removes the same share of
+each layer's channels, so that the numbers of multiply-adds are equal, and the smaller network is fine-tuned. Channels
+are ranked on the training images. Accuracy is measured on the 360 test images.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from se_keras.export.pruning import RANKINGS, prune_channels
 from se_keras.training.data import digits
 from se_keras.training.recipes import DIGITS
 
-WHOLE = "none"  # nothing removed, fine-tuned all the same: what more epochs do by themselves
+UNPRUNED = "none"  # nothing is removed, but the network is fine-tuned too: the effect of the epochs alone
 REFERENCE = "magnitude"
 
 
@@ -31,16 +31,16 @@ def create():
 
 
 def learner(model, recipe, data):
-    """Compiles `model` once for all weights of its shapes: `learn(weights, seed)` trains from them.
+    """Compiles `model` once, and returns a function `learn(weights, seed)` that trains it from these weights.
 
-    It gives the trained weights, and the accuracy on the test images in % before and after.
+    `learn` returns the trained weights, and the accuracy on the test images in % before and after.
     """
     steps = -(-len(data.train) // recipe.batch_size)
     optimizer = keras.optimizers.SGD(
         keras.optimizers.schedules.CosineDecay(recipe.learning_rate, recipe.epochs * steps), momentum=recipe.momentum
     )
     loss = keras.losses.CategoricalCrossentropy(label_smoothing=recipe.label_smoothing)
-    # Without XLA, whose compilation takes longer than the training.
+    # Without XLA: its compilation takes longer than the training.
     model.compile(optimizer, loss, metrics=["accuracy"], jit_compile=False)
     optimizer.build(model.trainable_variables)
     labels = keras.utils.to_categorical(data.train.labels)
@@ -48,7 +48,7 @@ def learner(model, recipe, data):
 
     def learn(weights, seed):
         model.set_weights(weights)
-        for variable in optimizer.variables:  # the count of steps, and the momenta
+        for variable in optimizer.variables:  # the number of steps, and the momenta
             variable.assign(keras.ops.zeros_like(variable))
         before = model.evaluate(*test, verbose=0, return_dict=True)["accuracy"]
         for epoch in range(recipe.epochs):
@@ -66,7 +66,7 @@ def study(*, seeds, shares, recipe, fine_tuning, progress):
     data, records = digits(), []
     train = learner(create(), recipe, data)
     learners = {0.0: learner(create(), fine_tuning, data)}
-    cases = [(0.0, WHOLE), *((share, ranking) for share in shares for ranking in RANKINGS)]
+    cases = [(0.0, UNPRUNED), *((share, ranking) for share in shares for ranking in RANKINGS)]
     for seed in range(seeds):
         keras.utils.set_random_seed(seed)
         network = create()
@@ -89,7 +89,7 @@ def study(*, seeds, shares, recipe, fine_tuning, progress):
 
 
 def table(records):
-    """Means and standard deviations over the seeds, and of the paired differences to the reference."""
+    """Means and standard deviations over the seeds: of the accuracy, and of the paired differences to the reference."""
     rows = [
         f"| removed | ranking | k MACs | % at once | % fine-tuned | less {REFERENCE}'s, at once | fine-tuned |",
         "| ---: | --- | ---: | ---: | ---: | ---: | ---: |",
@@ -109,7 +109,7 @@ def table(records):
 
 
 def spread(values, *, sign=""):
-    """Mean and standard deviation."""
+    """Mean and standard deviation as text."""
     if not values:
         return ""
     deviation = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
@@ -119,7 +119,7 @@ def spread(values, *, sign=""):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=5, help="how many networks are trained (%(default)s)")
-    parser.add_argument("--shares", type=float, nargs="+", default=[0.25, 0.5, 0.75], help="of channels that go")
+    parser.add_argument("--shares", type=float, nargs="+", default=[0.25, 0.5, 0.75], help="of channels to remove")
     parser.add_argument("--epochs", type=int, default=DIGITS.epochs, help="of training (%(default)s)")
     parser.add_argument("--fine-tuning", type=int, default=3, help="epochs of fine-tuning (%(default)s)")
     parser.add_argument("--json", action="store_true", help="print the records instead of the table")
@@ -128,7 +128,7 @@ if __name__ == "__main__":
         seeds=options.seeds,
         shares=options.shares,
         recipe=replace(DIGITS, epochs=options.epochs),
-        # A fifth of the epochs at a fifth of the learning rate, chosen before any result was seen.
+        # A fifth of the epochs and of the learning rate, chosen before any result was known.
         fine_tuning=replace(DIGITS, epochs=options.fine_tuning, learning_rate=DIGITS.learning_rate / 5),
         progress=lambda line: print(line, file=sys.stderr, flush=True),
     )

@@ -1,23 +1,29 @@
-"""Channel pruning by squeeze-and-excitation: the channels whose gates stay low go, and a smaller network is left.
+"""Channel pruning by squeeze-and-excitation: removes the channels with the lowest gates.
 
-That the importance values of SE may serve network pruning is the closing idea of arXiv:1709.01507 (section 8). At the
-3x3 site of a bottleneck the gates weigh exactly the channels that can go without touching anything outside the block.
-With a channel go its filter, its entries of BatchNorm, and the rows of the next convolution that read it (Li et al.
-2017, arXiv:1608.08710, Figure 1); here its row and column of the SqueezeExcite layer as well.
+arXiv:1709.01507 (section 8) ends with the idea that the importance values of SE may be used for network pruning. At the
+3x3 site of a bottleneck, the gates weigh exactly the channels that can be removed without changes outside the block. A
+channel is removed with its filter, its entries of BatchNorm, and the rows of the next convolution that read it (Li et
+al. 2017, arXiv:1608.08710, Figure 1); here also with its row and column of the SqueezeExcite layer.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
+from typing import Any, Literal
 
 import keras
 import numpy as np
-from keras import layers, ops
+from keras import layers
 
 from se_keras.graph import calls, endpoints, input_shape_of, parts, structures
 from se_keras.images import calibration_images
 from se_keras.layers import SqueezeExcite
+from se_keras.typing import Array
+
+ops: Any = keras.ops  # not typed: its inferred return types are unions over all backends, None included
+RankingName = Literal["excitation", "response", "magnitude", "random"]
+_BATCH = 32
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -25,54 +31,56 @@ class ChannelPruning:
     """What `prune_channels` did.
 
     Args:
-        kept: Of each SqueezeExcite layer that lost channels, by name: the indices of those that it kept, ascending.
-        channels: How many channels each of them had.
-        whole: Of each other SqueezeExcite layer: what stands in the way.
+        kept: Indices of the channels that each pruned SqueezeExcite layer kept, ascending, by the name of the layer.
+        channels: How many channels each of these layers had.
+        skipped: Why each other SqueezeExcite layer was not pruned, by the name of the layer.
     """
 
-    kept: dict[str, np.ndarray]
+    kept: dict[str, Array]
     channels: dict[str, int]
-    whole: dict[str, str]
+    skipped: dict[str, str]
 
-    def __str__(self):
+    def __str__(self) -> str:
         kept, channels = sum(map(len, self.kept.values())), sum(self.channels.values())
-        left = f", {len(self.whole)} left whole" if self.whole else ""
-        return f"{kept} of {channels} channels kept behind {len(self.kept)} SqueezeExcite layers{left}"
+        skipped = f", {len(self.skipped)} skipped" if self.skipped else ""
+        return f"{kept} of {channels} channels kept in {len(self.kept)} SqueezeExcite layers{skipped}"
 
 
-def prune_channels(model, *, share, ranking="excitation", images=None, seed=0):
-    """Removes a share of the channels that each SqueezeExcite layer weighs: a smaller network, not a mask.
+def prune_channels(
+    model: keras.Model, *, share: float, ranking: RankingName = "excitation", images: Any = None, seed: int = 0
+) -> keras.Model:
+    """Removes a share of the channels of each SqueezeExcite layer: the result is a smaller network, not a mask.
 
-    Channels go where one ungrouped convolution makes them, one SqueezeExcite layer weighs them, and only ungrouped
-    convolutions and fully connected layers read them, with nothing but BatchNorm, activations, pooling and the like in
-    between. That is so at the 3x3 site of a ResNet (`SEConfig(site="3x3")`), but not where that 3x3 has groups
-    (ResNeXt). A SqueezeExcite layer anywhere else keeps its channels. The bottleneck of a gate keeps its units.
+    Channels can be removed if one ungrouped convolution makes them, one SqueezeExcite layer weighs them, and only
+    ungrouped convolutions and fully connected layers read them. Between these there may be BatchNorm, activations,
+    pooling and the like. So it is at the 3x3 site of a ResNet (`SEConfig(site="3x3")`), unless the 3x3 convolution has
+    groups (ResNeXt). Other SqueezeExcite layers keep their channels. The bottleneck of a gate keeps its units.
 
-    Each layer loses the same share, because gates compare the channels of one layer; so any ranking leaves the same
-    multiply-adds. Fine-tune the new model before judging it.
+    Each layer loses the same share, because gates compare the channels of one layer. So the number of multiply-adds
+    does not depend on the ranking. Fine-tune the new model before you evaluate it.
 
     Args:
         model: A functional Keras model, trained and not lowered.
-        share: Of each layer's channels that goes, above 0 and below 1; rounded to whole channels, of which one stays.
-        ranking: A row of `RANKINGS`: by what the lowest channels go.
-        images: What to rank on, for rankings that look at images: an array `(samples, height, width, channels)`, or an
-            iterable of images or batches, such as the training images.
+        share: The share of each layer's channels to remove, above 0 and below 1. At least one channel stays.
+        ranking: A row of `RANKINGS`. The channels with the lowest scores are removed.
+        images: For rankings that need images, such as the training images: an array
+            `(samples, height, width, channels)`, or an iterable of images or batches.
         seed: Of the ranking `"random"`.
 
     Returns:
-        A new `keras.Model`, not compiled, with layers of the same types and names and the kept weights as they were.
-        Its attribute `pruning` is a `ChannelPruning`: what was done. `model` stays as it was.
+        A new model, not compiled, with layers of the same types and names, and the same weights for the kept channels.
+        Its attribute `pruning` is a `ChannelPruning`. `model` is not changed.
 
     Raises:
-        TypeError: If `model` is not functional, or if images are no numbers.
-        ValueError: If no channels can go, the message says why; if an argument is not one of these; if images are
-            missing, of another shape or not finite.
+        TypeError: If `model` is not functional, or if images are not numbers.
+        ValueError: If no channel can be removed (the message says why), if an argument is not valid, or if images are
+            missing, not finite or of another shape.
 
     Example:
 
     ```python
     pruned = se_keras.export.prune_channels(model, share=0.5, images=data.train.images)
-    print(pruned.pruning)  # 56 of 112 channels kept behind 3 SqueezeExcite layers
+    print(pruned.pruning)  # 56 of 112 channels kept in 3 SqueezeExcite layers
     ```
     """
     if isinstance(share, bool) or not isinstance(share, Real) or not 0 < share < 1:
@@ -81,53 +89,53 @@ def prune_channels(model, *, share, ranking="excitation", images=None, seed=0):
         raise ValueError(f"ranking must be one of {tuple(RANKINGS)}. Received: ranking={ranking!r}")
     row = RANKINGS[ranking]
     if row.on_images and images is None:
-        raise ValueError(f"ranking={ranking!r} looks at images: give images=an array or an iterable. Received: None")
-    spans, whole = _spans(model)
+        raise ValueError(f"ranking={ranking!r} needs images: give images=an array or an iterable. Received: None")
+    spans, skipped = _spans(model)
     if not spans:
-        found = next((f"{name}: {reason}" for name, reason in whole.items()), "no SqueezeExcite layer")
+        found = next((f"{name}: {reason}" for name, reason in skipped.items()), "no SqueezeExcite layer")
         raise ValueError(
-            "Channels can go where an ungrouped convolution makes them, SqueezeExcite weighs them and convolutions "
-            f"alone read them, as with se=SEConfig(site='3x3') in a ResNet. Received: {model.name} ({found})"
+            "Channels can be removed if an ungrouped convolution makes them, SqueezeExcite weighs them and only "
+            f"convolutions read them, as with se=SEConfig(site='3x3') in a ResNet. Received: {model.name} ({found})"
         )
     scores = row.scores(model, images) if row.on_images else row.scores(spans, seed)
     kept = {span: _highest(scores[span.gate.name], share, name=span.gate.name) for span in spans}
     pruned = _rebuilt(model, kept)
     pruned.pruning = ChannelPruning(
-        kept={span.gate.name: chosen for span, chosen in kept.items()},
+        kept={span.gate.name: channels for span, channels in kept.items()},
         channels={span.gate.name: span.channels for span in spans},
-        whole=whole,
+        skipped=skipped,
     )
     return pruned
 
 
-def excitations(model, images):
-    """The mean gate of each channel over images: what each SqueezeExcite layer thinks of its channels.
+def excitations(model: keras.Model, images: Any) -> dict[str, Array]:
+    """The mean gate of each channel over images: how important each channel is to its SqueezeExcite layer.
 
     Args:
-        model: A functional Keras model with one input; its SqueezeExcite layers may stand at any site.
+        model: A functional Keras model with one input, and with SqueezeExcite layers at any site.
         images: An array `(samples, height, width, channels)`, or an iterable of images or batches.
 
     Returns:
-        `{name of the SqueezeExcite layer: array (channels,)}`, float64. Of a `tanh` gate it is the mean magnitude: at
-        -1 it lets through as much as at 1. Without a squeeze it is the mean over all positions too.
+        `{name of the SqueezeExcite layer: array (channels,)}`, float64. Of `tanh` gates it is the mean magnitude,
+        because -1 lets through as much as 1. Without a squeeze, the mean is also over all positions.
 
     Raises:
-        TypeError: If the model is not functional, or if images are no numbers.
-        ValueError: If the model has no SqueezeExcite layer or several inputs, or if images have another shape or are
-            not finite.
+        TypeError: If the model is not functional, or if images are not numbers.
+        ValueError: If the model has no SqueezeExcite layer or several inputs, or if images are not finite or have
+            another shape.
     """
     return _means(model, images, lambda call: call.operation.gate(call.input_tensors[0]))
 
 
-def responses(model, images):
-    """The mean magnitude of each recalibrated channel, gate x channel, over images and positions: as `excitations`.
+def responses(model: keras.Model, images: Any) -> dict[str, Array]:
+    """The mean magnitude of each recalibrated channel, gate x channel, over images and positions; see `excitations`.
 
-    A gate alone does not know how large the channel is that it weighs.
+    Unlike the gate alone, it depends on how large the channel is.
     """
     return _means(model, images, lambda call: call.output_tensors[0])
 
 
-def _means(model, images, measure):
+def _means(model: keras.Model, images: Any, measure: Callable[[Any], Any]) -> dict[str, Array]:
     gates = [call for call in calls(model) if isinstance(call.operation, SqueezeExcite)]
     if not gates:
         raise ValueError(f"Excitations are those of SqueezeExcite layers. Received: {model.name}, without any")
@@ -138,48 +146,45 @@ def _means(model, images, measure):
         shape = input_shape_of(model, np.shape(images)[1:])
     images = calibration_images(images, shape)
     means = {call.operation.name: ops.mean(ops.abs(ops.cast(measure(call), "float32")), axis=(1, 2)) for call in gates}
-    probe = keras.Model(endpoints(model)[0], means)
-    probe.compile(jit_compile=False)  # XLA's compilation takes longer than the images
+    probe: Any = keras.Model(endpoints(model)[0], means)
+    probe.compile(jit_compile=False)  # compilation by XLA takes longer than the images
     values = probe.predict(images, batch_size=_BATCH, verbose=0)
     return {name: np.mean(value, axis=0, dtype="float64") for name, value in values.items()}
 
 
-_BATCH = 32
-
-
 @dataclass(frozen=True, kw_only=True)
 class Ranking:
-    """A row of `RANKINGS`: scores of channels, of which the lowest go.
+    """A row of `RANKINGS`: how channels are scored. Those with the lowest scores are removed.
 
     Args:
-        scores: A function to `{name of the SqueezeExcite layer: array (channels,)}`.
+        scores: A function that returns `{name of the SqueezeExcite layer: array (channels,)}`.
         on_images: Whether it takes the model and images; otherwise it takes the `_Span`s and a seed.
         source: Where it comes from.
     """
 
-    scores: Callable
+    scores: Callable[..., dict[str, Array]]
     on_images: bool = False
     source: str
 
 
-def _filter_norms(spans, seed):
+def _filter_norms(spans: "Sequence[_Span]", seed: int) -> dict[str, Array]:
     return {span.gate.name: np.abs(_values(span.maker.kernel)).sum(axis=(0, 1, 2)) for span in spans}
 
 
-def _chance(spans, seed):
+def _random(spans: "Sequence[_Span]", seed: int) -> dict[str, Array]:
     rng = np.random.default_rng(seed)
     return {span.gate.name: rng.uniform(size=span.channels) for span in spans}
 
 
-RANKINGS = {
+RANKINGS: dict[RankingName, Ranking] = {
     "excitation": Ranking(scores=excitations, on_images=True, source="arXiv:1709.01507, section 8"),
     "response": Ranking(scores=responses, on_images=True, source="this project's own: the gate times what it weighs"),
     "magnitude": Ranking(scores=_filter_norms, source="Li et al. 2017 (arXiv:1608.08710), section 3.1: L1 of filters"),
-    "random": Ranking(scores=_chance, source="what every ranking must beat"),
+    "random": Ranking(scores=_random, source="what every ranking must beat"),
 }
 
 
-def _highest(scores, share, *, name):
+def _highest(scores: Array, share: float, *, name: str) -> Array:
     """Indices of the channels that stay, ascending."""
     if not np.isfinite(scores).all():
         raise ValueError(f"{name}: channels cannot be ranked by values that are not finite. Received: {scores}")
@@ -193,24 +198,24 @@ class _Span:
 
     gate: SqueezeExcite
     maker: layers.Conv2D
-    passing: list  # layers between the maker and the readers
-    readers: list
+    between: list[layers.Layer]  # the maker and the readers
+    readers: list[layers.Layer]
 
     @property
-    def channels(self):
+    def channels(self) -> int:
         return self.maker.filters
 
-    def axes(self):
+    def axes(self) -> Iterator[tuple[layers.Layer, str, int]]:
         """The channels' axis in each weight that has one: layer, name of the weight, axis."""
         yield from ((self.maker, name, -1) for name in ("kernel", "bias"))
-        yield from ((layer, weight.name, -1) for layer in self.passing for weight in layer.weights)
+        yield from ((layer, weight.name, -1) for layer in self.between for weight in layer.weights)
         yield from ((self.gate, name, -1) for name in ("expand_kernel", "expand_bias"))
         yield self.gate, "reduce_kernel", 0
         yield from ((layer, "kernel", -2) for layer in self.readers)
 
 
-# Layers that treat each channel by itself. BatchNormalization and activations do on a condition.
-_PASSING = (
+# Layers that compute each channel from the same channel. BatchNormalization and Activation do on a condition.
+_CHANNELWISE = (
     layers.AveragePooling2D,
     layers.Cropping2D,
     layers.Dropout,
@@ -229,18 +234,18 @@ _ELEMENTWISE = tuple(
 )
 
 
-def _passes(call):
-    """Whether a call treats each channel by itself."""
+def _is_channelwise(call: Any) -> bool:
+    """Whether a call computes each channel from the same channel."""
     layer = call.operation
     if type(layer) is layers.BatchNormalization:
         return layer.axis in (-1, len(call.input_tensors[0].shape) - 1)
     if type(layer) is layers.Activation:
         return layer.activation in _ELEMENTWISE
-    return type(layer) in _PASSING
+    return type(layer) in _CHANNELWISE
 
 
-def _spans(model):
-    """The spans of a model, and of each SqueezeExcite layer outside one what stands in the way."""
+def _spans(model: keras.Model) -> tuple[list[_Span], dict[str, str]]:
+    """The spans of a model, and why each other SqueezeExcite layer has none, by name."""
     graph = calls(model)
     facts = _Graph(
         made_by={id(x): call for call in graph for x in call.output_tensors},
@@ -248,30 +253,30 @@ def _spans(model):
         outputs={id(x) for x in endpoints(model)[1]},
         times=Counter(call.operation for call in graph),
     )
-    spans, whole = [], {}
+    spans, skipped = [], {}
     for call in graph:
         if isinstance(call.operation, SqueezeExcite):
             try:
                 spans.append(_span(call, facts))
-            except _InTheWay as reason:
-                whole[call.operation.name] = str(reason)
+            except _CannotPrune as reason:
+                skipped[call.operation.name] = str(reason)
         elif isinstance(call.operation, keras.Model):
             inside = [part.name for part in parts(call.operation) if isinstance(part, SqueezeExcite)]
-            whole |= {name: f"it stands inside {call.operation.name}: prune that model" for name in inside}
-    return spans, whole
+            skipped |= {name: f"it is inside {call.operation.name}: prune that model" for name in inside}
+    return spans, skipped
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Graph:
-    """Who makes a tensor and who reads it, by `id(tensor)`; how often a layer is called."""
+    """The calls that make and read each tensor, by `id(tensor)`; the outputs; how often each layer is called."""
 
-    made_by: dict
-    read_by: dict
-    outputs: set
-    times: Counter
+    made_by: dict[int, Any]
+    read_by: dict[int, list[Any]]
+    outputs: set[int]
+    times: Counter[Any]
 
 
-def _readers(graph):
+def _readers(graph: list[Any]) -> dict[int, list[Any]]:
     found = defaultdict(list)
     for call in graph:
         for x in call.input_tensors:
@@ -279,59 +284,59 @@ def _readers(graph):
     return found
 
 
-class _InTheWay(Exception):
-    """Why the channels of a SqueezeExcite layer have to stay."""
+class _CannotPrune(Exception):
+    """Why no channels of a SqueezeExcite layer can be removed."""
 
 
-def _span(gate, facts):
-    """The span of one call of a SqueezeExcite layer: up to the convolution, then down to all who read its channels."""
+def _span(gate: Any, facts: _Graph) -> _Span:
+    """The span of a call of a SqueezeExcite layer: the convolution before it, and all layers that read its channels."""
     made = facts.made_by.get(id(gate.input_tensors[0]))
-    while made is not None and _passes(made):
+    while made is not None and _is_channelwise(made):
         made = facts.made_by.get(id(made.input_tensors[0]))
     if made is None:
-        raise _InTheWay("they are the model's input")
+        raise _CannotPrune("they are the model's input")
     maker = made.operation
     if type(maker) is not layers.Conv2D:
-        raise _InTheWay(f"{maker.name} ({type(maker).__name__}) makes its channels")
+        raise _CannotPrune(f"{maker.name} ({type(maker).__name__}) makes its channels")
     if maker.activation not in _ELEMENTWISE:
-        raise _InTheWay(f"{maker.name} ends in an activation that mixes channels or is not Keras' own")
-    passing, readers, tensors = [], [], [(made.output_tensors[0], False)]
-    for x, gated in tensors:  # grows on the way
+        raise _CannotPrune(f"{maker.name} ends in an activation that mixes channels or is not Keras' own")
+    between, readers, tensors = [], [], [(made.output_tensors[0], False)]
+    for x, gated in tensors:  # grows during the loop
         if id(x) in facts.outputs:
-            raise _InTheWay("its channels are an output of the model")
+            raise _CannotPrune("its channels are an output of the model")
         for call in facts.read_by[id(x)]:
             layer = call.operation
             if call is gate:
                 tensors.append((call.output_tensors[0], True))
-            elif _passes(call):
-                passing.append(layer)
+            elif _is_channelwise(call):
+                between.append(layer)
                 tensors.append((call.output_tensors[0], gated))
             elif gated and type(layer) in (layers.Conv2D, layers.Dense):
                 readers.append(layer)
             else:
-                where = "" if gated else " beside the gate"
-                raise _InTheWay(f"{layer.name} ({type(layer).__name__}) reads its channels{where}")
-    for layer in (gate.operation, maker, *passing, *readers):
+                where = "" if gated else " without the gate"
+                raise _CannotPrune(f"{layer.name} ({type(layer).__name__}) reads its channels{where}")
+    for layer in (gate.operation, maker, *between, *readers):
         if facts.times[layer] > 1:
-            raise _InTheWay(f"{layer.name} is called {facts.times[layer]} times")
+            raise _CannotPrune(f"{layer.name} is called {facts.times[layer]} times")
         if getattr(layer, "groups", 1) > 1:
-            raise _InTheWay(f"{layer.name} has {layer.groups} groups")
+            raise _CannotPrune(f"{layer.name} has {layer.groups} groups")
         if getattr(layer, "data_format", None) == "channels_first":
-            raise _InTheWay(f"{layer.name} has its channels first")
-    return _Span(gate=gate.operation, maker=maker, passing=passing, readers=readers)
+            raise _CannotPrune(f"{layer.name} has its channels first")
+    return _Span(gate=gate.operation, maker=maker, between=between, readers=readers)
 
 
-def _rebuilt(model, kept):
-    """The model anew with the `{span: indices}` that are kept."""
+def _rebuilt(model: keras.Model, kept: Mapping[_Span, Array]) -> keras.Model:
+    """A new model with only the kept channels, `{span: indices}`."""
     arguments, cuts, copies = defaultdict(dict), defaultdict(list), {}
-    for span, chosen in kept.items():
-        arguments[span.maker]["filters"] = len(chosen)
+    for span, channels in kept.items():
+        arguments[span.maker]["filters"] = len(channels)
         arguments[span.gate]["units"] = span.gate.reduce_kernel.shape[1]
         for layer, name, axis in span.axes():
-            cuts[layer].append((name, axis, chosen))
+            cuts[layer].append((name, axis, channels))
     values = {id(x): keras.Input(batch_shape=x.shape, dtype=x.dtype, name=x.name) for x in endpoints(model)[0]}
-    taken, given = structures(model)
-    inputs = keras.tree.map_structure(lambda x: values[id(x)], taken)
+    input_structure, output_structure = structures(model)
+    inputs = keras.tree.map_structure(lambda x: values[id(x)], input_structure)
     for call in calls(model):
         operation = call.operation
         if operation not in copies:
@@ -344,17 +349,17 @@ def _rebuilt(model, kept):
             copy.set_weights([_cut(weight, cuts[operation]) for weight in operation.weights])
             for part in parts(copy):
                 if isinstance(part, layers.Normalization):
-                    part.finalize_state()  # it computes with what it derived from its weights
-    return keras.Model(inputs, keras.tree.map_structure(lambda x: values[id(x)], given), name=model.name)
+                    part.finalize_state()  # derives from the weights what the layer computes with
+    return keras.Model(inputs, keras.tree.map_structure(lambda x: values[id(x)], output_structure), name=model.name)
 
 
-def _cut(weight, cuts):
+def _cut(weight: Any, cuts: list[tuple[str, int, Array]]) -> Array:
     value = _values(weight)
-    for name, axis, chosen in cuts:
+    for name, axis, channels in cuts:
         if name == weight.name:
-            value = np.take(value, chosen, axis=axis)
+            value = np.take(value, channels, axis=axis)
     return value
 
 
-def _values(weight):
+def _values(weight: Any) -> Array:
     return ops.convert_to_numpy(weight)

@@ -1,4 +1,4 @@
-"""A pruned network is the network without some channels: smaller by what they cost, equal if they did nothing."""
+"""A pruned network is the network without some channels: smaller by their cost, equal if they had no effect."""
 
 import keras
 import numpy as np
@@ -12,8 +12,8 @@ from se_keras.export import lower, to_litert
 from se_keras.export.pruning import RANKINGS, excitations, prune_channels, responses
 from se_keras.layers import SqueezeExcite
 
-# Of each network with SE at the 3x3 site: its image, and in each block who makes the channels, their BatchNorm, who
-# reads them. A ResNet and a pre-activation one, with bottlenecks and with basic blocks.
+# Networks with SE at the 3x3 site: the shape of the image, and the layer of each block that makes the channels, their
+# BatchNorm, and the layer that reads them. ResNets and pre-activation ResNets, with bottlenecks and with basic blocks.
 NETWORKS = {
     "se_resnet11_digits": ((8, 8, 1), "conv2", "conv2_bn", "conv3"),
     "se_resnet50": ((64, 64, 3), "conv2", "conv2_bn", "conv3"),
@@ -24,10 +24,11 @@ NETWORKS = {
 
 
 def network(name, **se):
-    """A row of the catalogue with SE at the 3x3 site and values that could not hide an error, as a softmax could."""
+    """A row of the catalogue with SE at the 3x3 site, without a softmax, which could hide an error."""
     keras.utils.set_random_seed(0)
-    how = {"classes": 10, "input_shape": NETWORKS[name][0], "classifier_activation": None}
-    return scattered(se_keras.create(name, se=se_keras.SEConfig(**{"site": "3x3"} | se), **how))
+    config = se_keras.SEConfig(**{"site": "3x3"} | se)
+    model = se_keras.create(name, se=config, classes=10, input_shape=NETWORKS[name][0], classifier_activation=None)
+    return scattered(model)
 
 
 def gates(model):
@@ -42,7 +43,7 @@ def weights(model):
 
 @pytest.fixture(scope="module", params=NETWORKS)
 def row(request):
-    """Of each network: its name, the model, and what is left of it without three channels in eight."""
+    """The name of each network, the model, and the model without three channels in eight."""
     model = network(request.param)
     return request.param, model, prune_channels(model, share=3 / 8, ranking="magnitude")
 
@@ -70,7 +71,7 @@ def test_layers_keep_their_types_and_names(row):
 
 def test_every_layer_at_the_3x3_site_loses_its_share(row):
     _, model, pruned = row
-    assert pruned.pruning.whole == {}
+    assert pruned.pruning.skipped == {}
     assert list(pruned.pruning.kept) == [gate.name for gate in gates(model)]
     for gate in gates(model):
         channels = gate.input.shape[-1]
@@ -111,7 +112,7 @@ def test_multiply_adds_fall_by_those_of_the_channels_that_went(row):
 
 
 def switch_off(gate, channels):
-    """Makes channels of a gate do nothing, in place: no gate sees them, and their own are closed."""
+    """Makes channels of a gate have no effect, in place: no gate reads them, and their own gates are closed."""
     reduce, expand, bias = (
         keras.ops.convert_to_numpy(w).copy() for w in (gate.reduce_kernel, gate.expand_kernel, gate.expand_bias)
     )
@@ -130,11 +131,11 @@ def test_network_without_channels_that_do_nothing_is_what_it_was(row):
     model.set_weights(before)
     # Sums of fewer float32 terms, the others being zero, in another order.
     assert difference(expected, outputs_of(pruned, images)) < 1e-5
-    assert difference(outputs_of(model, images), outputs_of(pruned, images)) > 1e-3  # they did something
+    assert difference(outputs_of(model, images), outputs_of(pruned, images)) > 1e-3  # they had an effect
 
 
 def assert_closed_gates_go(model, **images):
-    """The channels behind closed gates are those that go, and without them the model is what it was."""
+    """The channels with closed gates are removed, and without them the model computes the same."""
     opened = {}
     for gate in gates(model):
         gate.expand_kernel.assign(0.1 * gate.expand_kernel)  # far from closed, whatever the images
@@ -143,7 +144,7 @@ def assert_closed_gates_go(model, **images):
         switch_off(gate, np.arange(0, channels, 2))
     images = images_for(model, samples=4, **images)
     pruned = prune_channels(model, share=0.5, images=images)
-    assert pruned.pruning.whole == {} and pruned.pruning.kept.keys() == opened.keys()
+    assert pruned.pruning.skipped == {} and pruned.pruning.kept.keys() == opened.keys()
     for name, kept in pruned.pruning.kept.items():
         np.testing.assert_array_equal(kept, opened[name])
     assert difference(outputs_of(model, images), outputs_of(pruned, images)) < 1e-5  # as above
@@ -163,7 +164,7 @@ def block(x, *, name, channels=8, **convolution):
 
 
 def chain(x):
-    """The second convolution reads the channels of one gate and makes those of the next; at the end a Dense reads."""
+    """The second convolution reads the channels of one gate and makes those of the next, which a Dense layer reads."""
     x = layers.MaxPooling2D()(layers.Dropout(0.5)(block(x, name="first")))
     x = layers.GlobalAveragePooling2D()(block(x, name="second"))
     return layers.Dense(3)(x)
@@ -209,7 +210,7 @@ def test_sequential_model_of_free_size_is_pruned():
 def test_gates_inside_another_model_stay_and_say_so():
     model = scattered(of(with_a_model_inside))
     pruned = prune_channels(model, share=0.5, ranking="magnitude")
-    assert pruned.pruning.whole == {"inner_se": "it stands inside inner: prune that model"}
+    assert pruned.pruning.skipped == {"inner_se": "it is inside inner: prune that model"}
     for before, after in zip(
         model.get_layer("inner").get_weights(), pruned.get_layer("inner").get_weights(), strict=True
     ):
@@ -231,7 +232,7 @@ def test_mixed_precision_is_kept(mixed_float16):
     assert {weight.dtype for weight in pruned.weights} == {"float32"}
 
 
-# What becomes of it.
+# What can be done with a pruned model.
 
 
 def test_model_stays_as_it_was(digits):
@@ -248,7 +249,7 @@ def test_pruned_model_is_saved_and_loaded(pruned_digits, tmp_path):
     pruned_digits.save(tmp_path / "pruned.keras")
     loaded = keras.saving.load_model(tmp_path / "pruned.keras")
     images = images_for(pruned_digits)
-    # The same graph and weights; a convolution may still split its sum over other threads.
+    # The same graph and weights, but a convolution may split its sum over threads differently.
     assert difference(outputs_of(pruned_digits, images), outputs_of(loaded, images)) < 1e-6
     # Four channels are left of sixteen after the second time, less than the ratio of 16 would take.
     again = prune_channels(loaded, share=0.5, ranking="magnitude")
@@ -270,14 +271,14 @@ def test_pruned_model_learns():
     bright = images.mean(axis=(1, 2, 3)) > 0
     before = model.evaluate(images, bright, verbose=0)
     model.fit(images, bright, epochs=20, verbose=0)
-    # Guessing among the two classes in use would be at 0.69.
+    # Guessing between the two classes gives 0.69.
     assert model.evaluate(images, bright, verbose=0) < min(before, 0.6)
 
 
 def test_pruning_reads_as_what_was_done(pruned_digits):
-    assert str(pruned_digits.pruning) == "56 of 112 channels kept behind 3 SqueezeExcite layers"
+    assert str(pruned_digits.pruning) == "56 of 112 channels kept in 3 SqueezeExcite layers"
     pruned = prune_channels(of(with_a_model_inside), share=0.5, ranking="magnitude")
-    assert str(pruned.pruning) == "4 of 8 channels kept behind 1 SqueezeExcite layers, 1 left whole"
+    assert str(pruned.pruning) == "4 of 8 channels kept in 1 SqueezeExcite layers, 1 skipped"
 
 
 # Rankings.
@@ -318,11 +319,12 @@ def test_lowest_channels_go(ranking):
     model = of(chain)
     images = images_for(model)
     gate, conv, norm = (model.get_layer(f"first_{layer}") for layer in ("se", "conv", "bn"))
-    low, change = np.array([0, 3, 5]), {
+    low = np.array([0, 3, 5])
+    change = {
         "excitation": (gate.expand_bias, -5.0),
-        "response": (norm.gamma, 1e-3),  # the gates stay as high as those of others, or nearly so
+        "response": (norm.gamma, 1e-3),  # the gates stay about as high as those of other channels
         "magnitude": (conv.kernel, 1e-3),
-    }  # fmt: skip
+    }
     if ranking in change:
         weight, value = change[ranking]
         values = keras.ops.convert_to_numpy(weight).copy()
@@ -356,7 +358,7 @@ def test_share_is_rounded_to_whole_channels_of_which_one_stays(share, left):
     assert prune_channels(model, share=share, ranking="magnitude").get_layer("only_conv").filters == left
 
 
-# What cannot be done.
+# Bad arguments.
 
 
 @pytest.mark.parametrize("share", [0, 1, -0.5, 50, float("nan"), True, "half", None])
@@ -373,7 +375,7 @@ def test_unknown_ranking_is_refused(digits):
 
 @pytest.mark.parametrize("ranking", ["excitation", "response"])
 def test_ranking_on_images_needs_them(digits, ranking):
-    with pytest.raises(ValueError, match=f"^ranking='{ranking}' looks at images: give images=.* Received: None$"):
+    with pytest.raises(ValueError, match=f"^ranking='{ranking}' needs images: give images=.* Received: None$"):
         prune_channels(digits, share=0.5, ranking=ranking)
 
 
@@ -396,7 +398,7 @@ def shared(x):
     return conv(SqueezeExcite(1, name="only_se")(conv(x)))
 
 
-IN_THE_WAY = {
+REASONS = {
     "they are the model's input": lambda x: layers.Conv2D(3, 1)(SqueezeExcite(1, name="only_se")(x)),
     r"only_conv has 2 groups": lambda x: layers.Conv2D(3, 1)(block(x, name="only", groups=2)),
     r"reader has 4 groups": lambda x: layers.Conv2D(4, 1, groups=4, name="reader")(block(x, name="only")),
@@ -412,14 +414,16 @@ IN_THE_WAY = {
     ),
     r"its channels are an output of the model": lambda x: block(x, name="only"),
     r"twice is called 2 times": shared,
-}  # fmt: skip
+}
 
 
-@pytest.mark.parametrize("reason", IN_THE_WAY)
+@pytest.mark.parametrize("reason", REASONS)
 def test_layer_whose_channels_have_to_stay_is_refused_by_name_and_reason(reason):
-    message = rf"^Channels can go where .* as with se=SEConfig\(site='3x3'\) .* Received: own \(only_se: {reason}.*\)$"
+    message = (
+        rf"^Channels can be removed if .* as with se=SEConfig\(site='3x3'\) .* Received: own \(only_se: {reason}.*\)$"
+    )
     with pytest.raises(ValueError, match=message):
-        prune_channels(of(IN_THE_WAY[reason]), share=0.5, ranking="magnitude")
+        prune_channels(of(REASONS[reason]), share=0.5, ranking="magnitude")
 
 
 def test_batchnorm_over_another_axis_is_in_the_way():
@@ -436,7 +440,7 @@ def test_reader_that_the_gate_does_not_stand_before_is_in_the_way():
         branches = [layers.Conv2D(2, 1)(SqueezeExcite(2, name="only_se")(y)), layers.Conv2D(2, 1, name="skip")(y)]
         return layers.Add()(branches)
 
-    with pytest.raises(ValueError, match=r"only_se: skip \(Conv2D\) reads its channels beside the gate\)"):
+    with pytest.raises(ValueError, match=r"only_se: skip \(Conv2D\) reads its channels without the gate\)"):
         prune_channels(of(squeezed_and_skipped), share=0.5, ranking="magnitude")
 
 
