@@ -1,5 +1,6 @@
 """Fine-tuning for export: twins equal their networks, files equal their twins, zeros and clusters reach the file."""
 
+import math
 import subprocess
 import sys
 from dataclasses import replace
@@ -82,9 +83,14 @@ def learn(twin, data, *, rate=1e-3, epochs=2, keep_best=False):
     return twin
 
 
+def is_right(exported, data):
+    """Whether a file finds each of the test digits."""
+    return exported.runner()(data.test.images)["probabilities"].argmax(axis=1) == data.test.labels
+
+
 def accuracy(exported, data):
     """Share of the test digits that a file finds."""
-    return float((exported.runner()(data.test.images)["probabilities"].argmax(axis=1) == data.test.labels).mean())
+    return float(is_right(exported, data).mean())
 
 
 def post_training(model, data):
@@ -207,14 +213,30 @@ def test_twin_starts_where_post_training_quantization_ends(trained, data):
     assert started["mean_error"] < 1.25 * ended["mean_error"]
 
 
-def require_never_below(model, data, exported):
-    figures = accuracy(post_training(model, data), data), accuracy(exported, data)
-    print(f"\n{model.name} in int8: post-training {figures[0]:.1%}, quantization-aware {figures[1]:.1%}")
-    assert figures[1] >= figures[0]
+def require_not_below(model, data, exported):
+    """By the images that both files do not classify alike: fewer right ones than a fair coin gives in 19 of 20 cases.
+
+    `KeepBest` chooses by other images than these: on another processor, whose sums round otherwise, one digit of 360
+    was lost. What it promises exactly is the next test.
+    """
+    before, after = is_right(post_training(model, data), data), is_right(exported, data)
+    print(f"\n{model.name} in int8: post-training {before.mean():.1%}, quantization-aware {after.mean():.1%}")
+    lost, won = int((before & ~after).sum()), int((after & ~before).sum())
+    chance = sum(math.comb(lost + won, k) for k in range(won + 1)) / 2 ** (lost + won)
+    assert chance > 0.05, f"{lost} digits lost, {won} won"
+
+
+def test_fine_tuning_never_raises_the_loss_on_the_images_that_it_is_judged_by(trained, data):
+    model = qat.quantize_aware(trained, data.train.images[:100])
+    model.compile(loss=LOSS)
+    judged_by = data.train.images[:HELD_OUT], data.train.labels[:HELD_OUT]
+    before = model.evaluate(*judged_by, verbose=0)
+    learn(model, data, rate=0.1, epochs=1, keep_best=True)  # a rate that ruins the network
+    assert model.evaluate(*judged_by, verbose=0) <= before * (1 + 1e-6)
 
 
 def test_fine_tuning_is_never_below_post_training(trained, int8, data):
-    require_never_below(trained, data, int8)
+    require_not_below(trained, data, int8)
 
 
 @pytest.mark.slow
@@ -222,7 +244,7 @@ def test_fine_tuning_of_a_residual_network_is_never_below_post_training(data, tm
     model = train(create("se_resnet11_digits", classes=10), data, tmp_path, epochs=3)
     exported = aware(model, data)
     assert exported.runner().undelegated() == []
-    require_never_below(model, data, exported)
+    require_not_below(model, data, exported)
 
 
 @pytest.mark.filterwarnings("ignore:The int8 file is far from the Keras model")
