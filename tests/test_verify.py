@@ -1,4 +1,4 @@
-"""Any two models, of any kind, agree where they are the same network, and differ where they are not."""
+"""Any two models, of any kind, agree if they are the same network, and differ if they are not."""
 
 import re
 from dataclasses import FrozenInstanceError
@@ -18,7 +18,8 @@ from se_keras.export.outputs import agreement
 from se_keras.export.serving.savedmodel import SavedModelRunner
 from se_keras.layers import SqueezeExcite
 
-# Kinds sum in other orders, which is about 1e-6 of the range in float32 (3e-7 seen here). A lost bias is beyond 1e-3.
+# Each kind sums in its own order, which changes about 1e-6 of the range in float32 (3e-7 here). A lost bias changes
+# more than 1e-3.
 BOUND = 1e-5
 KINDS = ("keras", "litert", "savedmodel")
 BLOCKS = ("conv1_bn", "conv2_bn", "se", "add", "relu")
@@ -66,7 +67,7 @@ def made(model, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def foreign(model, tmp_path_factory):
-    """A folder with what others' programs write: other names of outputs, no manifests."""
+    """A folder of files of other programs: other names of outputs, no manifests."""
     folder = tmp_path_factory.mktemp("foreign")
     model.export(folder / "net", verbose=False)
 
@@ -114,7 +115,7 @@ def test_errors_are_those_of_the_outputs(made, model, images):
 def test_highest_version_of_a_served_model_is_meant(model, images, tmp_path):
     to_savedmodel(network(seed=1), tmp_path, version=9)
     to_savedmodel(model, tmp_path, version=10)
-    (tmp_path / "11").mkdir()  # being copied
+    (tmp_path / "11").mkdir()  # not copied completely yet
     assert verify(model, tmp_path, images).agreement.max_error < BOUND
     assert verify(model, tmp_path / "9", images).agreement.max_error > 0.1
 
@@ -135,7 +136,7 @@ def test_probabilities_are_compared_as_logits_whatever_one_side_calls_them(forei
 @pytest.mark.parametrize("dtype", ["uint8", "int8"])
 def test_integer_files_take_and_give_real_values(foreign, model, images, dtype):
     result = verify(model, foreign / f"{dtype}.tflite", images).agreement
-    # Steps of 1/256 in and out, and as many at each layer; 1e-2 seen. With a wrong zero point half the range is lost.
+    # Steps of 1/256 at the input, the output and each layer; 1e-2 measured. A wrong zero point changes half the range.
     assert result.max_error < 0.05 and result.cosine > 0.999
 
 
@@ -187,7 +188,7 @@ def test_without_images_noise_tells(made, a, b):
 def test_folder_of_images(made, tmp_path):
     rng = np.random.default_rng(0)
     for index in range(3):
-        pixels = rng.integers(0, 2, (10, 8, 3), "uint8")  # so dark that 0 to 255 is no louder than noise
+        pixels = rng.integers(0, 2, (10, 8, 3), "uint8")  # so dark that the values are no larger than noise
         (tmp_path / f"{index}.png").write_bytes(tf.io.encode_png(pixels).numpy())
     result = verify(made["keras"][1], made["litert"][1], tmp_path).agreement
     assert result.samples == 3 and result.max_error < BOUND
@@ -196,15 +197,15 @@ def test_folder_of_images(made, tmp_path):
 def test_free_size_takes_that_of_the_images_or_of_the_other_side(made, images):
     free = network(shape=(None, None, 3))
     free.set_weights(made["keras"][0].get_weights())
-    for given, samples in ((images_for(free, samples=2, size=10), 2), (None, 4)):
-        assert verify(free, free, given).agreement.samples == samples
+    for inputs, samples in ((images_for(free, samples=2, size=10), 2), (None, 4)):
+        assert verify(free, free, inputs).agreement.samples == samples
     assert verify(free, made["litert"][1]).agreement.max_error < BOUND
     with pytest.raises(ValueError, match=r"Verification images must be \(8, 8, 3\). Received: \(2, 10, 10, 3\)"):
         verify(free, made["litert"][1], images_for(free, samples=2, size=10))
 
 
 def test_saturated_probabilities_are_warned_of(made, images):
-    # Pixels of 0 to 255 where standard normal ones are meant: one probability is 1, the others are 0.
+    # As if pixels of 0 to 255 were used instead of standard normal values: one probability is 1, the others are 0.
     with pytest.warns(UserWarning, match="^Most probabilities of net are 0, which hides .*: are the images scaled"):
         verify(made["keras"][0], made["litert"][1], images * 1e4)
 
@@ -234,20 +235,20 @@ def test_flipped_bit_of_a_bias_is_found_at_its_layer(model, images, name):
     found = verify(model, other, images)
     assert found.first_above() == name
     rows = dict(found.layers)
-    in_front = list(rows)[: list(rows).index(name)]
-    assert all(rows[layer].max_error == 0 for layer in in_front)
-    assert len(in_front) == {"stem": 0, "classes": len(rows) - 1}[name]
+    previous = list(rows)[: list(rows).index(name)]
+    assert all(rows[layer].max_error == 0 for layer in previous)
+    assert len(previous) == {"stem": 0, "classes": len(rows) - 1}[name]
 
 
 @pytest.mark.parametrize("from_disk", [False, True])
 def test_lowered_twin_has_a_row_for_every_block(model, images, tmp_path, from_disk):
-    twin = lower(model)
-    if from_disk:  # where nothing says that it was lowered
-        twin.save(tmp_path / "twin.keras")
-        twin = tmp_path / "twin.keras"
-    found = verify(model, twin, images)
+    lowered = lower(model)
+    if from_disk:  # then nothing says that it was lowered
+        lowered.save(tmp_path / "lowered.keras")
+        lowered = tmp_path / "lowered.keras"
+    found = verify(model, lowered, images)
     rows = dict(found.layers)
-    # The convolutions' own values are gone: BatchNormalization is folded into them.
+    # The outputs of the convolutions have no counterparts, because BatchNormalization is folded into them.
     assert set(rows) == {layer.name for layer in model.layers[1:]} - {"conv1", "conv2"} and set(BLOCKS) < set(rows)
     assert max(result.max_error for result in rows.values()) < BOUND
 
@@ -259,15 +260,16 @@ def test_lowered_twin_may_come_first(model, images):
 
 
 def test_two_lowered_models_have_a_row_for_every_layer(model, images):
-    twin = lower(model)
-    assert [name for name, _ in verify(twin, lower(model), images).layers] == [layer.name for layer in twin.layers[1:]]
+    lowered = lower(model)
+    found = verify(lowered, lower(model), images)
+    assert [name for name, _ in found.layers] == [layer.name for layer in lowered.layers[1:]]
 
 
 def test_wrong_bias_of_a_lowered_twin_is_found_at_its_block(model, images):
-    twin = lower(model)
-    kernel, bias = twin.get_layer("conv1").get_weights()
-    twin.get_layer("conv1").set_weights([kernel, bias + 0.1])
-    assert verify(model, twin, images).first_above() == "conv1_bn"
+    lowered = lower(model)
+    kernel, bias = lowered.get_layer("conv1").get_weights()
+    lowered.get_layer("conv1").set_weights([kernel, bias + 0.1])
+    assert verify(model, lowered, images).first_above() == "conv1_bn"
 
 
 @pytest.mark.parametrize("input_shape", [None, (12, 12, 1)])
@@ -312,12 +314,12 @@ def test_verification_is_frozen(made, images):
 
 
 def test_path_that_does_not_exist_is_refused(model, tmp_path):
-    for name, told in {
+    for name, message in {
         "x.keras": "There is no model file",
         "x.tflite": "There is no LiteRT file",
         "x": "There is no file or folder",
     }.items():
-        with pytest.raises(FileNotFoundError, match=f"^{told} '{tmp_path}/{name}'$"):
+        with pytest.raises(FileNotFoundError, match=f"^{message} '{tmp_path}/{name}'$"):
             verify(model, tmp_path / name)
 
 
@@ -334,11 +336,11 @@ def test_file_of_another_kind_is_refused(model, tmp_path):
         verify(model, tmp_path / "net.onnx")
 
 
-@pytest.mark.parametrize("given", [None, 3, np.zeros(3)])
-def test_what_is_no_model_is_refused(model, given):
+@pytest.mark.parametrize("value", [None, 3, np.zeros(3)])
+def test_what_is_no_model_is_refused(model, value):
     rule = "A Keras model, a LiteRTModel, a SavedModel or a path. Received: "
-    with pytest.raises(TypeError, match=f"^{rule}{type(given).__name__}$"):
-        verify(model, given)
+    with pytest.raises(TypeError, match=f"^{rule}{type(value).__name__}$"):
+        verify(model, value)
 
 
 def test_subclassed_model_is_refused(model):
@@ -365,7 +367,7 @@ def test_images_of_another_size_are_refused(made, kind):
 
 
 @pytest.mark.parametrize(
-    "given, told",
+    "inputs, message",
     {
         "NaN": (
             np.full((2, 8, 8, 3), np.nan),
@@ -375,9 +377,9 @@ def test_images_of_another_size_are_refused(made, kind):
     }.values(),
     ids=["NaN", "none"],
 )
-def test_images_that_tell_nothing_are_refused(made, given, told):
-    with pytest.raises(ValueError, match=told):
-        verify(made["keras"][1], made["litert"][1], given)
+def test_images_that_tell_nothing_are_refused(made, inputs, message):
+    with pytest.raises(ValueError, match=message):
+        verify(made["keras"][1], made["litert"][1], inputs)
 
 
 def test_words_are_no_images(made):
@@ -386,13 +388,13 @@ def test_words_are_no_images(made):
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.99])
-@pytest.mark.parametrize("kind, told", {"keras": "is not a Keras model", "litert": "(LiteRT file|metadata)"}.items())
-def test_truncated_file_is_refused(made, tmp_path, kind, told, share):
+@pytest.mark.parametrize("kind, message", {"keras": "is not a Keras model", "litert": "(LiteRT file|metadata)"}.items())
+def test_truncated_file_is_refused(made, tmp_path, kind, message, share):
     path = made[kind][1]
     content = path.read_bytes()
     cut = tmp_path / path.name
     cut.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(ValueError, match=f"^'{cut}'.* {told}") as caught:
+    with pytest.raises(ValueError, match=f"^'{cut}'.* {message}") as caught:
         verify(cut, made["litert"][1])
     assert "\n" not in str(caught.value)
 
@@ -434,9 +436,9 @@ def test_savedmodel_of_another_signature_is_refused(model, tmp_path):
     module.f = tf.function(lambda x: x, input_signature=[tf.TensorSpec((None, 8, 8, 3))])
     tf.saved_model.save(module, tmp_path / "a", signatures={"classify": module.f})
     tf.saved_model.save(module, tmp_path / "b", signatures={})
-    for name, told in {"a": "'classify'", "b": "none"}.items():
+    for name, signatures in {"a": "'classify'", "b": "none"}.items():
         with pytest.raises(
-            ValueError, match=f"signature 'serving_default'. Received: '{tmp_path}/{name}' with {told}$"
+            ValueError, match=f"signature 'serving_default'. Received: '{tmp_path}/{name}' with {signatures}$"
         ):
             verify(model, tmp_path / name)
 
