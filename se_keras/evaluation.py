@@ -15,7 +15,7 @@ from se_keras import storage
 from se_keras.export.litert.file import LiteRTModel
 from se_keras.export.serving.savedmodel import SavedModel
 from se_keras.export.verification import runnable
-from se_keras.images import decode, evaluation_image
+from se_keras.images import as_pixels, evaluation_image
 from se_keras.training.data import Data, EpochOrder, SkippedFiles, Split
 from se_keras.training.pipeline import PREFETCHED, normalized, read_batches
 from se_keras.training.step import TOP
@@ -235,8 +235,7 @@ def _batches(split, data, protocol, size, skipped) -> Iterator:
     channels = len(data.mean)
 
     def read(index, content, label):
-        image = decode(content, channels) if content.dtype == tf.string else content
-        image = tf.ensure_shape(tf.cast(image, "float32"), (None, None, channels))
+        image = tf.ensure_shape(tf.cast(as_pixels(content, channels), "float32"), (None, None, channels))
         return index, tf.concat([protocol.views(image, size, scale) for scale in protocol.scales], axis=0), label
 
     blank = tf.zeros((*size, channels))

@@ -1,7 +1,9 @@
-"""Folders of images: to calibrate on, and to compare networks on."""
+"""Reading of image files: folders of images, images for evaluation, and images for calibration."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -9,32 +11,43 @@ import tensorflow as tf
 
 from se_keras.graph import calls, functional
 from se_keras.normalization import Normalization
+from se_keras.typing import Array, FilePath, Images, ImageShape, OnMessage
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png")
+RESIZE = 256 / 224  # of the shorter side to the crop's: section 5.1 of arXiv:1709.01507
 _SCALING = (keras.layers.Rescaling, keras.layers.Normalization)
 
 
-def load_images(folder, *, size, channels, mean=0.0, std=1.0, limit=None, progress=None):
-    """Reads the images of a folder, and of the folders in it, in the order of their names.
+def load_images(
+    folder: FilePath,
+    *,
+    size: Sequence[int],
+    channels: int,
+    mean: float | Sequence[float] = 0.0,
+    std: float | Sequence[float] = 1.0,
+    limit: int | None = None,
+    progress: OnMessage | None = None,
+) -> Images:
+    """Reads the images of a folder and its subfolders, in the order of their paths.
 
-    Of each image the middle at the proportions of `size` is taken, and scaled to it; of an animation the first frame.
-    Transparency is dropped. Images stay turned as they are stored: what a camera notes on that is not read.
+    Each image is cropped in the middle to the aspect ratio of `size`, and then scaled to `size`. Of an animation the
+    first frame is read. Transparency is dropped, and the orientation that a camera records is not applied.
 
     Args:
-        folder: Files whose names end in .bmp, .gif, .jpeg, .jpg or .png are read; others, and hidden ones, are not.
-        size: `(height, width)` to bring them to.
-        channels: 3 for RGB, 1 for gray; images of the other kind are turned into it.
-        mean: What is subtracted from the pixels, which are 0 to 255: one number, or one for each channel.
-        std: What they are divided by then. The default leaves 0 to 255.
-        limit: At most so many images, spread evenly over the folder; default: all.
-        progress: Called with what is done now, as a string, some ten times.
+        folder: Its files with names in .bmp, .gif, .jpeg, .jpg or .png are read, except hidden ones.
+        size: `(height, width)`.
+        channels: 3 for RGB, 1 for gray. Other images are converted.
+        mean: Subtracted from the pixels, which are 0 to 255: a number, or one for each channel.
+        std: What they are then divided by. The default keeps 0 to 255.
+        limit: The largest number of images, which are spread evenly over the folder. Default: all.
+        progress: Called about ten times with a line of text.
 
     Returns:
-        float32 of `(samples, height, width, channels)`: (pixel - mean) / std.
+        `(samples, height, width, channels)`: (pixel - mean) / std.
 
     Raises:
         FileNotFoundError: If there is no such folder.
-        ValueError: If an argument is not one of the above, if the folder has no images, or if one cannot be decoded.
+        ValueError: If an argument is not valid, if the folder has no images, or if one cannot be decoded.
     """
     folder = Path(folder)
     if type(channels) is not int or channels not in (1, 3):
@@ -58,8 +71,8 @@ def load_images(folder, *, size, channels, mean=0.0, std=1.0, limit=None, progre
     return normalization.apply(images)
 
 
-def require_pixels(model):
-    """Raises ValueError if a model does not scale pixels of 0 to 255 itself, by the first layer behind its input."""
+def require_pixels(model: keras.Model) -> None:
+    """Raises ValueError if no first layer of a model scales pixels of 0 to 255."""
     graph = functional(model)
     inputs = {id(x) for x in graph.inputs}
     readers = [call.operation for call in calls(graph) if any(id(x) in inputs for x in call.input_tensors)]
@@ -70,7 +83,7 @@ def require_pixels(model):
         )
 
 
-def _files(folder):
+def _files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no folder of images {str(folder)!r}")
     found = [path for path in folder.rglob("*") if path.is_file() and not _is_hidden(path.relative_to(folder))]
@@ -81,11 +94,11 @@ def _files(folder):
     return files
 
 
-def _is_hidden(path):
-    return any(part.startswith(".") for part in path.parts)  # thumbnails, and the notes of macOS
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)  # thumbnails, and macOS's files
 
 
-def _decoded(path):
+def _decoded(path: Path) -> Array:
     """Pixels `(height, width, 1 to 4)`, uint8."""
     try:
         return tf.io.decode_image(path.read_bytes(), expand_animations=False).numpy()
@@ -95,35 +108,37 @@ def _decoded(path):
         ) from None
 
 
-def _with_channels(pixels, channels):
-    """Gray or RGB as float32, without the last of 2 or 4 channels: the transparency."""
+def _with_channels(pixels: Array, channels: int) -> Images:
+    """Gray or RGB as float32. The last of 2 or 4 channels is the transparency, which is dropped."""
     pixels = pixels[..., : (1 if pixels.shape[-1] < 3 else 3)].astype("float32")
     if pixels.shape[-1] == channels:
         return pixels
     if channels == 3:
         return np.repeat(pixels, 3, axis=-1)
-    return pixels @ np.array([[0.299], [0.587], [0.114]], "float32")  # ITU-R BT.601, as JPEG has it
+    return pixels @ np.array([[0.299], [0.587], [0.114]], "float32")  # ITU-R BT.601, as in JPEG
 
 
-RESIZE = 256 / 224  # of the shorter side over the crop's: section 5.1 of arXiv:1709.01507
-
-
-def decode(content, channels=3):
+def decode(content: Any, channels: int = 3) -> Any:
     """Pixels `(height, width, channels)`, uint8, of a JPEG, PNG, GIF (its first frame), BMP or WebP file.
 
-    What the file is, its content says. Gray becomes RGB and the other way round; transparency is dropped.
+    The format is recognized by the content. Gray is converted to RGB or RGB to gray, and transparency is dropped.
     """
     image = tf.io.decode_image(content, channels=channels, expand_animations=False)
     return tf.ensure_shape(image, (None, None, channels))
 
 
-def evaluation_image(content, *, size, channels, resize=None):
-    """The middle of an image: its shorter side is scaled to `resize`, and `size` cut out of it.
+def as_pixels(content: Any, channels: int) -> Any:
+    """Pixels of the content of an image file, which is decoded, or of pixels, which are returned."""
+    return decode(content, channels) if content.dtype == tf.string else content
 
-    An image that has the network's size already stays as it is, unless `resize` is given; its default is 256/224 of
-    the crop. Scaled bilinearly and antialiased, as Pillow and torchvision do.
+
+def evaluation_image(content: Any, *, size: Sequence[int], channels: int, resize: float | None = None) -> Any:
+    """The central crop of an image: its shorter side is scaled to `resize`, and `size` is cropped from the middle.
+
+    Default of `resize`: 256/224 of the crop, and an image that has the network's size is not scaled. Scaling is
+    bilinear and antialiased, as in Pillow and torchvision.
     """
-    image = tf.cast(_pixels(content, channels), "float32")
+    image = tf.cast(as_pixels(content, channels), "float32")
     height, width = size
     ratio = RESIZE if resize is None else resize / min(size)
 
@@ -140,27 +155,25 @@ def evaluation_image(content, *, size, channels, resize=None):
     return tf.ensure_shape(middle(), (*size, channels))
 
 
-def _pixels(content, channels):
-    return decode(content, channels) if content.dtype == tf.string else content
-
-
-def calibration_images(calibration, shape, *, what="Calibration"):
-    """Gathers calibration data into one float32 array `(samples, *shape)`.
+def calibration_images(calibration: Any, shape: ImageShape, *, what: str = "Calibration") -> Images:
+    """Collects images in one float32 array `(samples, *shape)`.
 
     Args:
-        calibration: An array of images, or an iterable of images or batches (a `tf.data.Dataset` too); of tuples such
-            as `(images, labels)` the first is taken. Or a folder of images, whose pixels stay 0 to 255.
-        shape: `(height, width, channels)` of the model's input; None is what the first image has.
-        what: What they are for, at the start of messages.
+        calibration: An array of images, an iterable of images or batches, such as a `tf.data.Dataset`, or a folder of
+            images, whose pixels stay 0 to 255. Of tuples such as `(images, labels)`, the first element is used.
+        shape: `(height, width, channels)` of the model's input; None is the size of the first image.
+        what: The purpose of the images, for messages.
 
     Raises:
         FileNotFoundError: If there is no such folder.
-        ValueError: If there are none, if they have another shape, or if a value is not finite.
-        TypeError: If they are no numbers.
+        ValueError: If there are no images, if they have another shape, or if a value is not finite.
+        TypeError: If they are not numbers.
     """
     shape = tuple(shape)
     if isinstance(calibration, (str, os.PathLike)):
-        calibration = load_images(calibration, size=shape[:2], channels=shape[2])
+        size: Any = shape[:2]  # load_images refuses a free one
+        channels: Any = shape[2]
+        calibration = load_images(calibration, size=size, channels=channels)
     if hasattr(calibration, "shape"):
         calibration = [calibration]
     batches = []
@@ -185,5 +198,5 @@ def calibration_images(calibration, shape, *, what="Calibration"):
     return images
 
 
-def _fits(found, shape):
+def _fits(found: Sequence[int], shape: ImageShape) -> bool:
     return len(found) == len(shape) and all(side in (None, size) for size, side in zip(found, shape, strict=True))

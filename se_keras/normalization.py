@@ -1,4 +1,4 @@
-"""How a network takes pixels: one value, and the one place where it is checked, applied and written out."""
+"""Normalization of pixels: checked, applied and written out."""
 
 import math
 from typing import Any, NamedTuple
@@ -6,16 +6,18 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
+ops: Any = keras.ops  # not typed: its inferred return types are unions over all backends, None included
+
 
 class Normalization(NamedTuple):
-    """(pixel - mean) / std of pixels in 0 to 255: one value for all channels, or one for each."""
+    """(pixel - mean) / std of pixels in 0 to 255, with one mean and std for all channels, or one for each."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
     @classmethod
-    def of(cls, given: Any, *, channels: int) -> "Normalization":
-        """Checks `(mean, std)`, each a number or one for each channel; equal values become one.
+    def of(cls, normalization: Any, *, channels: int) -> "Normalization":
+        """Checks `(mean, std)`, each a number or one for each channel. If all channels are equal, one value is kept.
 
         Raises:
             TypeError: If it is not a pair of numbers or of sequences of numbers.
@@ -25,41 +27,41 @@ class Normalization(NamedTuple):
             f"normalization must be (mean, std), each a number or one for each of {channels} channels, std above zero"
         )
         try:
-            mean, std = (tuple(np.atleast_1d(np.asarray(values, dtype="float64")).tolist()) for values in given)
+            mean, std = (tuple(np.atleast_1d(np.asarray(values, dtype="float64")).tolist()) for values in normalization)
             finite = all(math.isfinite(value) for value in (*mean, *std))
         except (TypeError, ValueError):
-            raise TypeError(f"{rule}. Received: normalization={given!r}") from None
+            raise TypeError(f"{rule}. Received: {normalization=}") from None
         if not finite or min(std, default=0) <= 0 or not {len(mean), len(std)} <= {1, channels}:
-            raise ValueError(f"{rule}. Received: normalization={given!r}")
+            raise ValueError(f"{rule}. Received: {normalization=}")
         if len(set(mean)) == len(set(std)) == 1:
             return cls(mean[:1], std[:1])
         count = max(len(mean), len(std))
         return cls(mean * (count // len(mean)), std * (count // len(std)))
 
     def apply(self, pixels: Any) -> Any:
-        """(pixel - mean) / std in float32: an array of an array, a tensor of a tensor; channels last."""
-        if keras.ops.is_tensor(pixels) or keras.utils.is_keras_tensor(pixels):
-            mean, std = (keras.ops.convert_to_tensor(values, "float32") for values in self)
-            return (keras.ops.cast(pixels, "float32") - mean) / std
+        """(pixel - mean) / std in float32, channels last: an array for an array, a tensor for a tensor."""
+        if ops.is_tensor(pixels) or keras.utils.is_keras_tensor(pixels):
+            mean, std = (ops.convert_to_tensor(values, "float32") for values in self)
+            return (ops.cast(pixels, "float32") - mean) / std
         return ((np.asarray(pixels) - np.array(self.mean)) / np.array(self.std)).astype("float32")
 
     def of_pixel(self, pixel: float) -> tuple[float, ...]:
-        """What one value of a pixel becomes, in each channel."""
+        """The normalized value of a pixel, in each channel."""
         return tuple((pixel - mean) / std for mean, std in zip(self.mean, self.std, strict=True))
 
     def undo(self, images: np.ndarray) -> np.ndarray:
-        """The pixels, rounded to uint8, that normalized images were made of."""
+        """The pixels of normalized images, rounded to uint8."""
         return np.clip(np.rint(images * np.array(self.std) + np.array(self.mean)), 0, 255).astype("uint8")
 
     def as_layer(self, name: str) -> keras.layers.Layer:
-        """The same as a Keras layer."""
+        """The normalization as a Keras layer."""
         scale, offset = [1 / s for s in self.std], [-m / s for m, s in zip(self.mean, self.std, strict=True)]
-        return keras.layers.Rescaling(scale, offset, name=name)
+        return keras.layers.Rescaling(scale, offset, name=name)  # pyright: ignore[reportArgumentType]  # lists work
 
     def to_json(self) -> dict[str, list[float]]:
-        """As run.json has it."""
+        """The normalization as a dict for JSON, as in run.json."""
         return {"mean": list(self.mean), "std": list(self.std)}
 
 
-IMAGENET = Normalization((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))  # RGB, as timm and torchvision have them
-PIXELS = Normalization((0.0,), (1.0,))  # pixels as they are
+IMAGENET = Normalization((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))  # RGB, as in timm and torchvision
+PIXELS = Normalization((0.0,), (1.0,))  # leaves pixels 0 to 255

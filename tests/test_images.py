@@ -1,4 +1,4 @@
-"""Folders of images: what is read, in which order, and what the pixels become."""
+"""Folders of images: which files are read, in which order, and the values of the pixels."""
 
 import re
 import struct
@@ -34,11 +34,9 @@ def bmp(pixels):
 
 # Two frames of one pixel: the first has the first colour of the palette, (200, 100, 50), the second the other, black.
 # A frame's data are 2-bit codes: clear 4, pixel, end 5, in three bits each from the lowest.
-GIF = (
-    b"GIF89a" + struct.pack("<HHBBB", 1, 1, 0x80, 0, 0) + bytes([200, 100, 50, 0, 0, 0])
-    + b"".join(b"," + struct.pack("<HHHHB", 0, 0, 1, 1, 0) + bytes([2, 2, 4 | pixel << 3 | (5 & 3) << 6, 5 >> 2, 0])
-               for pixel in (0, 1)) + b";"
-)  # fmt: skip
+FRAMES = [struct.pack("<HHHHB", 0, 0, 1, 1, 0) + bytes([2, 2, 4 | i << 3 | (5 & 3) << 6, 5 >> 2, 0]) for i in (0, 1)]
+HEADER = struct.pack("<HHBBB", 1, 1, 0x80, 0, 0) + bytes([200, 100, 50, 0, 0, 0])
+GIF = b"GIF89a" + HEADER + b"".join(b"," + frame for frame in FRAMES) + b";"
 
 
 @pytest.fixture
@@ -71,7 +69,7 @@ def test_image_of_the_size_is_read_pixel_by_pixel(folder, name, encode):
 def test_jpeg_is_read(folder):
     flat = np.full((16, 16, 3), (200, 100, 50), "uint8")
     images = read(folder({"a.jpg": tf.io.encode_jpeg(flat).numpy(), "b.JPEG": tf.io.encode_jpeg(flat).numpy()}))
-    # A block of one colour has one coefficient a channel, rounded on its way to YCbCr and back.
+    # A block of one colour has one coefficient in each channel, which is rounded in the conversion to YCbCr and back.
     np.testing.assert_allclose(images, np.broadcast_to((200.0, 100.0, 50.0), (2, 3, 4, 3)), atol=3)
 
 
@@ -103,10 +101,10 @@ def test_limit_spreads_over_the_folder(folder, limit, kept):
 
 
 def test_progress_is_told_some_ten_times(folder):
-    told = []
+    lines = []
     path = folder({f"{i:02d}.png": png(RGB) for i in range(25)})
-    read(path, progress=told.append)
-    assert told == [f"reading {path}: image {index} of 25" for index in range(1, 26, 3)]
+    read(path, progress=lines.append)
+    assert lines == [f"reading {path}: image {index} of 25" for index in range(1, 26, 3)]
 
 
 # What the pixels become
@@ -169,7 +167,7 @@ def test_images_of_any_size_make_one_array(folder):
 
 
 @pytest.mark.parametrize(
-    "files, told",
+    "files, received",
     [
         ({}, "Received: an empty one"),
         ({"a.txt": b"x", "b/c.npy": b"x"}, "Received: 2 of other kinds, such as 'a.txt'"),
@@ -177,9 +175,9 @@ def test_images_of_any_size_make_one_array(folder):
     ],
     ids=["empty", "others", "hidden"],
 )
-def test_folder_without_images_is_refused(folder, files, told):
+def test_folder_without_images_is_refused(folder, files, received):
     path = folder(files)
-    rule = f"'{path}' is no folder of images (.bmp, .gif, .jpeg, .jpg, .png). {told}"
+    rule = f"'{path}' is no folder of images (.bmp, .gif, .jpeg, .jpg, .png). {received}"
     with pytest.raises(ValueError, match=f"^{re.escape(rule)}$"):
         read(path)
 
@@ -213,7 +211,7 @@ def test_damaged_image_is_named(folder, name, content):
 
 
 @pytest.mark.parametrize(
-    "options, told",
+    "options, message",
     [
         ({"channels": 2}, "A folder's images have 1 or 3 channels. Received: channels=2"),
         ({"channels": None}, "1 or 3 channels. Received: channels=None"),
@@ -227,8 +225,8 @@ def test_damaged_image_is_named(folder, name, content):
         ({"std": "x"}, r"normalization must be \(mean, std\).* Received: normalization=\(0.0, 'x'\)"),
     ],
 )
-def test_bad_arguments_are_refused(folder, options, told):
-    with pytest.raises(TypeError if options.get("std") == "x" else ValueError, match=told):
+def test_bad_arguments_are_refused(folder, options, message):
+    with pytest.raises(TypeError if options.get("std") == "x" else ValueError, match=message):
         read(folder({"a.png": png(RGB)}), **options)
 
 
@@ -237,8 +235,8 @@ def test_bad_arguments_are_refused(folder, options, told):
 
 def test_folder_is_calibration_data_in_0_to_255(folder):
     path = folder({"a.png": png(RGB), "b.png": png(RGB // 2)})
-    for given in (path, str(path)):
-        np.testing.assert_array_equal(calibration_images(given, (3, 4, 3)), [RGB, RGB // 2])
+    for source in (path, str(path)):
+        np.testing.assert_array_equal(calibration_images(source, (3, 4, 3)), [RGB, RGB // 2])
 
 
 def test_missing_folder_of_calibration_data_is_refused(tmp_path):

@@ -336,11 +336,11 @@ def test_file_of_another_kind_is_refused(model, tmp_path):
         verify(model, tmp_path / "net.onnx")
 
 
-@pytest.mark.parametrize("value", [None, 3, np.zeros(3)])
-def test_what_is_no_model_is_refused(model, value):
+@pytest.mark.parametrize("given", [None, 3, np.zeros(3)])
+def test_what_is_no_model_is_refused(model, given):
     rule = "A Keras model, a LiteRTModel, a SavedModel or a path. Received: "
-    with pytest.raises(TypeError, match=f"^{rule}{type(value).__name__}$"):
-        verify(model, value)
+    with pytest.raises(TypeError, match=f"^{rule}{type(given).__name__}$"):
+        verify(model, given)
 
 
 def test_subclassed_model_is_refused(model):

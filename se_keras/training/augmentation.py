@@ -10,7 +10,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from se_keras.images import _pixels, evaluation_image
+from se_keras.images import as_pixels, evaluation_image
 from se_keras.training.recipes import Augmentation
 
 
@@ -130,7 +130,7 @@ def _random_part(content, channels, augmentation, seed):
         return top, left, height, width
 
     def of_pixels():
-        pixels = _pixels(content, channels)
+        pixels = as_pixels(content, channels)
         top, left, height, width = part(tf.shape(pixels))
         return pixels[top : top + height, left : left + width]
 
