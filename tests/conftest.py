@@ -34,11 +34,15 @@ class Facts:
 
 @pytest.hookimpl(tryfirst=True)  # in front of xdist's, which reads the groups
 def pytest_collection_modifyitems(items):
-    """One process runs the tests of a file, which share what is expensive; of test_networks.py, those of a row."""
+    """One process runs the tests of a file, which share what is expensive.
+
+    Or those of a row of test_networks.py; or those of all files that build each network for its counts.
+    """
     for item in items:
         row = item.callspec.params.get("network") if hasattr(item, "callspec") else None
         by_row = row and item.path.stem == "test_networks"
-        item.add_marker(pytest.mark.xdist_group(str(row) if by_row else item.path.stem))
+        by_file = "facts" if "facts" in item.fixturenames else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(str(row) if by_row else by_file))
 
 
 @pytest.fixture(autouse=True)

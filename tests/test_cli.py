@@ -464,6 +464,7 @@ def test_dry_run_prints_the_recipe_in_full_with_its_source(cli, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "number, status, message", [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, EXIT_SAVED, "stopped by SIGTERM")]
 )

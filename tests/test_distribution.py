@@ -70,6 +70,7 @@ def two_workers(tmp_path_factory):
     return [json.loads(result.read_text()) for result in results], folder / "run"
 
 
+@pytest.mark.slow
 def test_two_workers_have_the_loss_curve_of_one_process_with_two_replicas(mirrored, two_workers):
     for result in two_workers[0]:
         assert len(result["losses"]) == STEPS
@@ -77,12 +78,14 @@ def test_two_workers_have_the_loss_curve_of_one_process_with_two_replicas(mirror
         np.testing.assert_allclose(result["losses"], mirrored["losses"], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_two_workers_end_with_the_same_weights(mirrored, two_workers):
     one, other = two_workers[0]
     assert one == other
     np.testing.assert_allclose(one["weights"], mirrored["weights"], rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_every_test_image_is_judged_once_by_all_workers_together(mirrored, two_workers):
     # 101 images: with one lost or counted twice the accuracy would be no multiple of 1/101.
     for result in (mirrored, *two_workers[0]):
@@ -91,6 +94,7 @@ def test_every_test_image_is_judged_once_by_all_workers_together(mirrored, two_w
     assert two_workers[0][0]["figures"]["val_accuracy"] == mirrored["figures"]["val_accuracy"]
 
 
+@pytest.mark.slow
 def test_the_first_worker_writes_one_run(two_workers):
     results, folder = two_workers
     run_file = json.loads((folder / RUN_FILE).read_text())

@@ -17,6 +17,8 @@ from se_keras.training.data import digits
 from se_keras.training.distribution import Cluster, cluster_from_environment
 from se_keras.training.stopping import EXIT_SAVED
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 TRAINED, NEW = range(5), range(5, 10)  # digits: what the trunk learned from, and what it is tuned to
 
@@ -60,7 +62,6 @@ def test_graph_of_ones_own_is_trained_and_exported(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"user_graph_int8.tflite", "user_graph_int8.tflite.json"}
 
 
-@pytest.mark.slow
 def test_four_files_of_a_network_are_compared(tmp_path):
     printed = run("quantization_aware.py", folder=tmp_path).splitlines()[1:]
     figures = {re.split("  +", line)[0]: numbers(line) for line in printed}
@@ -171,7 +172,6 @@ def test_rankings_of_channels_are_compared_at_the_same_multiply_adds(tmp_path):
 # Detection.
 
 
-@pytest.mark.slow
 def test_retinanet_learns_on_a_pyramid(tmp_path):
     pytest.importorskip("keras_hub", reason="keras-hub is not installed: pip install -e '.[detection]'")
     losses = numbers(run("retinanet.py", folder=tmp_path).splitlines()[-1])
@@ -275,7 +275,6 @@ def test_training_script_trains_and_goes_on(tmp_path):
     assert again.count("epoch") == 1  # at once
 
 
-@pytest.mark.slow
 def test_ray_trains_with_two_workers(tmp_path):
     pytest.importorskip("ray", reason='pip install -e ".[ray]"')
     printed = run("train_on_ray.py", tmp_path / "run", "--epochs", 1, folder=tmp_path)

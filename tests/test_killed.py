@@ -9,6 +9,8 @@ import pytest
 from se_keras.export.litert.file import load_litert
 from se_keras.export.serving import savedmodel
 
+pytestmark = pytest.mark.slow
+
 KILLS = 20
 # One process forks another for each kill, so that TensorFlow is imported once. The child exports for real, and then
 # writes two versions over each other: that is where most of its time goes, so that most kills meet a write.
