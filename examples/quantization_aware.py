@@ -17,34 +17,34 @@ from se_keras.training.loop import fit
 from se_keras.training.recipes import DIGITS
 
 
-def learn(twin, data, *, rate, epochs):
-    """Fits a twin, which is a model of tf_keras, to a tf.data.Dataset."""
+def learn(tf_keras_model, data, *, rate, epochs):
+    """Fits a tf_keras model to a tf.data.Dataset."""
     tf_keras.utils.set_random_seed(0)
     dataset = tf.data.Dataset.from_tensor_slices((data.train.images, data.train.labels))
-    twin.compile(tf_keras.optimizers.Adam(rate), "sparse_categorical_crossentropy")
-    twin.fit(dataset.shuffle(len(data.train)).batch(32), epochs=epochs, verbose=0)
-    return twin
+    tf_keras_model.compile(tf_keras.optimizers.Adam(rate), "sparse_categorical_crossentropy")
+    tf_keras_model.fit(dataset.shuffle(len(data.train)).batch(32), epochs=epochs, verbose=0)
+    return tf_keras_model
 
 
 def post_training(model, data):
-    """The network as it is, with ranges from a hundred images."""
+    """Post-training quantization, with ranges from a hundred images."""
     return to_litert(model, precision="int8", calibration=data.train.images[:100], held_out=data.test.images)
 
 
 def fine_tuned(model, data, **options):
-    """The network trained on as its integers will compute."""
-    twin = qat.quantize_aware(model, data.train.images[:100], **options)
-    return qat.to_litert(learn(twin, data, rate=1e-4, epochs=2), model, held_out=data.test.images)
+    """Quantization-aware fine-tuning: training continues with weights and activations rounded as in the file."""
+    tf_keras_model = qat.quantize_aware(model, data.train.images[:100], **options)
+    return qat.to_litert(learn(tf_keras_model, data, rate=1e-4, epochs=2), model, held_out=data.test.images)
 
 
 def pruned(model, data):
-    """Three quarters of the weights taken out step by step, then fine-tuned without bringing them back."""
-    twin = learn(qat.prunable(model, sparsity=0.75, steps=90), data, rate=1e-3, epochs=3)
-    return fine_tuned(qat.stripped(twin, model), data, keep_zeros=True)
+    """Three quarters of the weights become zero step by step. Quantization-aware fine-tuning keeps them zero."""
+    tf_keras_model = learn(qat.prunable(model, sparsity=0.75, steps=90), data, rate=1e-3, epochs=3)
+    return fine_tuned(qat.stripped(tf_keras_model, model), data, keep_zeros=True)
 
 
 def clustered(model, data):
-    """Sixteen different weights in a kernel; post-training quantization keeps them apart."""
+    """Sixteen different weights in each kernel, which stay different after post-training quantization."""
     return post_training(qat.stripped(learn(qat.clustered(model, clusters=16), data, rate=1e-3, epochs=1), model), data)
 
 

@@ -1,4 +1,4 @@
-"""Fine-tuning for export: twins equal their networks, files equal their twins, zeros and clusters reach the file."""
+"""Fine-tuning for export: tf_keras models equal their networks, files equal these models, zeros and clusters stay."""
 
 import math
 import subprocess
@@ -71,16 +71,16 @@ def uneven(trained):
 HELD_OUT = 287  # a fifth of the images to train on, to choose the epoch by
 
 
-def learn(twin, data, *, rate=1e-3, epochs=2, keep_best=False):
-    """Fits a twin to the digits, as a tf.data.Dataset."""
+def learn(tf_keras_model, data, *, rate=1e-3, epochs=2, keep_best=False):
+    """Fits a tf_keras model to the digits, as a tf.data.Dataset."""
     tf_keras.utils.set_random_seed(0)
-    twin.compile(tf_keras.optimizers.Adam(rate), LOSS)
+    tf_keras_model.compile(tf_keras.optimizers.Adam(rate), LOSS)
     images, labels = data.train.images, data.train.labels
     held_out = HELD_OUT if keep_best else 0
     dataset = tf.data.Dataset.from_tensor_slices((images[held_out:], labels[held_out:]))
     best = [qat.KeepBest(images[:held_out], labels[:held_out])] if keep_best else []
-    twin.fit(dataset.shuffle(len(data.train)).batch(32), epochs=epochs, verbose=0, callbacks=best)
-    return twin
+    tf_keras_model.fit(dataset.shuffle(len(data.train)).batch(32), epochs=epochs, verbose=0, callbacks=best)
+    return tf_keras_model
 
 
 def is_right(exported, data):
@@ -99,9 +99,9 @@ def post_training(model, data):
 
 def aware(model, data, *, keep_zeros=False, rate=1e-4, epochs=2, keep_best=True):
     """An int8 file by quantization-aware fine-tuning."""
-    twin = qat.quantize_aware(model, data.train.images[:100], keep_zeros=keep_zeros)
-    learn(twin, data, rate=rate, epochs=epochs, keep_best=keep_best)
-    return qat.to_litert(twin, model, held_out=data.test.images)
+    tf_keras_model = qat.quantize_aware(model, data.train.images[:100], keep_zeros=keep_zeros)
+    learn(tf_keras_model, data, rate=rate, epochs=epochs, keep_best=keep_best)
+    return qat.to_litert(tf_keras_model, model, held_out=data.test.images)
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +127,7 @@ def noise(model, samples=20):
     return images_for(model, samples=samples)
 
 
-# Twins.
+# Models in tf_keras.
 
 FAMILIES = {
     "se_mobilenet_025": (32, 32, 3),
@@ -142,7 +142,7 @@ SLOW = {
 }
 
 
-def require_equal_twin(model):
+def require_equal_in_tf_keras(model):
     lowered = lower(model)
     images = images_for(model)
     # The same operations of TensorFlow, in the same order.
@@ -151,11 +151,11 @@ def require_equal_twin(model):
 
 @pytest.mark.parametrize("name", [*FAMILIES, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
 def test_twin_equals_its_network(name):
-    require_equal_twin(scattered(create(name, input_shape=(FAMILIES | SLOW)[name], classes=5)))
+    require_equal_in_tf_keras(scattered(create(name, input_shape=(FAMILIES | SLOW)[name], classes=5)))
 
 
 def test_twin_equals_a_network_with_grouped_convolutions():
-    require_equal_twin(scattered(grouped_network()))
+    require_equal_in_tf_keras(scattered(grouped_network()))
 
 
 def hard_gate(x):
@@ -183,13 +183,13 @@ def each_small(request):
 
 
 def test_small_twin_equals_its_model(each_small):
-    require_equal_twin(each_small)
+    require_equal_in_tf_keras(each_small)
 
 
 def test_small_int8_file_equals_its_model(each_small):
     images = noise(each_small)
-    twin = qat.quantize_aware(each_small, images)
-    result = qat.to_litert(twin, each_small, held_out=images).manifest
+    tf_keras_model = qat.quantize_aware(each_small, images)
+    result = qat.to_litert(tf_keras_model, each_small, held_out=images).manifest
     # A few roundings to 1/255 of a range; a lost layer leaves less than 0.9.
     assert result["agreement"]["cosine"] > 0.995
     assert result["agreement_with_twin"]["cosine"] > 0.999
@@ -206,18 +206,18 @@ def test_int8_file_with_grouped_convolutions_is_all_xnnpacks():
 
 
 def test_twin_starts_where_post_training_quantization_ends(trained, data):
-    twin = qat.quantize_aware(trained, data.train.images[:100])
-    started = qat.to_litert(twin, trained, held_out=data.test.images).manifest["agreement"]
+    tf_keras_model = qat.quantize_aware(trained, data.train.images[:100])
+    started = qat.to_litert(tf_keras_model, trained, held_out=data.test.images).manifest["agreement"]
     ended = post_training(trained, data).manifest["agreement"]
     # The same ranges but for a softmax and every fifth image that post-training quantization would hold out.
     assert started["mean_error"] < 1.25 * ended["mean_error"]
 
 
 def require_not_below(model, data, exported):
-    """By the images that both files do not classify alike: fewer right ones than a fair coin gives in 19 of 20 cases.
+    """Of the images that only one of the files classifies correctly, fine-tuning wins not fewer than by chance (5 %).
 
-    `KeepBest` chooses by other images than these: on another processor, whose sums round otherwise, one digit of 360
-    was lost. What it promises exactly is the next test.
+    `KeepBest` selects by other images than these: on another processor, whose sums are rounded differently, one digit
+    of 360 was lost. The next test has what is exactly true.
     """
     before, after = is_right(post_training(model, data), data), is_right(exported, data)
     print(f"\n{model.name} in int8: post-training {before.mean():.1%}, quantization-aware {after.mean():.1%}")
@@ -258,7 +258,7 @@ def test_fine_tuning_recovers_what_post_training_lost(uneven, data):
 
 
 def test_file_gives_what_the_twin_gives(int8):
-    # Integers are rounded at the same places: what is left is a step here and there. 0.9999 measured.
+    # Values are rounded at the same places, and only a few to the neighbouring step. 0.9999 measured.
     assert int8.manifest["agreement_with_twin"]["cosine"] > 0.999
     assert int8.manifest["agreement_with_twin"]["top1"] > 0.99
 
@@ -295,7 +295,7 @@ def test_file_and_manifest_are_saved_and_loaded(int8, tmp_path):
 
 
 def test_gate_whose_bottleneck_is_dead_is_converted():
-    # Its range is zero: XNNPACK ends the process over the factors of such a scale.
+    # Its range is zero: with such a scale, XNNPACK aborts the process.
     model = small(layers.Conv2D(16, 3), lambda x: layers.Add()([SqueezeExcite(16, name="se")(x), x]), layers.Flatten())
     model.get_layer("se").reduce_bias.assign([-1e3])
     images = noise(model)
@@ -303,15 +303,15 @@ def test_gate_whose_bottleneck_is_dead_is_converted():
     assert exported.manifest["agreement"]["cosine"] > 0.99
 
 
-# The library's wrappers do not load from tf_keras' own format.
+# The library's wrappers cannot be loaded from tf_keras' own format.
 @pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
 def test_twin_is_saved_and_loaded(trained, data, tmp_path):
-    twin = qat.quantize_aware(trained, data.train.images[:20])
-    twin.save(tmp_path / "twin.h5")
+    tf_keras_model = qat.quantize_aware(trained, data.train.images[:20])
+    tf_keras_model.save(tmp_path / "tf_keras.h5")
     with qat.scope():
-        read = tf_keras.models.load_model(tmp_path / "twin.h5", compile=False)
+        read = tf_keras.models.load_model(tmp_path / "tf_keras.h5", compile=False)
     images = data.test.images[:20]
-    np.testing.assert_array_equal(read.predict(images, verbose=0), twin.predict(images, verbose=0))
+    np.testing.assert_array_equal(read.predict(images, verbose=0), tf_keras_model.predict(images, verbose=0))
 
 
 def test_keras_3_is_as_it_was_beside_the_library(tmp_path):
@@ -396,7 +396,7 @@ def test_layers_without_a_counterpart_are_named(layer, named):
 
 def test_lambda_layers_are_named():
     model = small(layers.Lambda(lambda x: x * 2, name="odd"), layers.Lambda(abs, name="other"))
-    with pytest.raises(ValueError, match="A Lambda layer holds any Python.*Received: odd, other$"):
+    with pytest.raises(ValueError, match="Lambda layers have no counterpart in tf_keras. Received: odd, other$"):
         qat.quantize_aware(model, noise(model))
 
 
@@ -434,17 +434,19 @@ def test_count_that_is_none_is_an_error(way, name, least, count):
 
 
 def test_twin_of_another_model_is_refused(data):
-    twin = transcribe(small(layers.Conv2D(2, 1, name="a")))
+    tf_keras_model = transcribe(small(layers.Conv2D(2, 1, name="a")))
     other = small(layers.Conv2D(2, 1, name="b"))
-    for way in (lambda: qat.stripped(twin, other), lambda: qat.to_litert(twin, other, held_out=noise(other))):
-        with pytest.raises(ValueError, match="The twin was not made of small. They differ in a, b$"):
-            way()
+    message = "The tf_keras model was not made from small. They differ in a, b$"
+    with pytest.raises(ValueError, match=message):
+        qat.stripped(tf_keras_model, other)
+    with pytest.raises(ValueError, match=message):
+        qat.to_litert(tf_keras_model, other, held_out=noise(other))
 
 
 def test_file_of_a_twin_says_what_it_is_and_takes_integers(trained, data):
-    twin = qat.quantize_aware(trained, data.train.images[:40])
+    tf_keras_model = qat.quantize_aware(trained, data.train.images[:40])
     options = {"input_type": "uint8", "labels": data.classes, "normalization": (0, 255)}
-    file = qat.to_litert(twin, trained, held_out=data.test.images[:40], **options)
+    file = qat.to_litert(tf_keras_model, trained, held_out=data.test.images[:40], **options)
     assert metadata.read(file.content).labels == data.classes
     assert file.runner().input_dtype == "uint8"
     assert file.manifest["agreement"]["top1"] >= 0.9

@@ -1,18 +1,21 @@
-"""Fine-tuning for export, by tensorflow-model-optimization: quantization-aware training, pruning, clustering.
+"""Fine-tuning for export with tensorflow-model-optimization: quantization-aware training, pruning, clustering.
 
-The library trains tf_keras models alone. So each way begins with a twin in tf_keras of the lowered network, which is
-compiled and fitted as any model of tf_keras, and ends with Keras 3 or a file:
+The library trains only tf_keras models. So the lowered network is rebuilt in tf_keras, then compiled and fitted like
+any tf_keras model, and converted back to Keras 3 or to a file:
 
     quantize_aware -> fit -> to_litert        an int8 file
-    prunable       -> fit -> stripped         a Keras 3 model, many of whose weights are zero
-    clustered      -> fit -> stripped         a Keras 3 model, few of whose weights differ
+    prunable       -> fit -> stripped         a Keras 3 model with many weights that are zero
+    clustered      -> fit -> stripped         a Keras 3 model with few different weights
 
-A pruned network in int8 is the first way behind the second, with `keep_zeros=True`.
+To quantize a pruned network, run the first after the second, with `keep_zeros=True`.
 """
 
 import re
 import tempfile
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -21,11 +24,12 @@ from tf_keras import layers
 
 from se_keras.graph import calls, functional, input_shape_of, parts
 from se_keras.images import calibration_images
+from se_keras.typing import Array, Json
 
 from ..description import describe
 from ..litert.conversion import LOW_COSINE, compared_file, without_clamps
-from ..litert.file import LiteRTRunner
-from ..litert.flatbuffer import with_float_softmax, with_types
+from ..litert.file import LiteRTModel, LiteRTRunner
+from ..litert.flatbuffer import InferenceType, with_float_softmax, with_types
 from ..litert.quantization import widened, with_wide_ranges
 from ..lowering import lower
 from ..model import (
@@ -38,92 +42,97 @@ from ..model import (
 )
 from ..outputs import agreement
 from .library import tfmot
-from .quantizers import _BOUNDED, _UNROUNDED, CalibratedQuantizer, KernelQuantizer, RoundingConfig, _is_fused
+from .quantizers import BOUNDED, UNROUNDED, CalibratedQuantizer, KernelQuantizer, RoundingConfig, is_fused
 from .tf_keras_model import KERNELS, predict_tf_keras, transcribe
 
 
-def quantize_aware(model, calibration, *, input_shape=None, keep_zeros=False):
-    """A trainable twin of a network that computes as its int8 file will: weights and activations are rounded.
+def quantize_aware(
+    model: keras.Model, calibration: Any, *, input_shape: Sequence[int] | None = None, keep_zeros: bool = False
+) -> tf_keras.Model:
+    """A tf_keras model for training, in which weights and activations are rounded as in the int8 file.
 
-    It starts where post-training quantization ends: ranges of activations are those of the calibration images, and
-    follow those of the training images from there on; ranges of weights are always their own.
+    Training starts from the result of post-training quantization: the ranges of activations are those of the
+    calibration images. Then they follow the training images. The ranges of weights are always those of the current
+    weights.
 
     ```python
-    twin = qat.quantize_aware(model, images[:100])
-    twin.compile(tf_keras.optimizers.Adam(1e-4), "sparse_categorical_crossentropy")
-    twin.fit(dataset, epochs=3, callbacks=[qat.KeepBest(images, labels)])  # any tf.data.Dataset
-    qat.to_litert(twin, model, held_out=held_out).save("network.tflite")
+    tf_keras_model = qat.quantize_aware(model, images[:100])
+    tf_keras_model.compile(tf_keras.optimizers.Adam(1e-4), "sparse_categorical_crossentropy")
+    tf_keras_model.fit(dataset, epochs=3, callbacks=[qat.KeepBest(images, labels)])  # any tf.data.Dataset
+    qat.to_litert(tf_keras_model, model, held_out=held_out).save("network.tflite")
     ```
 
     Args:
         model: A functional Keras 3 model with one input, trained.
-        calibration: Images as the network will see them, as for `to_litert`.
-        input_shape: `(height, width, channels)`; needed where the model leaves a size free.
-        keep_zeros: Whether weights that are zero stay so: a pruned network remains as sparse as it is.
+        calibration: Typical images, as for `to_litert`.
+        input_shape: `(height, width, channels)`; required if the model's size is free.
+        keep_zeros: Whether weights that are zero stay zero, so that a pruned network stays sparse.
 
     Returns:
-        A `tf_keras.Model`, not compiled.
+        A model that is not compiled.
 
     Raises:
         TypeError: If the model is not functional.
-        ValueError: If there are layers that cannot be trained so or weights that are not finite, the message names
-            them; or if calibration images are missing, of another shape, or not finite.
+        ValueError: If layers cannot be trained in this way or weights are not finite (the message names them), or if
+            calibration images are missing, not finite or of another shape.
     """
     lowered = _lowered(model, input_shape)
     images = calibration_images(calibration, lowered.inputs[0].shape[1:])
     activations = CalibratedQuantizer()
 
-    def rounded(layer, readers):
+    def rounded(layer: Any, readers: list[Any]) -> Any:
         is_depthwise = isinstance(layer, layers.DepthwiseConv2D)
         kernel = KernelQuantizer(is_depthwise, keep_zeros) if isinstance(layer, KERNELS) else None
-        output = None if isinstance(layer, _UNROUNDED) or _is_fused(layer, readers) else activations
-        if isinstance(layer, layers.Activation) and layer.activation in _BOUNDED:
-            output = _BOUNDED[layer.activation]
+        output = None if isinstance(layer, UNROUNDED) or is_fused(layer, readers) else activations
+        if isinstance(layer, layers.Activation) and layer.activation in BOUNDED:
+            output = BOUNDED[layer.activation]
         if not kernel and not output:
             return layer
         return tfmot.quantization.keras.QuantizeWrapperV2(layer, RoundingConfig(kernel, output))
 
-    twin = transcribe(lowered, wrap=rounded)
+    tf_keras_model = transcribe(lowered, wrap=rounded)
     activations.is_calibrating = True
     for start in range(0, len(images), 8):
-        twin(images[start : start + 8], training=True)
+        tf_keras_model(images[start : start + 8], training=True)
     activations.is_calibrating = False
-    return twin
+    return tf_keras_model
 
 
 class KeepBest(tf_keras.callbacks.Callback):
-    """Ends a `fit` with the weights of its best epoch, by the loss on held-out images; the start counts as one.
+    """At the end of `fit`, restores the weights with the lowest loss on held-out images, of all epochs and the start.
 
-    So fine-tuning never makes a network worse than it was, on these images.
+    So fine-tuning never increases the loss on these images.
 
     ```python
-    twin.fit(dataset, epochs=5, callbacks=[qat.KeepBest(images, labels)])
+    tf_keras_model.fit(dataset, epochs=5, callbacks=[qat.KeepBest(images, labels)])
     ```
 
     Args:
-        images: Held out from training: images of the test would no longer judge the network.
-        labels: As the loss of the twin takes them.
+        images: Images that are not trained on, and not test images, because the weights are selected by them.
+        labels: As the loss of the model takes them.
     """
 
-    def __init__(self, images, labels):
+    model: Any  # set by tf_keras
+
+    def __init__(self, images: Array, labels: Array):
         super().__init__()
         self._held_out = images, labels
+        self._best: Any = None  # loss and weights
+
+    def on_train_begin(self, logs: Json | None = None) -> None:
+        """Evaluates the initial weights."""
         self._best = None
+        self._evaluate()
 
-    def on_train_begin(self, logs=None):
-        """Judges what training begins with."""
-        self._best = None
-        self._judge()
+    def on_epoch_end(self, epoch: int, logs: Json | None = None) -> None:
+        """Evaluates the weights of the epoch."""
+        self._evaluate()
 
-    def on_epoch_end(self, epoch, logs=None):
-        """Judges the epoch."""
-        self._judge()
-
-    def on_train_end(self, logs=None):
-        """Goes back to the best."""
+    def on_train_end(self, logs: Json | None = None) -> None:
+        """Restores the best weights."""
         self.model.set_weights(self._best[1])
 
-    def _judge(self):
+    def _evaluate(self) -> None:
         loss = self.model.evaluate(*self._held_out, verbose=0)
         loss = loss[0] if isinstance(loss, list) else loss
         if self._best is None or loss < self._best[0]:
@@ -131,39 +140,42 @@ class KeepBest(tf_keras.callbacks.Callback):
 
 
 def to_litert(
-    twin,
-    model,
+    tf_keras_model: Any,
+    model: keras.Model,
     *,
-    held_out,
-    input_type="float32",
-    output_type="float32",
-    labels=None,
-    normalization=None,
-    training=None,
-):
-    """Converts a fine-tuned twin to an int8 LiteRT file and compares it with the twin and with the model.
+    held_out: Any,
+    input_type: InferenceType = "float32",
+    output_type: InferenceType = "float32",
+    labels: Iterable[str] | None = None,
+    normalization: Any = None,
+    training: Json | None = None,
+) -> LiteRTModel:
+    """Converts a fine-tuned tf_keras model to an int8 LiteRT file, and compares it with this and the original model.
 
-    The file is as the one that `se_keras.export.to_litert` makes by post-training quantization: the same signature,
-    float32 images in and float32 probabilities out, a softmax in float32, integers in between. Ranges that are too
-    narrow for integer kernels, as behind dead units, are widened in the twin.
+    The file has the same form as a file by post-training quantization, `se_keras.export.to_litert`: the same signature,
+    float32 images and probabilities, a softmax in float32, and integers between them. Ranges that are too narrow for
+    integer kernels, as after dead units, are widened in `tf_keras_model`.
 
     Args:
-        twin: What `quantize_aware(model, ...)` gave, fitted.
-        model: The model that it was made of.
-        held_out: Images to compare on, `(samples, height, width, channels)`, that the twin was not fitted to.
-        input_type, output_type, labels, normalization, training: As in `se_keras.export.to_litert`; but the steps of an
-            integer input are those that the twin was trained with.
+        tf_keras_model: The result of `quantize_aware(model, ...)`, fitted.
+        model: The model that it was made from.
+        held_out: Images to compare on, `(samples, height, width, channels)`, which were not trained on.
+        input_type: As in `se_keras.export.to_litert`, but the steps of integers are those of the training.
+        output_type: As in `se_keras.export.to_litert`.
+        labels: As in `se_keras.export.to_litert`.
+        normalization: As in `se_keras.export.to_litert`.
+        training: As in `se_keras.export.to_litert`.
 
     Returns:
-        A `LiteRTModel`. Its manifest's `agreement` is with `model`, as in every file's; `agreement_with_twin` says how
-        much the conversion itself changed.
+        The file. In its manifest, `agreement` is with `model`, as in all files, and `agreement_with_twin` is with
+        `tf_keras_model`: the error of the conversion alone.
 
     Raises:
-        ValueError: If the twin was not made of this model, or if the file disagrees with the twin.
+        ValueError: If `tf_keras_model` was not made from `model`, or if the file disagrees with it.
     """
-    model, shape = functional(model), tuple(twin.input_shape[1:])
+    model, shape = functional(model), tuple(tf_keras_model.input_shape[1:])
     lowered, names = lower(model, input_shape=shape), output_names(model)
-    _require_twin(twin, lowered)
+    _require_made_from(tf_keras_model, lowered)
     images = calibration_images(held_out, shape)
     about = describe(
         network=model.name,
@@ -174,13 +186,12 @@ def to_litert(
         normalization=normalization,
         training=training,
     )
-    content = without_clamps(_converted(twin, input_names(model)[0], names), images)
-    result = agreement(
-        predict_tf_keras(twin, images, names=names), LiteRTRunner(content)(images), as_logits=ends_in_softmax(model)
-    )
-    # Rounding differs by a step here and there.
+    content = without_clamps(_converted(tf_keras_model, input_names(model)[0], names), images)
+    expected = predict_tf_keras(tf_keras_model, images, names=names)
+    result = agreement(expected, LiteRTRunner(content)(images), as_logits=ends_in_softmax(model))
+    # A few values are rounded to the neighbouring step.
     if result.cosine < LOW_COSINE:
-        raise ValueError(f"The int8 file disagrees with the twin that was trained: {result}")
+        raise ValueError(f"The int8 file disagrees with the tf_keras model that was trained: {result}")
     file, _ = compared_file(
         with_types(content, input_type=input_type, output_type=output_type),
         model=model,
@@ -194,61 +205,63 @@ def to_litert(
     return file
 
 
-def prunable(model, *, sparsity, steps, input_shape=None):
-    """A trainable twin of a network whose smallest weights become zero while it is fitted.
+def prunable(
+    model: keras.Model, *, sparsity: float, steps: int, input_shape: Sequence[int] | None = None
+) -> tf_keras.Model:
+    """A tf_keras model for training, whose smallest weights become zero during `fit`.
 
-    The share of zeros in each kernel but the depthwise ones grows along a cubic (arXiv:1710.01878, eq. 1) from none to
-    `sparsity` in the first `steps` steps of training, and stays there.
+    In all kernels except depthwise ones, the share of zeros grows from 0 to `sparsity` in the first `steps` steps of
+    training, by a cubic function (arXiv:1710.01878, eq. 1), and then stays.
 
     Args:
         model: A functional Keras 3 model with one input, trained.
-        sparsity: The share of zeros at the end.
-        steps: Number of training steps, of a batch each, until then. Half of those of the whole fit are a good start.
-        input_shape: `(height, width, channels)`; needed where the model leaves a size free.
+        sparsity: The final share of zeros.
+        steps: Number of training steps (batches) until then. Half of all steps are a good start.
+        input_shape: `(height, width, channels)`; required if the model's size is free.
 
     Returns:
-        A `tf_keras.Model`, not compiled. `stripped` gives back what it has learned.
+        A model that is not compiled. After `fit`, `stripped` makes a Keras 3 model of it.
 
     Raises:
         TypeError: If the model is not functional.
-        ValueError: If an argument is out of its range, or as for `quantize_aware`.
+        ValueError: If an argument is out of range, or as for `quantize_aware`.
     """
     if not 0 < sparsity < 1:
         raise ValueError(f"sparsity must be a share between 0 and 1. Received: {sparsity=}")
     _require_count("steps", steps, least=1)
     every = max(1, steps // 100)
-    schedule = tfmot.sparsity.keras.PolynomialDecay(0.0, sparsity, steps % every, steps, frequency=every)
+    schedule: Any = tfmot.sparsity.keras.PolynomialDecay(0.0, sparsity, steps % every, steps, frequency=every)
 
-    def pruned(layer, readers):
+    def pruned(layer: Any, readers: list[Any]) -> Any:
         if not _is_compressible(layer):
             return layer
         return tfmot.sparsity.keras.prune_low_magnitude(layer, schedule)
 
-    twin = transcribe(_lowered(model, input_shape), wrap=pruned)
-    for layer in twin.layers:
+    tf_keras_model = transcribe(_lowered(model, input_shape), wrap=pruned)
+    for layer in tf_keras_model.layers:
         if hasattr(layer, "pruning_step"):
-            layer.pruning_step.assign(0)  # it counts by itself; -1 would have it wait for the library's callback
-    return twin
+            layer.pruning_step.assign(0)  # it counts by itself; at -1 it would wait for the library's callback
+    return tf_keras_model
 
 
-def clustered(model, *, clusters, input_shape=None):
-    """A trainable twin of a network in which each kernel but the depthwise ones has few different weights.
+def clustered(model: keras.Model, *, clusters: int, input_shape: Sequence[int] | None = None) -> tf_keras.Model:
+    """A tf_keras model for training, with few different weights in each kernel except depthwise ones.
 
     Args:
         model: A functional Keras 3 model with one input, trained.
-        clusters: The largest number of different values in a kernel. Kernels with no more weights stay as they are.
-        input_shape: `(height, width, channels)`; needed where the model leaves a size free.
+        clusters: The largest number of different values in a kernel. Kernels with fewer weights are not changed.
+        input_shape: `(height, width, channels)`; required if the model's size is free.
 
     Returns:
-        A `tf_keras.Model`, not compiled. `stripped` gives back what it has learned.
+        A model that is not compiled. After `fit`, `stripped` makes a Keras 3 model of it.
 
     Raises:
         TypeError: If the model is not functional.
-        ValueError: If an argument is out of its range, or as for `quantize_aware`.
+        ValueError: If an argument is out of range, or as for `quantize_aware`.
     """
     _require_count("clusters", clusters, least=2)
 
-    def few_valued(layer, readers):
+    def few_valued(layer: Any, readers: list[Any]) -> Any:
         if not _is_compressible(layer) or layer.kernel.shape.num_elements() <= clusters:
             return layer
         return tfmot.clustering.keras.cluster_weights(layer, clusters)
@@ -256,51 +269,45 @@ def clustered(model, *, clusters, input_shape=None):
     return transcribe(_lowered(model, input_shape), wrap=few_valued)
 
 
-def stripped(twin, model):
-    """What a `prunable` or `clustered` twin has learned, as a Keras 3 model for every export.
+def stripped(tf_keras_model: Any, model: keras.Model) -> keras.Model:
+    """A Keras 3 model with the weights of a fitted `prunable` or `clustered` model, for every export.
 
     Args:
-        twin: The twin, fitted.
-        model: The model that it was made of.
+        tf_keras_model: The fitted model.
+        model: The model that it was made from.
 
     Returns:
-        The lowered `model` with the twin's weights.
+        The lowered `model` with the new weights.
 
     Raises:
-        ValueError: If the twin was not made of this model.
+        ValueError: If `tf_keras_model` was not made from `model`.
     """
-    lowered = lower(model, input_shape=tuple(twin.input_shape[1:]))
-    _require_twin(twin, lowered)
-    for layer in twin.layers:
+    lowered = lower(model, input_shape=tuple(tf_keras_model.input_shape[1:]))
+    _require_made_from(tf_keras_model, lowered)
+    for layer in tf_keras_model.layers:
         if hasattr(layer, "pruning_obj"):
-            layer.pruning_obj.weight_mask_op()  # the last step of training moved zeros
-    plain = tfmot.clustering.keras.strip_clustering(tfmot.sparsity.keras.strip_pruning(twin))
+            layer.pruning_obj.weight_mask_op()  # the last step of training changed zeros
+    plain: Any = tfmot.clustering.keras.strip_clustering(tfmot.sparsity.keras.strip_pruning(tf_keras_model))
     learned = {layer.name: layer.get_weights() for layer in plain.layers if layer.trainable and layer.weights}
     for name, weights in learned.items():
         lowered.get_layer(name).set_weights(weights)
     return lowered
 
 
-def scope():
-    """The context in which tf_keras loads a twin of `quantize_aware` that was saved as .h5, to train on later."""
+def scope() -> AbstractContextManager[Any]:
+    """The context in which tf_keras loads a model of `quantize_aware` that was saved as .h5, to continue training."""
     return tfmot.quantization.keras.quantize_scope()
 
 
-# Where integers are rounded.
-
-
-# From the twin to the file.
-
-
-def _converted(twin, input_name, output_names):
-    """The file, ranges too narrow for integer kernels widened in the twin."""
+def _converted(tf_keras_model: Any, input_name: str, output_names: list[str]) -> bytes:
+    """The file. Ranges too narrow for integer kernels are widened in `tf_keras_model`."""
     ranges = {}
-    for layer in twin.layers:
+    for layer in tf_keras_model.layers:
         output = getattr(getattr(layer, "quantize_config", None), "output", None)
         if isinstance(output, CalibratedQuantizer):
             ranges[layer.name] = output.ranges[layer.name]
 
-    def widen(narrow):
+    def widen(narrow: dict[str, float]) -> None:
         for tensor, scale in narrow.items():
             for name in ranges.keys() & set(re.split("[/;]", tensor)):
                 low, high = ranges[name]["min_var"], ranges[name]["max_var"]
@@ -308,59 +315,57 @@ def _converted(twin, input_name, output_names):
                 low.assign(wider["min"])
                 high.assign(wider["max"])
 
-    return with_float_softmax(with_wide_ranges(lambda: _once_converted(twin, input_name, output_names), widen))
+    def convert() -> bytes:
+        return _once_converted(tf_keras_model, input_name, output_names)
+
+    return with_float_softmax(with_wide_ranges(convert, widen))
 
 
-def _once_converted(twin, input_name, output_names):
-    """By way of a SavedModel, for the names of the signature."""
-    images = tf.TensorSpec((1, *twin.input_shape[1:]), tf.float32, name=input_name)
+def _once_converted(tf_keras_model: Any, input_name: str, output_names: list[str]) -> bytes:
+    """Converts by way of a SavedModel, for the names of the signature."""
+    images = tf.TensorSpec((1, *tf_keras_model.input_shape[1:]), tf.float32, name=input_name)
 
     @tf.function(input_signature=[images])
-    def serve(images):
-        return dict(zip(output_names, tf.nest.flatten(twin(images, training=False)), strict=True))
+    def serve(images: Any) -> dict[str, Any]:
+        return dict(zip(output_names, tf.nest.flatten(tf_keras_model(images, training=False)), strict=True))
 
-    module = tf.Module()
-    module.variables_read = twin.variables  # the twin itself would have each of its layers traced
+    module: Any = tf.Module()
+    module.variables_read = tf_keras_model.variables  # with the model itself, each of its layers would be traced
     with tempfile.TemporaryDirectory() as folder:
         tf.saved_model.save(module, folder, signatures={SIGNATURE: serve})
         converter = tf.lite.TFLiteConverter.from_saved_model(folder)
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
-        converter.optimizations = [tf.lite.Optimize.DEFAULT]  # or the rounded weights would be written as floats
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]  # otherwise the rounded weights are written as floats
         return converter.convert()
 
 
-# Arguments.
-
-
-def _lowered(model, input_shape):
+def _lowered(model: keras.Model, input_shape: Sequence[int] | None) -> keras.Model:
     shape = input_shape_of(functional(model), input_shape)
     if None in shape:
-        raise ValueError(f"Training for export has a fixed size: give input_shape. Received: a model of {shape}")
+        raise ValueError(f"Training for export needs a fixed size: give input_shape. Received: a model of {shape}")
     require_one_input(model)
-    held = (part for call in calls(model) for part in parts(call.operation))
-    functions = [part.name for part in held if isinstance(part, keras.layers.Lambda)]
+    all_parts = (part for call in calls(model) for part in parts(call.operation))
+    functions = [part.name for part in all_parts if isinstance(part, keras.layers.Lambda)]
     if functions:
-        raise ValueError(
-            f"A Lambda layer holds any Python: it cannot be trained here. Received: {', '.join(functions)}"
-        )
-    return lower(model, input_shape=shape)
+        raise ValueError(f"Lambda layers have no counterpart in tf_keras. Received: {', '.join(functions)}")
+    return lower(model, input_shape=input_shape)
 
 
-def _require_twin(twin, lowered):
-    inside = (getattr(layer, "layer", layer) for layer in twin.layers)
-    learned = {layer.name for layer in inside if isinstance(layer, KERNELS) and layer.trainable}
-    differing = learned ^ {layer.name for layer in lowered.layers if type(layer).__name__ in _KERNEL_LAYERS}
+def _require_made_from(tf_keras_model: Any, lowered: keras.Model) -> None:
+    """Raises ValueError if the layers with kernels are not the same."""
+    unwrapped = (getattr(layer, "layer", layer) for layer in tf_keras_model.layers)
+    names = {layer.name for layer in unwrapped if isinstance(layer, KERNELS) and layer.trainable}
+    kinds = [kind.__name__ for kind in KERNELS]
+    differing = names ^ {layer.name for layer in lowered.layers if type(layer).__name__ in kinds}
     if differing:
-        raise ValueError(f"The twin was not made of {lowered.name}. They differ in {', '.join(sorted(differing))}")
+        names_of_both = ", ".join(sorted(differing))
+        raise ValueError(f"The tf_keras model was not made from {lowered.name}. They differ in {names_of_both}")
 
 
-_KERNEL_LAYERS = tuple(kind.__name__ for kind in KERNELS)
-
-
-def _is_compressible(layer):
+def _is_compressible(layer: Any) -> bool:
     return isinstance(layer, (layers.Conv2D, layers.Dense)) and layer.trainable
 
 
-def _require_count(name, count, *, least):
+def _require_count(name: str, count: Any, *, least: int) -> None:
     if type(count) is not int or count < least:
         raise ValueError(f"{name} must be an int of at least {least}. Received: {name}={count!r}")

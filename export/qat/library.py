@@ -1,4 +1,4 @@
-"""tensorflow-model-optimization, imported so that nothing else in the process changes."""
+"""Imports tensorflow-model-optimization without effects on the rest of the process."""
 
 import os
 import warnings
@@ -6,8 +6,8 @@ from unittest import mock
 
 import tensorflow as tf
 
-# It asks for tf_keras by an environment variable, which the user's other processes would inherit; and if nobody has used
-# tf.keras before, that name would mean tf_keras from then on.
+# It sets an environment variable to get tf_keras, which the user's other processes would inherit. And if tf.keras was
+# not used before, that name would mean tf_keras from then on.
 with mock.patch.dict(os.environ), warnings.catch_warnings():
     tf.keras.version()
     warnings.filterwarnings("ignore", message="distutils Version classes are deprecated")

@@ -1,20 +1,20 @@
-"""Where integers are rounded."""
+"""Where quantization-aware training rounds to integers, and how."""
+
+from typing import Any
 
 import tensorflow as tf
 import tf_keras
 from tf_keras import layers
 
+from se_keras.typing import Json
+
 from .library import tfmot
 from .tf_keras_model import KERNELS
 
 _PACKAGE = "se_keras"
-
-
 _BITS = {"num_bits": 8, "per_axis": False, "symmetric": False, "narrow_range": False}
-
-
-# These choose or move values, which are integers already; softmax computes in float32.
-_UNROUNDED = (
+# These layers select or move values, which are integers already. Softmax computes in float32.
+UNROUNDED = (
     layers.Flatten,
     layers.GlobalMaxPooling2D,
     layers.MaxPooling2D,
@@ -23,17 +23,15 @@ _UNROUNDED = (
     layers.Softmax,
     layers.ZeroPadding2D,
 )
-
-
-# The ranges that LiteRT prescribes: 256 steps from 0 up to 1, or from -1 up to 1.
-_BOUNDED = {
+# The ranges that LiteRT requires: 256 steps from 0 to below 1, or from -1 to below 1.
+BOUNDED: dict[Any, Any] = {
     tf_keras.activations.sigmoid: tfmot.quantization.keras.quantizers.FixedQuantizer(8, 0.0, 255 / 256, False),
     tf_keras.activations.tanh: tfmot.quantization.keras.quantizers.FixedQuantizer(8, -1.0, 127 / 128, False),
 }
 
 
-def _is_fused(layer, readers):
-    """Whether an output never is a tensor of its own: a ReLU is part of the kernel, a concatenation has one range."""
+def is_fused(layer: Any, readers: list[Any]) -> bool:
+    """Whether an output is not rounded on its own: a ReLU is part of the kernel, and a concatenation has one range."""
     (reader,) = readers if len(readers) == 1 else (None,)
     fusing = isinstance(layer, (*KERNELS, layers.Add)) and isinstance(reader, layers.ReLU)
     return fusing or isinstance(reader, layers.Concatenate)
@@ -41,35 +39,35 @@ def _is_fused(layer, readers):
 
 @tf_keras.utils.register_keras_serializable(_PACKAGE)
 class KernelQuantizer(tfmot.quantization.keras.quantizers.Quantizer):
-    """Rounds a kernel to int8 in the symmetric range that it has: one a channel, or one for a fully connected layer.
+    """Rounds a kernel to int8 in its symmetric range: one for each channel, or one for a fully connected layer.
 
-    Unlike the library's, it has no state, so that the range is never that of the step before; and it has a range for
-    each channel of a depthwise kernel too.
+    Unlike the library's quantizers, it has no state, so that the range is never that of the previous step. And a
+    depthwise kernel has a range for each channel too.
 
     Args:
-        is_depthwise: Whether its channels are its last two axes.
+        is_depthwise: Whether the last two axes are the channels.
         keep_zeros: Whether weights that are zero when the layer is built stay zero.
     """
 
-    def __init__(self, is_depthwise=False, keep_zeros=False):
+    def __init__(self, is_depthwise: bool = False, keep_zeros: bool = False):
         self.is_depthwise = is_depthwise
         self.keep_zeros = keep_zeros
 
-    def build(self, tensor_shape, name, layer):
-        """The mask, if zeros are kept."""
+    def build(self, tensor_shape: Any, name: str, layer: Any) -> dict[str, Any]:
+        """Creates the mask, if zeros are kept."""
         if not self.keep_zeros:
             return {}
         mask = layer.add_weight(f"{name}_mask", shape=tensor_shape, trainable=False, initializer="ones")
         mask.assign(tf.cast(getattr(layer.layer, _kernel_name(layer.layer)) != 0, mask.dtype))
         return {"mask": mask}
 
-    def __call__(self, inputs, training, weights, **kwargs):
-        """The kernel as its integers have it."""
+    def __call__(self, inputs: Any, training: bool, weights: dict[str, Any], **kwargs: Any) -> Any:
+        """The rounded kernel."""
         kernel = inputs * weights["mask"] if self.keep_zeros else inputs
         size = tf.stop_gradient(tf.abs(kernel))
-        # A channel of zeros has a range too, one in which its bias is no more integers than there are.
+        # A channel of zeros has a range too. It must be so large that its bias fits in int32.
         least = tf.maximum(tf.reduce_max(size) * 1e-4, 1e-6)
-        if len(kernel.shape) == 2:  # the converter takes one range for a fully connected layer
+        if len(kernel.shape) == 2:  # the converter needs one range for a fully connected layer
             extent = tf.maximum(tf.reduce_max(size), least)
             return tf.quantization.fake_quant_with_min_max_vars(kernel, -extent, extent, narrow_range=True)
         if self.is_depthwise:
@@ -78,16 +76,16 @@ class KernelQuantizer(tfmot.quantization.keras.quantizers.Quantizer):
         rounded = tf.quantization.fake_quant_with_min_max_vars_per_channel(kernel, -extent, extent, narrow_range=True)
         return tf.reshape(rounded, inputs.shape)
 
-    def get_config(self):
-        """Arguments."""
+    def get_config(self) -> Json:
+        """The arguments."""
         return {"is_depthwise": self.is_depthwise, "keep_zeros": self.keep_zeros}
 
 
 @tf_keras.utils.register_keras_serializable(_PACKAGE)
 class CalibratedQuantizer(tfmot.quantization.keras.quantizers.AllValuesQuantizer):
-    """Rounds activations to int8 in a range that is first that of all calibration images, then follows training.
+    """Rounds activations to int8 in a range that starts as that of all calibration images, and then follows training.
 
-    The library's own start at -6 and 6, whatever the network, and take thousands of steps to leave there.
+    The library's quantizers start at -6 and 6 for every network, and take thousands of steps to adapt.
     """
 
     def __init__(self):
@@ -96,69 +94,68 @@ class CalibratedQuantizer(tfmot.quantization.keras.quantizers.AllValuesQuantizer
         self.ranges = {}
         self._following = tfmot.quantization.keras.quantizers.MovingAverageQuantizer(**_BITS)
 
-    def build(self, tensor_shape, name, layer):
-        """The two ends of the range, from 0 on."""
+    def build(self, tensor_shape: Any, name: str, layer: Any) -> dict[str, Any]:
+        """Creates the two ends of the range, which start at 0."""
         self.ranges[layer.name] = super().build(tensor_shape, name, layer)
         return self.ranges[layer.name]
 
-    def __call__(self, inputs, training, weights, **kwargs):
-        """The activations as their integers have them; as they are, while calibrating."""
+    def __call__(self, inputs: Any, training: bool, weights: dict[str, Any], **kwargs: Any) -> Any:
+        """The rounded activations; during calibration the activations themselves."""
         if self.is_calibrating:
             super().__call__(inputs, True, weights)
             return inputs
         return self._following(inputs, training, weights)
 
-    def get_config(self):
+    def get_config(self) -> Json:
         """No arguments."""
         return {}
 
 
 @tf_keras.utils.register_keras_serializable(_PACKAGE)
 class RoundingConfig(tfmot.quantization.keras.QuantizeConfig):
-    """Which tensors of a layer are rounded, in the form that the library's wrapper asks for.
+    """Which tensors of a layer are rounded, as the library's wrapper needs it.
 
     Args:
         kernel: Quantizer of the kernel, or None.
         output: Quantizer of the output, or None.
     """
 
-    def __init__(self, kernel, output):
+    def __init__(self, kernel: Any, output: Any):
         self.kernel = kernel
         self.output = output
 
-    def get_weights_and_quantizers(self, layer):
+    def get_weights_and_quantizers(self, layer: Any) -> list[Any]:
         """The kernel, if it is rounded."""
         return [(getattr(layer, _kernel_name(layer)), self.kernel)] if self.kernel else []
 
-    def set_quantize_weights(self, layer, quantize_weights):
-        """Has the layer compute with the rounded kernel."""
+    def set_quantize_weights(self, layer: Any, quantize_weights: list[Any]) -> None:
+        """Makes the layer compute with the rounded kernel."""
         for kernel in quantize_weights:
             setattr(layer, _kernel_name(layer), kernel)
 
-    def get_activations_and_quantizers(self, layer):
-        """None: activations are layers of their own."""
+    def get_activations_and_quantizers(self, layer: Any) -> list[Any]:
+        """Empty: activations are layers of their own."""
         return []
 
-    def set_quantize_activations(self, layer, quantize_activations):
-        """Nothing to set."""
-        return
+    def set_quantize_activations(self, layer: Any, quantize_activations: list[Any]) -> None:
+        """Does nothing: activations are layers of their own."""
 
-    def get_output_quantizers(self, layer):
-        """That of the output, if it is rounded."""
+    def get_output_quantizers(self, layer: Any) -> list[Any]:
+        """The quantizer of the output, if it is rounded."""
         return [self.output] if self.output else []
 
-    def get_config(self):
-        """Arguments, serialized."""
+    def get_config(self) -> Json:
+        """The arguments, serialized."""
         serialize = tf_keras.utils.legacy.serialize_keras_object
         return {"kernel": serialize(self.kernel), "output": serialize(self.output)}
 
     @classmethod
-    def from_config(cls, config):
-        """From `get_config()`."""
+    def from_config(cls, config: Json) -> "RoundingConfig":
+        """Creates it from `get_config()`."""
         with tfmot.quantization.keras.quantize_scope():
             read = tf_keras.utils.legacy.deserialize_keras_object
             return cls(**{name: value and read(value) for name, value in config.items()})
 
 
-def _kernel_name(layer):
+def _kernel_name(layer: Any) -> str:
     return "depthwise_kernel" if isinstance(layer, layers.DepthwiseConv2D) else "kernel"
