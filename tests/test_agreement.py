@@ -1,4 +1,4 @@
-"""Agreement of two artefacts, on arrays small enough to work it out by hand."""
+"""Agreement of two models' outputs, on arrays that are small enough to calculate by hand."""
 
 import math
 from dataclasses import FrozenInstanceError
@@ -148,7 +148,7 @@ def test_noise_is_seeded_and_standard_normal():
 
 @pytest.mark.parametrize("size, batches", [(None, [8, 2]), (4, [4, 4, 4]), (10, [10]), (12, [12]), (1, [1] * 10)])
 def test_images_are_run_in_batches_of_the_size_that_is_insisted_on(size, batches):
-    seen, images = [], np.arange(20.0).reshape(10, 2)
-    results = in_batches(lambda batch: seen.append(len(batch)) or {"twice": 2 * batch}, images, size=size)
-    assert seen == batches
+    sizes, images = [], np.arange(20.0).reshape(10, 2)
+    results = in_batches(lambda batch: sizes.append(len(batch)) or {"twice": 2 * batch}, images, size=size)
+    assert sizes == batches
     np.testing.assert_array_equal(results["twice"], 2 * images)

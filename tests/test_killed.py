@@ -1,4 +1,4 @@
-"""An export that is killed at any moment leaves nothing half-written, and nothing that says it is what it is not."""
+"""An export that is killed at any moment leaves no partial file, and no manifest of another file."""
 
 import json
 import subprocess
@@ -12,8 +12,8 @@ from se_keras.export.serving import savedmodel
 pytestmark = pytest.mark.slow
 
 KILLS = 20
-# One process forks another for each kill, so that TensorFlow is imported once. The child exports for real, and then
-# writes two versions over each other: that is where most of its time goes, so that most kills meet a write.
+# One process forks another for each kill, so that TensorFlow is imported once. The child exports, and then saves two
+# versions over each other again and again. That takes most of its time, so that most kills interrupt a write.
 SCRIPT = """
 import os, random, signal, sys, time
 import keras
@@ -42,7 +42,7 @@ for number in range(int(sys.argv[2])):
     child = os.fork()
     if not child:
         export(folder)
-    # Every fourth is killed at any moment, the others once they write.
+    # Every fourth child is killed at any moment, the others when they have begun to save.
     while number % 4 and not os.path.exists(f"{folder}/ready"):
         time.sleep(0.01)
     time.sleep(random.uniform(0, 2 if number % 4 == 0 else 0.2))
@@ -53,7 +53,7 @@ for number in range(int(sys.argv[2])):
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """What each of the killed exports left."""
+    """The files that each killed export left."""
     folder = tmp_path_factory.mktemp("killed")
     subprocess.run([sys.executable, "-c", SCRIPT, str(folder), str(KILLS)], check=True, capture_output=True)
     return [folder / str(number) for number in range(KILLS)]
@@ -69,7 +69,7 @@ def test_what_a_killed_export_left_is_whole_or_absent(number, folders):
         assert not target.with_name("model.tflite.json").exists()
     served = folders[number] / "served"
     versions = [path for path in served.iterdir() if path.name.isdecimal()] if served.exists() else []
-    for version in versions:  # what TF Serving would load
+    for version in versions:  # which TF Serving would load
         savedmodel.load_savedmodel(version)
 
 

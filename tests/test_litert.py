@@ -1,4 +1,4 @@
-"""LiteRT files run, agree with Keras, hold builtin operators alone, and are whole or absent."""
+"""LiteRT files run, agree with Keras, contain only builtin operators, and are saved atomically."""
 
 import errno
 import hashlib
@@ -97,7 +97,7 @@ def both(model, images):
 
 
 def small(function=lambda x: layers.ReLU()(layers.Conv2D(3, 1, name="conv")(x)), shape=(4, 4, 2)):
-    """A model of one convolution or of `function`: converted in a moment."""
+    """A model of one convolution or of `function`, which is converted fast."""
     images = keras.Input(shape, name="images")
     return keras.Model(images, function(images), name="small")
 
@@ -117,14 +117,14 @@ def pixels(samples, shape=(4, 4, 2), seed=0):
 @pytest.fixture
 def calibrated_on(monkeypatch):
     """The images that each int8 file of the test is calibrated on."""
-    seen, quantize = [], litert.quantize
+    calibrated, quantize = [], litert.quantize
 
     def recording(content, precision, *, images, **options):
-        seen.extend([images] if precision == "int8" else [])
+        calibrated.extend([images] if precision == "int8" else [])
         return quantize(content, precision, images=images, **options)
 
     monkeypatch.setattr(litert, "quantize", recording)
-    return seen
+    return calibrated
 
 
 def run(content, images, **options):
@@ -156,7 +156,7 @@ def operands(content, name):
 
 
 def test_training_was_long_enough_to_tell_digits_apart(expected, data):
-    # An untrained network's ten probabilities are alike: it could not tell a good export from a bad one.
+    # The ten probabilities of an untrained network are almost equal, whether the export is good or bad.
     assert (expected.argmax(axis=1) == data.test.labels).mean() > 0.9
 
 
@@ -174,7 +174,7 @@ def test_float32_file_does_without_xnnpack(float32, expected, data):
 
 def test_int8_file_finds_the_digits_that_keras_finds(int8, expected, data):
     actual = run(int8.content, data.test.images)["probabilities"]
-    # A step of int8 is 1/255 of a tensor's range, which moves scans between two classes: 1 of 360 measured, 7 allowed.
+    # A step of int8 is 1/255 of a tensor's range, which changes the class of a few scans: 1 of 360 measured, 7 allowed.
     assert (actual.argmax(axis=1) == expected.argmax(axis=1)).mean() >= 0.98
 
 
@@ -211,7 +211,7 @@ def test_published_form_gives_keras_probabilities_too(published, expected, data)
 
 
 def test_int8_file_is_a_good_deal_smaller(float32, int8):
-    # A byte a weight in place of four; scales, names and the graph itself stay.
+    # One byte for a weight instead of four. The sizes of scales, names and the graph stay.
     assert len(int8.content) < len(float32.content) / 2
 
 
@@ -231,7 +231,7 @@ def test_operators_are_builtin(network, precision, networks):
 
 @pytest.mark.parametrize("precision", ["float32", "int8"])
 def test_squeeze_is_a_mean(precision, request):
-    # AVERAGE_POOL_2D, its other form, leaves XNNPACK in int8. Three squeezes and the pooling of the classifier.
+    # AVERAGE_POOL_2D is not delegated to XNNPACK in int8. Three squeezes and the pooling of the classifier.
     _, names = parsed(request.getfixturevalue(precision).content)
     assert names.count("MEAN") == 4
     assert "AVERAGE_POOL_2D" not in names
@@ -349,7 +349,7 @@ def test_operator_that_is_not_builtin_is_an_error_that_names_it(capfd):
     model = small(lambda x: keras.ops.erfinv(keras.ops.tanh(x)))
     with pytest.raises(ValueError, match="Erfinv") as error:
         to_litert(model)
-    assert "FlexErfinv" not in str(error.value)  # so it would be called in a file that fell back to TensorFlow's
+    assert "FlexErfinv" not in str(error.value)  # its name in a file with operators of TensorFlow
 
 
 # Calibration data.
@@ -503,7 +503,7 @@ def test_int8_needs_calibration_images():
 
 
 @pytest.mark.parametrize(
-    ("calibration", "error", "said"),
+    ("calibration", "error", "message"),
     [
         (pixels(5, (4, 4, 3)), ValueError, r"must be \(4, 4, 2\)"),
         (pixels(5) * np.nan, ValueError, "must be finite"),
@@ -512,9 +512,9 @@ def test_int8_needs_calibration_images():
     ],
     ids=["shape", "NaN", "empty", "strings"],
 )
-def test_bad_calibration_is_an_error_before_anything_is_converted(calibration, error, said, monkeypatch):
+def test_bad_calibration_is_an_error_before_anything_is_converted(calibration, error, message, monkeypatch):
     monkeypatch.setattr(litert, "_convert", None)
-    with pytest.raises(error, match=said):
+    with pytest.raises(error, match=message):
         to_litert(small(), precision="int8", calibration=calibration)
 
 
@@ -589,7 +589,7 @@ def test_model_stays_as_it_was(tiny):
     assert model.to_json() == config
 
 
-# What is not right is not handed out.
+# Files that disagree with the model.
 
 
 def test_file_that_disagrees_with_keras_is_an_error(tiny, monkeypatch):
@@ -606,7 +606,7 @@ def test_file_that_disagrees_with_keras_is_an_error(tiny, monkeypatch):
 
 
 def test_int8_file_that_is_far_from_keras_is_a_warning(trained, data, float32):
-    # Calibrated on dark images alone, every activation of a light one is clipped.
+    # After calibration on dark images, all activations of a light image are clipped.
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         to_litert(
@@ -616,9 +616,9 @@ def test_int8_file_that_is_far_from_keras_is_a_warning(trained, data, float32):
             held_out=data.test.images[:40],
             converted=float32,
         )
-    told = [str(warning.message) for warning in caught if warning.category is UserWarning]
-    assert any(line.startswith("The images have values in 0..0.01. ") for line in told)
-    assert any(line.startswith("The int8 file is far from the Keras model: ") for line in told)
+    messages = [str(warning.message) for warning in caught if warning.category is UserWarning]
+    assert any(line.startswith("The images have values in 0..0.01. ") for line in messages)
+    assert any(line.startswith("The int8 file is far from the Keras model: ") for line in messages)
 
 
 # Manifests.
@@ -664,7 +664,7 @@ def test_manifest_has_the_agreement_on_the_held_out_images(float32, int8, data):
         assert model.manifest["agreement"]["held_out"] is True
     assert float32.manifest["agreement"]["max_error"] <= 1e-5
     assert float32.manifest["agreement"]["top1"] == 1.0
-    assert 1e-4 < int8.manifest["agreement"]["mean_error"] <= 0.03  # int8 shows, and no more than that
+    assert 1e-4 < int8.manifest["agreement"]["mean_error"] <= 0.03  # the error of int8, and not more
     assert int8.manifest["agreement"]["cosine"] >= 0.98
 
 
@@ -756,12 +756,12 @@ def test_save_that_fails_leaves_nothing(tiny, failure, tmp_path, monkeypatch):
 def test_save_that_fails_between_file_and_manifest_leaves_no_manifest_of_another_file(saved, int8, monkeypatch):
     replace_ = os.replace
 
-    def fail_behind_the_file(path, target):
+    def fail_after_the_file(path, target):
         if Path(target) == saved.with_name("small.tflite.json"):
             raise OSError(errno.EIO, "Input/output error")
         replace_(path, target)
 
-    monkeypatch.setattr(os, "replace", fail_behind_the_file)
+    monkeypatch.setattr(os, "replace", fail_after_the_file)
     with pytest.raises(OSError):
         int8.save(saved)
     assert load_litert(saved) == LiteRTModel(
@@ -826,7 +826,7 @@ def test_truncated_file_is_noticed(saved, length):
 
 
 def test_damaged_file_is_not_run(saved, monkeypatch):
-    # The runtime aborts the whole process at some flipped bits: the checksum comes first.
+    # Some flipped bits make the runtime abort the process, so the checksum is checked first.
     monkeypatch.setattr(file, "LiteRTRunner", None)
     content = bytearray(saved.read_bytes())
     content[len(content) // 2] ^= 1
@@ -836,13 +836,13 @@ def test_damaged_file_is_not_run(saved, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "length, said", [(0.5, "Not a LiteRT file that can be run here"), (-100, "The metadata of the")]
+    "length, message", [(0.5, "Not a LiteRT file that can be run here"), (-100, "The metadata of the")]
 )
-def test_truncated_file_without_manifest_is_an_error_that_names_it(saved, length, said):
+def test_truncated_file_without_manifest_is_an_error_that_names_it(saved, length, message):
     saved.with_name("small.tflite.json").unlink()
     content = saved.read_bytes()
     saved.write_bytes(content[: int(length * len(content)) if isinstance(length, float) else length])
-    with pytest.raises(ValueError, match=f"small.tflite': {said}"):
+    with pytest.raises(ValueError, match=f"small.tflite': {message}"):
         load_litert(saved)
 
 
@@ -896,15 +896,15 @@ def test_number_of_threads_that_is_none_is_an_error(tiny, threads):
 
 
 def test_gate_whose_bottleneck_is_dead_runs_in_int8():
-    # Its range is zero; a scale of zero's size makes XNNPACK's factors overflow, and XNNPACK ends the process.
+    # Its range is zero. With a scale near zero, XNNPACK's factors overflow, and XNNPACK aborts the process.
     images = keras.Input((8, 8, 3), name="images")
     x = layers.Conv2D(16, 3, padding="same")(images)
     x = layers.Add()([SqueezeExcite(16, name="se")(x), x])
     model = keras.Model(images, layers.Dense(4)(layers.GlobalAveragePooling2D()(x)))
     model.get_layer("se").reduce_bias.assign([-1e3])
     random = np.random.default_rng(0)
-    seen = (random.normal(size=(20, 8, 8, 3)) + random.normal(size=(20, 1, 1, 3))).astype("float32")
-    converted = to_litert(model, precision="int8", calibration=seen)
+    images = (random.normal(size=(20, 8, 8, 3)) + random.normal(size=(20, 1, 1, 3))).astype("float32")
+    converted = to_litert(model, precision="int8", calibration=images)
     assert converted.manifest["agreement"]["cosine"] > 0.99
     assert converted.runner().undelegated() == []
 
@@ -913,8 +913,8 @@ def test_ranges_that_fit_no_integer_kernel_are_refused(monkeypatch):
     monkeypatch.setattr(
         quantize, "too_narrow", lambda content: {"serving_default_images:0": 1.0, "inserted by the engine": 1.0}
     )
-    seen = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype("float32")
+    images = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype("float32")
     with pytest.raises(
         ValueError, match="No int8 ranges fit integer kernels at .*images.*, inserted by the engine: cal"
     ):
-        to_litert(small(layers.Conv2D(2, 1), shape=(8, 8, 3)), precision="int8", calibration=seen)
+        to_litert(small(layers.Conv2D(2, 1), shape=(8, 8, 3)), precision="int8", calibration=images)

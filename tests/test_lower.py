@@ -1,4 +1,4 @@
-"""A lowered model equals its original, is cheaper in the ways it says, and needs Keras alone."""
+"""A lowered model equals its original, is cheaper as it says, and needs only Keras."""
 
 import functools
 import re
@@ -23,9 +23,9 @@ from se_keras.graph import calls, producer, structures
 from se_keras.layers import EXCITATIONS, SQUEEZES, ChannelShuffle, ShakeShake, SqueezeExcite
 from se_keras.recalibration import SITES, SEConfig
 
-# The share of the outputs' range that is promised. Folding rounds each weight once (6e-8) and a hoisted mean sums in
-# another order, so that what is left is float32's own noise: up to 4e-6 in the deepest networks below, 1e-6 in the
-# small ones. A lost bias, a wrong epsilon or a swapped channel is beyond 1e-3.
+# The largest allowed error, as a share of the outputs' range. Folding rounds each weight once (6e-8), and a hoisted mean
+# sums in another order. That leaves float32 noise: up to 4e-6 in the deepest networks below, 1e-6 in the small ones. A
+# lost bias, a wrong epsilon or a swapped channel changes more than 1e-3.
 BOUND = 1e-5
 
 
@@ -36,7 +36,7 @@ def graph(function, shape=(6, 6, 8)):
 
 
 def pointwise(x, channels=16, **arguments):
-    """The convolution behind which a squeeze can be hoisted."""
+    """A convolution after which a squeeze can be hoisted."""
     return Conv2D(channels, 1, use_bias=False, **arguments)(x)
 
 
@@ -228,9 +228,9 @@ def concatenation_with_two_readers(x):
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A network of a user's, and how many layers of which kind `lower` must hoist, fold or drop in it.
+    """A network, and how many layers `lower` must hoist, fold or drop in it.
 
-    `rewritten` are those whose values are not there any more for another reason.
+    `rewritten` is the number of layers whose outputs have no counterpart for another reason.
     """
 
     build: Callable
@@ -246,7 +246,7 @@ def case(function, **counts):
 
 
 CASES = {
-    # What stands in front of a squeeze.
+    # The layer before a squeeze.
     "1x1": case(lambda x: recalibrate(norm(pointwise(x))), hoisted=1, folded=1),
     "1x1 grouped": case(lambda x: recalibrate(norm(pointwise(x, groups=4))), hoisted=1, folded=1),
     "1x1 one channel a group": case(lambda x: recalibrate(norm(pointwise(x, groups=8))), hoisted=1, folded=1),
@@ -287,7 +287,7 @@ CASES = {
     "behind Dense": case(lambda x: norm(Dense(4)(layers.Flatten()(x))), folded=1),
     "frozen": case(lambda x: norm(pointwise(x), trainable=False), folded=1),
     "in training mode": case(lambda x: BatchNormalization()(pointwise(x), training=True)),
-    # Values that others read.
+    # Values with several readers.
     "two readers": case(two_readers),
     "two readers, one behind Dropout": case(two_readers_one_behind_dropout, dropped=1),
     "two readers, one in a nested model": case(two_readers_one_in_a_nested_model),
@@ -299,7 +299,7 @@ CASES = {
     "shared SqueezeExcite": case(shared_squeeze_excite, hoisted=1, unhoisted=1, folded=1),
     "shared BatchNorm": case(shared_batchnorm, folded=2),
     "what only training needs": case(identities, hoisted=1, folded=1, dropped=6),
-    # Forms of models.
+    # Kinds of models.
     "nested": case(nested, hoisted=1, folded=2),
     "nested twice": case(nested_twice, hoisted=2, folded=2),
     "nested in nested": case(nested_in_nested, hoisted=1, folded=2),
@@ -380,7 +380,7 @@ def built(name):
 
 @functools.cache
 def pair(name):
-    """The model of a case, and it lowered: for tests that change neither."""
+    """The model of a case and its lowered model, for tests that change neither."""
     model = built(name)
     return model, lower(model)
 
@@ -401,7 +401,7 @@ def all_layers(model):
 
 @pytest.fixture
 def without_se_keras(monkeypatch):
-    """Keras cannot find the project's layers: neither registered nor by import."""
+    """Keras cannot find the project's layers, neither by registered name nor by import."""
     registered = dict(keras.saving.get_custom_objects())
     keras.saving.get_custom_objects().clear()
     for name in [name for name in sys.modules if name.partition(".")[0] == "se_keras"]:
@@ -440,7 +440,7 @@ def test_lowered_graph_loads_without_se_keras_and_is_the_same(name, tmp_path, wi
     lowered.save(tmp_path / "lowered.keras")
     loaded = keras.saving.load_model(tmp_path / "lowered.keras")
     images = images_for(lowered)
-    # The same weights in the same operations: equal to the bit.
+    # The same weights in the same operations: bit-identical.
     for expected, actual in zip(outputs_of(lowered, images), outputs_of(loaded, images), strict=True):
         np.testing.assert_array_equal(actual, expected)
 
@@ -449,24 +449,26 @@ def is_model(tensor):
     return isinstance(producer(tensor), keras.Model)
 
 
+def outputs_by_layer(model):
+    """The output tensors of each layer that is called once, by its name."""
+    times = Counter(call.operation.name for call in calls(model))
+    return {call.operation.name: call.output_tensors for call in calls(model) if times[call.operation.name] == 1}
+
+
 @every_case
 def test_twins_give_the_same_values(name):
-    sides = []
-    for model in pair(name):
-        times = Counter(call.operation.name for call in calls(model))
-        once = {call.operation.name: call.output_tensors for call in calls(model) if times[call.operation.name] == 1}
-        sides.append((model, once))
-    (model, ours), (lowered, theirs) = sides
-    twins = {one: other for one, other in lowered.lowering.counterparts.items() if one in ours and other in theirs}
-    # A value is gone where a layer behind it was folded in, or where a rewrite says so. Models inside are inlined.
-    gone = [one for one, tensors in ours.items() if one not in twins and not is_model(tensors[0])]
-    assert len(gone) <= CASES[name].folded + CASES[name].dropped + CASES[name].rewritten
-    if twins:
+    model, lowered = pair(name)
+    tensors, others = outputs_by_layer(model), outputs_by_layer(lowered)
+    found = {one: other for one, other in lowered.lowering.counterparts.items() if one in tensors and other in others}
+    # An output has no counterpart if the next layer was folded in, or for the reasons that the case counts as rewritten.
+    # Models inside the model are inlined.
+    lost = [layer for layer, outputs in tensors.items() if layer not in found and not is_model(outputs[0])]
+    assert len(lost) <= CASES[name].folded + CASES[name].dropped + CASES[name].rewritten
+    if found:
         images = images_for(model)
-        tensors = ([x for one in names for x in own[one]] for own, names in ((ours, twins), (theirs, twins.values())))
         expected, actual = (
-            outputs_of(keras.Model(structures(side)[0], outputs), images)
-            for side, outputs in zip((model, lowered), tensors, strict=True)
+            outputs_of(keras.Model(structures(side)[0], [x for layer in names for x in outputs[layer]]), images)
+            for side, outputs, names in ((model, tensors, found), (lowered, others, found.values()))
         )
         for x, y in zip(expected, actual, strict=True):
             np.testing.assert_allclose(y, x, rtol=0, atol=BOUND * max(np.ptp(x), 1e-3))
@@ -605,7 +607,7 @@ def test_lowered_mixture_is_an_average_equal_to_the_bit():
 
 
 def test_mixture_that_draws_in_inference_is_refused():
-    # Its mean would be another model.
+    # The mean would be a different model.
     model = graph(lambda x: ShakeShake(name="shake")([x, ReLU()(x)], training=True))
     with pytest.raises(ValueError, match=r"Received: shake \(training=True\)$"):
         lower(model)
@@ -659,40 +661,40 @@ def test_input_shape_for_two_inputs_is_refused():
 # Random graphs.
 
 
-# What a random graph is made of: a step from a tensor, of 8 or 16 channels, and what came before it, to the next one.
+# Steps of random graphs: from a tensor with 8 or 16 channels, and the tensors before it, to the next tensor.
 STEPS = {
-    "1x1": lambda x, seen: pointwise(x),
-    "1x1 narrower": lambda x, seen: Conv2D(8, 1)(x),
-    "1x1 grouped": lambda x, seen: pointwise(x, groups=4),
-    "3x3": lambda x, seen: Conv2D(8, 3, padding="same", use_bias=False)(x),
-    "3x3 grouped": lambda x, seen: Conv2D(16, 3, padding="same", groups=4)(x),
-    "depthwise": lambda x, seen: DepthwiseConv2D(3, padding="same")(x),
-    "dense": lambda x, seen: Dense(8)(x),
-    "norm": lambda x, seen: norm(x),
-    "scale": lambda x, seen: layers.Rescaling(0.3)(x),
-    "scale and shift": lambda x, seen: layers.Rescaling(-0.7, 0.2)(x),
-    "relu": lambda x, seen: ReLU()(x),
-    "dropout": lambda x, seen: Dropout(0.5)(x),
-    "average": lambda x, seen: layers.AveragePooling2D(3, 1)(layers.ZeroPadding2D(1)(x)),
-    "shuffle": lambda x, seen: ChannelShuffle(4)(x),
-    "se": lambda x, seen: recalibrate(x),
-    "se without bias": lambda x, seen: recalibrate(x, bias=False),
-    "se by maximum": lambda x, seen: recalibrate(x, squeeze="max"),
-    "se at each position": lambda x, seen: recalibrate(x, squeeze="none"),
-    "concatenate": lambda x, seen: Conv2D(8, 1)(ReLU()(layers.Concatenate()([x, seen[-1]]))),
-    "add": lambda x, seen: layers.Add()([x, next(y for y in seen if y.shape == x.shape)]),
-    "mix": lambda x, seen: ShakeShake()([x, next(y for y in seen if y.shape == x.shape)]),
+    "1x1": lambda x, previous: pointwise(x),
+    "1x1 narrower": lambda x, previous: Conv2D(8, 1)(x),
+    "1x1 grouped": lambda x, previous: pointwise(x, groups=4),
+    "3x3": lambda x, previous: Conv2D(8, 3, padding="same", use_bias=False)(x),
+    "3x3 grouped": lambda x, previous: Conv2D(16, 3, padding="same", groups=4)(x),
+    "depthwise": lambda x, previous: DepthwiseConv2D(3, padding="same")(x),
+    "dense": lambda x, previous: Dense(8)(x),
+    "norm": lambda x, previous: norm(x),
+    "scale": lambda x, previous: layers.Rescaling(0.3)(x),
+    "scale and shift": lambda x, previous: layers.Rescaling(-0.7, 0.2)(x),
+    "relu": lambda x, previous: ReLU()(x),
+    "dropout": lambda x, previous: Dropout(0.5)(x),
+    "average": lambda x, previous: layers.AveragePooling2D(3, 1)(layers.ZeroPadding2D(1)(x)),
+    "shuffle": lambda x, previous: ChannelShuffle(4)(x),
+    "se": lambda x, previous: recalibrate(x),
+    "se without bias": lambda x, previous: recalibrate(x, bias=False),
+    "se by maximum": lambda x, previous: recalibrate(x, squeeze="max"),
+    "se at each position": lambda x, previous: recalibrate(x, squeeze="none"),
+    "concatenate": lambda x, previous: Conv2D(8, 1)(ReLU()(layers.Concatenate()([x, previous[-1]]))),
+    "add": lambda x, previous: layers.Add()([x, next(y for y in previous if y.shape == x.shape)]),
+    "mix": lambda x, previous: ShakeShake()([x, next(y for y in previous if y.shape == x.shape)]),
 }
 
 
 def graph_of(steps):
-    """The model whose layers stand in this order."""
+    """The model of these steps."""
     keras.utils.set_random_seed(0)
     images = x = keras.Input((6, 6, 8), name="images")
-    seen = [x]
+    previous = [x]
     for step in steps:
-        x = STEPS[step](x, [*seen, x])
-        seen.append(x)
+        x = STEPS[step](x, [*previous, x])
+        previous.append(x)
     return keras.Model(images, x)
 
 
@@ -733,7 +735,7 @@ def test_every_excitation_equals_the_original(excitation, bias):
         ("standard", ("stage2_block1_se", "stage3_block1_se", "stage4_block1_se")),
         # The only projection without a stride is that of stage 2: 1x1, from 16 to 64 channels.
         ("identity", ("stage2_block1_se",)),
-        ("pre", ()),  # behind a ReLU, like the next two
+        ("pre", ()),  # after a ReLU, like the next two
         ("3x3", ()),
         ("post", ()),
     ],
@@ -777,7 +779,7 @@ def test_names_in_nested_models_are_prefixed_with_the_models():
     assert {"backbone_conv", "relu"} <= {layer.name for layer in lowered.layers}
 
 
-# What hoisting is for.
+# The purpose of hoisting.
 
 
 @pytest.fixture(scope="module")
@@ -796,7 +798,7 @@ def test_hoisted_squeeze_reads_a_quarter_of_the_channels(lowered_digits, stage, 
 
 @pytest.mark.parametrize("stage", [2, 3, 4])
 def test_product_alone_reads_the_convolution_behind_which_the_squeeze_was(lowered_digits, stage):
-    # So that XNNPACK can multiply in place.
+    # Then XNNPACK can multiply in place.
     convolution = lowered_digits.get_layer(f"stage{stage}_block1_conv3")
     readers = [node.operation.name for node in convolution._outbound_nodes]
     assert readers == [f"stage{stage}_block1_se_scale"]
@@ -809,8 +811,8 @@ def test_no_batchnorm_is_left_in_the_networks(lowered_digits):
 # Mixed precision.
 
 
-def mixed_twins():
-    """Two networks with the same weights: one in float32, one that computes in float16."""
+def float32_and_float16():
+    """Two networks with the same weights: one computes in float32, one in float16."""
     arguments = {"classes": 10, "classifier_activation": None}
     keras.config.set_dtype_policy("float32")
     full = scattered(create("se_resnet11_digits", **arguments))
@@ -821,20 +823,22 @@ def mixed_twins():
 
 
 def test_mixed_precision_is_lowered_to_float32(mixed_float16):
-    full, half = mixed_twins()
+    full, half = float32_and_float16()
     images = images_for(full)
-    # The variables of both are float32: the lowered network is the one that computes in float32.
+    # The variables of both are float32, and the lowered network computes in float32.
     assert difference(outputs_of(full, images), outputs_of(lower(half), images)) <= BOUND
 
 
 def test_lowered_mixed_network_equals_its_original_to_float16(mixed_float16):
-    _, half = mixed_twins()
+    _, half = float32_and_float16()
     images = images_for(half)
-    # float16 has 11 bits: 5e-4 at each of eleven layers; 1e-3 is what it comes to.
+    # float16 has 11 bits: an error of 5e-4 at each of eleven layers. 1e-3 measured in all.
     assert difference(outputs_of(half, images), outputs_of(lower(half), images)) <= 5e-3
 
 
-@pytest.mark.parametrize("build", [lambda: mixed_twins()[1], lambda: graph(shuffle_unit), lambda: graph(shake_shake)])
+@pytest.mark.parametrize(
+    "build", [lambda: float32_and_float16()[1], lambda: graph(shuffle_unit), lambda: graph(shake_shake)]
+)
 def test_lowered_mixed_network_computes_in_float32_throughout(build, mixed_float16):
     lowered = lower(build())
     computing = [layer for layer in lowered.layers if not isinstance(layer, layers.InputLayer)]
@@ -868,7 +872,7 @@ class Foreign(layers.Layer):
 
 @keras.saving.register_keras_serializable(package="tests")
 class ForeignConvolution(Conv2D):
-    """Could compute anything, as a subclass."""
+    """A subclass could compute anything."""
 
 
 class Subclassed(keras.Model):
@@ -903,7 +907,7 @@ def doubled(x):
 
 
 def test_function_of_a_user_as_activation_is_refused_by_name():
-    # The lowered model would not load without it.
+    # The lowered model could not be loaded without it.
     with pytest.raises(ValueError, match="mine"):
         lower(graph(Conv2D(4, 1, activation=doubled, name="mine")))
 
