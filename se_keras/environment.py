@@ -3,7 +3,6 @@
 import os
 import platform
 from importlib.metadata import version
-from pathlib import Path
 
 from se_keras.typing import Json
 
@@ -28,7 +27,8 @@ def environment() -> Json:
 def _read(path):
     """The text of a file of the system; None if it cannot be read."""
     try:
-        return Path(path).read_text().strip()
+        with open(path) as file:
+            return file.read().strip()
     except OSError:
         return None
 
@@ -38,26 +38,14 @@ _MATRIX_UNITS = ("amx_int8", "amx_bf16", "i8mm", "sme", "sme2")
 
 def _processor():
     """Model name and feature flags of the processor, as far as the system reports them."""
-    try:
-        with open("/proc/cpuinfo") as file:
-            entries = dict(line.rstrip("\n").split(":", 1) for line in file if ":" in line)
-    except OSError:
-        entries = {}
-    entries = {key.strip(): value.strip() for key, value in entries.items()}
+    lines = (_read("/proc/cpuinfo") or "").splitlines()
+    entries = {key.strip(): value.strip() for key, colon, value in (line.partition(":") for line in lines) if colon}
     flags = entries.get("flags") or entries.get("Features") or ""
     return entries.get("model name") or platform.processor() or platform.machine(), flags.split()
 
 
-PACKAGES = (
-    "se-keras",
-    "keras",
-    "tensorflow",
-    "numpy",
-    "ai-edge-litert",
-    "ai-edge-quantizer",
-    "tensorflow-model-optimization",
-    "tf-keras",
-)
+PACKAGES = ("se-keras", "keras", "tensorflow", "numpy")  # those that affect a training come first
+PACKAGES += ("ai-edge-litert", "ai-edge-quantizer", "tensorflow-model-optimization", "tf-keras")
 
 
 def versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:

@@ -36,11 +36,9 @@ def quickstart(
 ) -> Json:
     """Trains a small SE network and its baseline, exports the network, and measures what SE costs in SE-ResNet-50.
 
-    `folder` then has a run of each network (`model.keras`, `run.json`), `digits.tflite` and `digits_int8.tflite` with
-    their manifests, `savedmodel/<version>`, and the results in `report.json`.
-
     Args:
-        folder: Where to write; an interrupted training in it is resumed.
+        folder: Gets a run of each network (`model.keras`, `run.json`), `digits.tflite` and `digits_int8.tflite`
+            with their manifests, `savedmodel/<version>`, and the report. An interrupted training in it is resumed.
         recipe: For both networks.
         measured: The network whose overhead is measured, at its own input size, with one thread.
         blocks: Of the comparison.
@@ -50,7 +48,6 @@ def quickstart(
         The report, as in `report.json`.
 
     Raises:
-        OSError: If the folder cannot be written.
         ValueError: If an export does not agree with its network, or if operators are not delegated to XNNPACK.
     """
     folder, started = Path(folder), time.monotonic()
@@ -80,7 +77,7 @@ def _train(network, recipe, folder, progress):
             progress(f"training {network} on digits: epoch {now.epoch} of {now.epochs}{accuracy}")
 
     model, figures = fit(create(network, classes=10), recipe, data, folder / network, progress=show)
-    entry = {
+    return model, {
         "file": f"{network}/{MODEL_FILE}",
         "images": len(data.train),
         "test_images": len(data.test),
@@ -88,38 +85,24 @@ def _train(network, recipe, folder, progress):
         "test_accuracy": figures["val_accuracy"][-1],
         "parameters": model.count_params(),
     }
-    return model, entry
 
 
 def _export(model, folder):
     """The entries of the exports in the report."""
-    data = digits()
-    test = data.test.images
-    float32 = to_litert(
-        model,
-        held_out=test,
-        labels=data.classes,
-        normalization=(0, 255),  # the digits' pixels are in 0..1
-        training=training_of(folder / TRAINED / MODEL_FILE),
-    )
+    data, training = digits(), training_of(folder / TRAINED / MODEL_FILE)
+    test, scale = data.test.images, (0, 255)  # the digits' pixels are in 0..1
+    float32 = to_litert(model, held_out=test, labels=data.classes, normalization=scale, training=training)
     int8 = to_litert(model, precision="int8", calibration=data.train.images, held_out=test, converted=float32)
     entries = {}
     for name, litert in (("digits.tflite", float32), ("digits_int8.tflite", int8)):
         litert.save(folder / name)
         predicted = litert.runner()(test)["probabilities"].argmax(axis=1)
         entries[name] = {
-            "bytes": _size(folder / name),
+            "bytes": len(litert.content),
             "agreement": litert.manifest["agreement"],
             "test_accuracy": float(np.mean(predicted == data.test.labels)),
         }
     served = to_savedmodel(model, folder / "savedmodel", held_out=test)
-    entries[str(served.path.relative_to(folder))] = {
-        "bytes": _size(served.path),
-        "agreement": served.manifest["agreement"],
-    }
-    return entries
-
-
-def _size(path):
-    files = path.rglob("*") if path.is_dir() else [path]
-    return sum(file.stat().st_size for file in files if file.is_file())
+    size = sum(file.stat().st_size for file in served.path.rglob("*") if file.is_file())
+    name = str(served.path.relative_to(folder))
+    return entries | {name: {"bytes": size, "agreement": served.manifest["agreement"]}}

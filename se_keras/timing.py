@@ -39,11 +39,6 @@ class Percentiles:
     p90: float
     p99: float
 
-    @classmethod
-    def of(cls, nanoseconds: Sequence[int]) -> "Percentiles":
-        """The percentiles of a list of times."""
-        return cls(**{f"p{q}": float(np.percentile(nanoseconds, q)) / 1e6 for q in (50, 90, 99)})
-
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
@@ -52,10 +47,9 @@ class Comparison:
     Args:
         ratio: Time of B over time of A.
         control: Time of the second instance of A over time of A: the A/A control.
-        a_ms: Median time of A in a block, in milliseconds.
-        b_ms: The same for B.
+        a_ms, b_ms: Median time of each side in a block, in milliseconds.
         blocks: Number of blocks.
-        runs: Number of runs of each side in a block; the fastest run of a block counts.
+        runs: Of each side in a block; the fastest counts.
         a, b: Percentiles of all runs; None where they are unknown.
         a_mj, b_mj: Energy of a run, of the whole processor, in millijoules; None where the system does not report it.
     """
@@ -87,11 +81,7 @@ FEWEST_BLOCKS = 10  # before a narrow interval may end a comparison
 
 
 class Blocks:
-    """The blocks that were measured so far: whether they are enough, and the comparison that they give.
-
-    Args:
-        within, seconds, seed: As in `compare`.
-    """
+    """The blocks that were measured so far. The arguments are those of `compare`."""
 
     def __init__(self, *, within: float | None = None, seconds: float | None = None, seed: int = 0):
         self._within, self._seconds, self._seed, self._began = within, seconds, seed, time.monotonic()
@@ -116,15 +106,9 @@ class Blocks:
 
     def comparison(self, *, runs: int, **more: Any) -> Comparison:
         """The `Comparison`; `more` are its other fields."""
-        return Comparison(
-            ratio=self._ratio("b"),
-            control=self._ratio("control"),
-            a_ms=statistics.median(self._times["a"]) / 1e6,
-            b_ms=statistics.median(self._times["b"]) / 1e6,
-            blocks=len(self),
-            runs=runs,
-            **more,
-        )
+        a_ms, b_ms = (statistics.median(self._times[side]) / 1e6 for side in ("a", "b"))
+        ratio, control = self._ratio("b"), self._ratio("control")
+        return Comparison(ratio=ratio, control=control, a_ms=a_ms, b_ms=b_ms, blocks=len(self), runs=runs, **more)
 
     def _ratio(self, side):
         return ratio_of(self._times[side], self._times["a"], self._seed)
@@ -159,21 +143,15 @@ def compare(
     """Measures the time of `b` compared with that of `a`.
 
     Args:
-        a, b: Callables without arguments.
         control: A second instance of A, made in the same way: the A/A control.
-        blocks: Number of blocks; each gives one ratio.
-        runs: Runs of each side in a block, in random order. The fastest counts, because disturbances only make a run
-            slower.
+        blocks: Number of blocks, at least 2; each gives one ratio.
+        runs: Of each side in a block, in random order. The fastest counts: disturbances only make a run slower.
         warmup: Runs of each side before the first block.
-        within: Ends the comparison early, after at least ten blocks, when the interval is this narrow: 0.01 for one
-            hundredth of the ratio.
-        seconds: Ends the comparison after this time, after at least two blocks.
+        within: Ends the comparison, after ten blocks, when the interval is this narrow: 0.01 for 1 % of the ratio.
+        seconds: Ends the comparison after this time, and at least two blocks.
         seed: Of the order and of the bootstrap.
         meter: Read before and after each run.
         progress: Called after each block with the number of blocks done.
-
-    Raises:
-        ValueError: If there are fewer than two blocks or fewer than one run.
     """
     check_plan(blocks, runs, warmup)
     sides = {"a": a, "b": b, "control": control}
@@ -196,9 +174,12 @@ def compare(
             progress(block + 1)
         if found.are_enough():
             break
-    spread = {side: Percentiles.of(every[side]) for side in ("a", "b")}
-    energy = {f"{side}_mj": microjoules[side] / len(every[side]) / 1e3 for side in ("a", "b")} if meter else {}
-    return found.comparison(runs=runs, **spread, **energy)
+    more: dict[str, Any] = {}
+    for side in ("a", "b"):
+        p50, p90, p99 = (float(np.percentile(every[side], q)) / 1e6 for q in (50, 90, 99))
+        more[side] = Percentiles(p50=p50, p90=p90, p99=p99)
+        more[f"{side}_mj"] = microjoules[side] / len(every[side]) / 1e3 if meter else None
+    return found.comparison(runs=runs, **more)
 
 
 def check_plan(blocks: int, runs: int, warmup: int = 0) -> None:

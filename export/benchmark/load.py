@@ -8,12 +8,12 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from se_keras.catalogue import baseline_name, create, spec_of
+from se_keras.catalogue import baseline_name, create
 from se_keras.timing import Ratio, ratio_of
 from se_keras.typing import Json, OnMessage
 
 from ..serving.savedmodel import to_savedmodel
-from .overhead import VARIANTS, Variant
+from .overhead import VARIANTS, Variant, config_of
 from .programs import run, serving_session
 
 
@@ -22,11 +22,8 @@ class Load:
     """What one SavedModel does under one load.
 
     Args:
-        network: Its name.
-        variant: `"published"` or `"lowered"`.
         callers: Number of threads that call at the same time; each waits for its answer before it calls again.
         batch: Images in a request.
-        requests: Number of requests.
         images_per_second: Median over the blocks.
         p50_ms, p99_ms: Percentiles of the time of a request, over all blocks.
     """
@@ -46,7 +43,6 @@ class ServingLoad:
     """A network and its baseline under load.
 
     Args:
-        network, baseline: Names.
         input_shape: `(height, width, channels)`.
         loads: Of the network in both variants, for each number of callers and each batch size; of the baseline for one
             caller and one image.
@@ -90,24 +86,21 @@ def serving_load(
         blocks: Measurements of each variant and load, in random order within a block.
         input_shape: `(height, width, channels)`; default: the network's own.
         threads: Of the operators; default: as many as there are processors.
-        progress: Called with what is done next.
 
     Raises:
-        ValueError: If the network has no squeeze-and-excitation, or if a number is out of range.
+        ValueError: If the network is a baseline, or if a number is out of range.
     """
     progress = progress or (lambda message: None)
-    if spec_of(network).se is None:
-        raise ValueError(f"{network} is a baseline: name a network with squeeze-and-excitation, such as se_resnet50")
+    config, baseline = config_of(network), baseline_name(network)
     for what, values, most in (("callers", callers, 64), ("batches", batches, 1024)):
         if not values or not all(type(x) is int and 1 <= x <= most for x in values):
             raise ValueError(f"{what} must be one or more ints of 1 to {most}. Received: {what}={values!r}")
     if blocks < 2 or not seconds > 0:
         raise ValueError(f"At least 2 blocks of more than 0 seconds. Received: blocks={blocks}, seconds={seconds}")
-    baseline = baseline_name(network)
     # The overhead of SE is measured with one image and one caller.
     cells = [(n, batch) for batch in dict.fromkeys((1, *batches)) for n in dict.fromkeys((1, *callers))]
     with tempfile.TemporaryDirectory() as folder:
-        paths, shape = _export(network, Path(folder), input_shape, progress)
+        paths, shape = _export(network, {network: config, baseline: None}, Path(folder), input_shape, progress)
         plan = {
             "paths": list(paths.values()),
             "threads": threads,
@@ -140,10 +133,10 @@ def serving_load(
     )
 
 
-def _export(network, folder, input_shape, progress):
-    """Exports the network and its baseline in both variants: `{(name, variant): path}`, and the shape of an image."""
+def _export(network, sides, folder, input_shape, progress):
+    """Exports each side, `{name: se}`, in both variants: `{(name, variant): path}`, and the shape of an image."""
     paths = {}
-    for name, se in ((network, spec_of(network).se), (baseline_name(network), None)):
+    for name, se in sides.items():
         progress(f"exporting {name}")
         keras.utils.set_random_seed(0)
         model = create(network, se=se, name=name, input_shape=input_shape, classifier_activation=None)

@@ -50,8 +50,7 @@ class Row:
         layer: The layer of the network that it computes; empty where the file does not have its name.
         kernel: The XNNPACK operator that computed it; empty where nothing had to be computed.
         microseconds: Mean of the runs.
-        stage: Of the network, such as `stage2`; empty outside of the stages.
-        block: Such as `stage2_block1`; empty outside of the blocks.
+        stage, block: Such as `stage2` and `stage2_block1`; empty outside of the stages.
         part: One of `PARTS`.
     """
 
@@ -71,8 +70,7 @@ class Profile:
     Args:
         rows: One for each operator, in order.
         unattributed: Microseconds of XNNPACK operators that belong to no LiteRT operator, such as copies.
-        run_us: Microseconds of a run without the profiler.
-        profiled_us: Microseconds of a run with the profiler.
+        run_us, profiled_us: Microseconds of a run without and with the profiler.
         others: Operators that XNNPACK does not compute.
     """
 
@@ -101,11 +99,7 @@ class Profile:
 
 
 def profile(file: LiteRTModel, *, threads: int = 1, runs: int = 50) -> Profile:
-    """Profiles a LiteRT file with XNNPACK, in a process of its own.
-
-    Raises:
-        ValueError: If an argument is out of range, or if the installed runtime cannot report the times.
-    """
+    """Profiles a LiteRT file with XNNPACK; raises ValueError if the installed runtime cannot report the times."""
     check_threads(threads)
     if type(runs) is not int or runs < 1:
         raise ValueError(f"runs must be an int of at least 1. Received: runs={runs!r}")
@@ -116,22 +110,16 @@ def profile(file: LiteRTModel, *, threads: int = 1, runs: int = 50) -> Profile:
         *_, measured = run(profiler_events, path, threads, runs, failure=failure)
     times = [(tag, elapsed / runs) for tag, elapsed in _of_one_run(measured["events"], runs)]
     rows, unattributed = _attributed(_operators(file.content), times)
-    return Profile(
-        rows=rows,
-        unattributed=unattributed,
-        run_us=1e6 * measured["seconds"] / runs,
-        profiled_us=1e6 * measured["profiled_seconds"] / runs,
-        others=tuple(name for name in measured["others"] if name != "Invoke"),
-    )
+    run_us, profiled_us = (1e6 * measured[key] / runs for key in ("seconds", "profiled_seconds"))
+    others = tuple(name for name in measured["others"] if name != "Invoke")
+    return Profile(rows=rows, unattributed=unattributed, run_us=run_us, profiled_us=profiled_us, others=others)
 
 
 def _of_one_run(events, runs):
     """The events of several runs, which all have the same operators, as the sums of one run."""
     if not events or len(events) % runs:
-        raise ValueError(
-            f"The installed ai-edge-litert must report as many events for each of {runs} runs. "
-            f"Received: {len(events)} events"
-        )
+        same = f"The installed ai-edge-litert must report as many events for each of {runs} runs"
+        raise ValueError(f"{same}. Received: {len(events)} events")
     count = len(events) // runs
     names = [tag for tag, _ in events[:count]]
     if any([tag for tag, _ in events[start : start + count]] != names for start in range(0, len(events), count)):
@@ -169,19 +157,9 @@ def _computes(tag, operator):
 def _row(operator, layer, kernel, microseconds):
     found = re.match(r"stage\d+_block\d+|stage\d+\w*?(?=_)", layer)
     block = found[0] if found else ""
-    if re.search(r"_se(_|$)", layer):
-        part = _SE_PARTS.get(operator, "excitation")
-    else:
-        part = _PARTS.get(operator, "other")
-    return Row(
-        operator=operator,
-        layer=layer,
-        kernel=kernel,
-        microseconds=microseconds,
-        stage=block.partition("_")[0],
-        block=block,
-        part=part,
-    )
+    parts, rest = (_SE_PARTS, "excitation") if re.search(r"_se(_|$)", layer) else (_PARTS, "other")
+    place = {"stage": block.partition("_")[0], "block": block, "part": parts.get(operator, rest)}
+    return Row(operator=operator, layer=layer, kernel=kernel, microseconds=microseconds, **place)
 
 
 def _operators(content):

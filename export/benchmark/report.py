@@ -14,7 +14,7 @@ from se_keras.typing import FilePath, Json
 from .results import AS_GIVEN, PAPER, placement, thread_count
 
 SCHEMA = 1
-_FIELDS = ("network", "baseline", "precision", "form", "threads", "input_shape", "comparison", "is_real")
+_FIELDS = {"network", "baseline", "precision", "form", "threads", "input_shape", "comparison", "is_real"}
 _SE_PARTS = ("squeeze", "excitation", "scale")
 _PART_COLORS = {
     "convolution": "0.8",
@@ -40,9 +40,7 @@ def read(path: FilePath) -> Json:
     try:
         results = json.loads(path.read_text())
         schema, records = results["schema"], results["overhead"]
-        complete = (
-            all(field in record for record in records for field in _FIELDS) and "processor" in results["environment"]
-        )
+        complete = all(map(_FIELDS.issubset, records)) and "processor" in results["environment"]
     except FileNotFoundError:
         raise FileNotFoundError(f"There is no file of results {str(path)!r}") from None
     except (ValueError, KeyError, TypeError):
@@ -72,19 +70,12 @@ def as_markdown(results: Sequence[Json]) -> str:
         f"| se_resnet50 | resnet50 | float32 | the paper's | | {PAPER['resnet50_ms']} | {PAPER['se_resnet50_ms']} | "
         f"{_percent(PAPER['ratio'])} | | arXiv:1709.01507, section 4 |",
     ]
-    for found in results:
-        for record in found["overhead"]:
-            cells = (*_cells(record), found["environment"]["processor"])
-            lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    rows = ((*_cells(x), found["environment"]["processor"]) for found in results for x in found["overhead"])
+    return "\n".join([*lines, *(f"| {' | '.join(cells)} |" for cells in rows)])
 
 
 def as_html(results: Sequence[Json]) -> str:
-    """One page with all pictures and all data in it.
-
-    Raises:
-        ValueError: If there are no results.
-    """
+    """One page with all pictures and all data in it; raises ValueError if there are no results."""
     sentence = headline(results)
     if sentence is None:
         raise ValueError("A report needs results. Received: none")
@@ -185,12 +176,13 @@ def _overview(records):
 def _table(titles, rows):
     """A table without its empty columns; only the first column breaks its lines."""
     columns = [column for column in zip(titles, *rows, strict=True) if any(column[1:])]
-    head, *body = (
-        "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row)
-        for tag, row in zip(("th", *("td",) * len(rows)), zip(*columns, strict=True), strict=True)
-    )
-    lines = "".join(f"<tr>{row}</tr>" for row in body)
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>'
+    head, *body = zip(*columns, strict=True)
+    lines = "".join(_row(cells, "td") for cells in body)
+    return f'<div class="wide"><table><thead>{_row(head, "th")}</thead><tbody>{lines}</tbody></table></div>'
+
+
+def _row(cells, tag):
+    return f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)}</tr>"
 
 
 def _notes(records):

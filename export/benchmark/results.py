@@ -20,7 +20,6 @@ class Footprint:
     """Size, start-up times and memory of a LiteRT file in a process of its own.
 
     Args:
-        bytes: Size of the file.
         init_ms: Time until the file can be run: reading, and XNNPACK's packing of the weights.
         first_ms: Time of the first run.
         peak_mb: Memory that the file added to the process, in 10^6 bytes: the largest amount on a computer, the amount
@@ -53,20 +52,14 @@ class Overhead:
     """A measured pair of LiteRT files.
 
     Args:
-        baseline: Name of the file that the other one is compared with.
-        network: Name of the other file.
         precision: Of both files; `"float32/int8"` if they differ.
-        variant: `"published"` or `"lowered"`, the same for both files, or `"as given"`.
-        threads: Number of threads.
+        variant: Of both files: `"published"`, `"lowered"` or `"as given"`.
         input_shape: `(1, height, width, channels)`.
-        comparison: The times; A is the baseline.
+        comparison: A is the baseline, B the network.
         undelegated: Operators of either file that are not delegated to XNNPACK.
-        sha256: Of the baseline's file and the network's.
+        sha256, footprints: Of the baseline and the network.
         se: The fields of the network's `SEConfig`; None for files that were given.
-        footprints: Of the baseline and the network.
-        profiles: Of the baseline and the network, if they were profiled: microseconds by stage and part,
-            `{"stage2": {"scale": 1.0}}`.
-        device: The conditions on a phone.
+        profiles: The same, if they were profiled: microseconds by stage and part, `{"stage2": {"scale": 1.0}}`.
     """
 
     baseline: str
@@ -105,15 +98,9 @@ class Cell:
     @classmethod
     def of(cls, record: Json) -> "Cell":
         """The cell of a record of results.json."""
-        return cls(
-            network=record["network"],
-            baseline=record["baseline"],
-            precision=record["precision"],
-            variant=record["form"],
-            threads=record["threads"],
-            input_shape=tuple(record["input_shape"]),
-            se=record["se"] and SEConfig(**record["se"]),
-        )
+        same = {field: record[field] for field in ("network", "baseline", "precision", "threads")}
+        shape, se = tuple(record["input_shape"]), record["se"] and SEConfig(**record["se"])
+        return cls(**same, variant=record["form"], input_shape=shape, se=se)
 
 
 def complete(records: Iterable[Json]) -> list[Json]:

@@ -21,14 +21,11 @@ def run(
     """Runs a program of this folder in a new process, on the CPU, and returns the JSON objects that it prints.
 
     Args:
-        program: The module.
-        arguments: Of the command line.
-        failure: What to say if the program fails: the first words of the error.
         plan: What the program reads from its standard input, as JSON.
         on_row: Called with each object as soon as it is printed.
 
     Raises:
-        ValueError: If the program fails; the message has its exit status and the last line that it wrote.
+        ValueError: If the program fails: `failure`, its exit status and the last line that it wrote.
     """
     # -P: without it, the files of this folder would hide modules of the same name.
     command = [sys.executable, "-P", str(program.__file__), *map(str, arguments)]

@@ -92,10 +92,8 @@ def compiled_model(call: Callable[..., None], path: str, threads: int) -> tuple[
     model = handle(call, "LiteRtCreateModelFromFile", environment, path.encode())
     options = handle(call, "LiteRtCreateOptions")
     call("LiteRtSetOptionsHardwareAccelerators", options, CPU)
-    for name, text in (
-        ("runtime_options_string", "enable_profiling = true\n"),
-        ("xnnpack", f"num_threads = {threads}\n"),
-    ):
+    texts = {"runtime_options_string": "enable_profiling = true\n", "xnnpack": f"num_threads = {threads}\n"}
+    for name, text in texts.items():
         _TEXTS.extend((ctypes.c_char_p(name.encode()), ctypes.create_string_buffer(text.encode())))
         opaque = handle(call, "LiteRtCreateOpaqueOptions", _TEXTS[-2], ctypes.cast(_TEXTS[-1], Pointer), _FREE)
         call("LiteRtAddOpaqueOptions", options, opaque)

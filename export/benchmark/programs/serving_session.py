@@ -24,11 +24,9 @@ import tensorflow as tf
 
 
 class Session:
-    """A SavedModel in a session: `session.predict(signature, {input: array})` gives `{output: array}`.
+    """A SavedModel, the folder of a version, in a session.
 
-    Args:
-        path: Folder of a version.
-        threads: Of the operators; default: as many as there are processors, as in TF Serving.
+    Without `threads`, operators use as many as there are processors, as in TF Serving.
     """
 
     def __init__(self, path: str | Path, *, threads: int = 0):
@@ -40,7 +38,7 @@ class Session:
         self.signatures = {name: x for name, x in meta.signature_def.items() if not name.startswith("__")}
 
     def predict(self, signature: str, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Outputs of a signature; a KeyError names a missing signature or input."""
+        """`{output: array}` of a signature for `{input: array}`; a KeyError names a missing signature or input."""
         described = self.signatures[signature]
         feeds = {described.inputs[name].name: values for name, values in inputs.items()}
         return self._session.run({name: x.name for name, x in described.outputs.items()}, feeds)
@@ -53,10 +51,10 @@ def switch_off_xla() -> None:
 
 
 def stress(call: Callable[[], object], callers: int, seconds: float) -> tuple[list[float], float]:
-    """Calls `call` from `callers` threads for `seconds`; each thread waits for its answer before it calls again.
+    """Calls `call` again and again from `callers` threads for `seconds`, at least once from each.
 
     Returns:
-        The time of each call, and the time of the whole stress test, in seconds. Every thread calls at least once.
+        The time of each call, and the time of the whole stress test, in seconds.
     """
     times, begin = [], time.perf_counter()
 

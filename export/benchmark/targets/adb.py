@@ -56,14 +56,12 @@ _GONE = re.compile(
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What one call of `benchmark_model` measured.
+    """What one call of `benchmark_model` measured; None where it is not reported.
 
     Args:
-        average_us: Mean time of a run of the model, in microseconds.
-        fastest_us: Time of the fastest run; None where it is not reported.
+        average_us, fastest_us, first_us: Time of a run of the model, in microseconds.
         init_us: Time until the model can be run.
-        first_us: Time of the first run.
-        memory_mb: Memory that the model had added at the end, in 10^6 bytes; None where it is not reported.
+        memory_mb: Memory that the model had added at the end, in 10^6 bytes.
         partial: Whether some operators, or all, are not delegated to XNNPACK.
     """
 
@@ -80,11 +78,7 @@ class PhoneLost(ConnectionError):
 
 
 def parse(text: str, result: bytes | None = None) -> Run:
-    """Reads the output of `benchmark_model`.
-
-    Args:
-        text: What it printed.
-        result: The BenchmarkResult that it wrote, if it wrote one.
+    """Reads what `benchmark_model` printed, and the BenchmarkResult that it wrote, if it wrote one.
 
     Raises:
         ValueError: If the output has no timings.
@@ -121,9 +115,6 @@ def parse(text: str, result: bytes | None = None) -> Run:
 class Phone:
     """A phone that adb reaches: `phone("push", source, target)` runs `adb push` and returns what it prints.
 
-    Args:
-        serial: Of the phone; needed if there are several.
-
     Raises:
         OSError: If adb is missing, or no phone answers.
         ValueError: If there are several phones and `serial` is None.
@@ -147,12 +138,7 @@ class Phone:
         self.serial = serial or ready[0]
 
     def __call__(self, *arguments: str) -> str:
-        """What a command of adb prints.
-
-        Raises:
-            PhoneLost: If the phone no longer answers.
-            OSError: If the command fails.
-        """
+        """What a command of adb prints; OSError if it fails, PhoneLost if the phone no longer answers."""
         return self._call("-s", self.serial, *arguments)
 
     def shell(self, command: str) -> str:
@@ -257,20 +243,16 @@ def measure(
     allow_undelegated: bool = False,
     progress: OnMessage | None = None,
 ) -> Overhead:
-    """Times two LiteRT files in pairs, on a phone.
+    """Times two LiteRT files in pairs, on a phone, with the arguments of `host.measure`.
+
+    If the phone is lost after two blocks or more, the `Overhead` is that of the blocks that were measured.
 
     Args:
-        baseline, network, variant, threads, allow_undelegated: As in `host.measure`.
         benchmark_model: Path of LiteRT's binary for the phone; `device:/path` if it is already on the phone.
         serial: Of the phone; needed if there are several.
         blocks: Paired measurements: each runs the baseline, the network and the baseline again, in random order.
-        runs: Runs of a file in each measurement.
+        runs: Of a file in each measurement.
         rest: Seconds between blocks. The pause is longer while the phone is warmer than before the first block.
-        within, seconds: Ends the comparison early, as in `timing.compare`.
-        progress: Called with what is done next.
-
-    Returns:
-        An `Overhead`. If the phone is lost after two blocks or more, of the blocks that were measured.
 
     Raises:
         OSError: If adb, the phone, the binary or space is missing; PhoneLost if the phone is lost before two blocks.
@@ -315,11 +297,10 @@ def measure(
 
 def require_binary(benchmark_model: FilePath) -> bool:
     """Whether the binary is a file here, not on the phone; raises FileNotFoundError if there is no such file here."""
-    is_local = not str(benchmark_model).startswith(_ON_PHONE)
-    if is_local and not Path(benchmark_model).is_file():
-        raise FileNotFoundError(
-            f"There is no benchmark_model {str(benchmark_model)!r}: docs/phone.md says where to get it"
-        )
+    path = str(benchmark_model)
+    is_local = not path.startswith(_ON_PHONE)
+    if is_local and not Path(path).is_file():
+        raise FileNotFoundError(f"There is no benchmark_model {path!r}: docs/phone.md says where to get it")
     return is_local
 
 

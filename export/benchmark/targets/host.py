@@ -27,13 +27,10 @@ def measure(
     allow_undelegated: bool = False,
     progress: Callable[[int], object] | None = None,
 ) -> Overhead:
-    """Times two LiteRT files in pairs, on this machine.
+    """Times two LiteRT files with the same input in pairs, on this machine.
 
     Args:
-        baseline: The file that the other one is compared with.
-        network: Another file, with the same input.
-        variant: What to call both files in the record: see `Overhead`.
-        threads: Number of threads.
+        variant: Of both files in the record: see `Overhead`.
         blocks, runs, within, seconds, progress: As in `timing.compare`.
         allow_undelegated: Whether to measure files with operators that are not delegated to XNNPACK.
 
@@ -72,11 +69,7 @@ def measure(
 
 
 def footprint(content: bytes, *, threads: int = 1) -> Footprint:
-    """Start-up times and memory of a LiteRT file, measured in a new process.
-
-    Raises:
-        ValueError: If the file does not run.
-    """
+    """Start-up times and memory of a LiteRT file in a new process; raises ValueError if the file does not run."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.tflite"
         path.write_bytes(content)
