@@ -1,11 +1,11 @@
 """Every network as a float32 and an int8 LiteRT file: sizes, agreement with Keras, operators not delegated to XNNPACK.
 
-python examples/export_catalogue.py exports.jsonl                # all networks; goes on where an earlier run ended
-python examples/export_catalogue.py exports.jsonl mobilenet      # those with a part in their names
-python examples/export_catalogue.py exports.jsonl --markdown     # what is in the file as a table
+python examples/export_catalogue.py exports.jsonl                # all networks; resumes an earlier run
+python examples/export_catalogue.py exports.jsonl mobilenet      # networks with this in their names
+python examples/export_catalogue.py exports.jsonl --markdown     # prints the file as a table
 
-Weights are random, with the BatchNorm statistics that pictures give them; the pictures are crops of the two photographs
-of scikit-learn, eight to calibrate on and eight others to compare on. What trained weights lose is another matter.
+Weights are random, with the BatchNorm statistics of images: crops of the two photographs of scikit-learn, eight to
+calibrate on and eight others to compare on. Trained weights may lose more or less accuracy.
 """
 
 import argparse
@@ -28,7 +28,7 @@ CROPS = 16
 
 
 def pictures(shape):
-    """Crops of photographs in the size of a network, each channel with mean 0 and standard deviation 1."""
+    """Crops of photographs in a network's size, with mean 0 and standard deviation 1 in each channel."""
     height, width, channels = shape
     rng = np.random.default_rng(0)
     crops = []
@@ -44,7 +44,7 @@ def pictures(shape):
 
 
 def settle(model, images):
-    """Gives each BatchNorm the statistics of what `images` become in front of it, as a long training would."""
+    """Sets the statistics of each BatchNorm to those of its input for `images`, as a long training would."""
     norms = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
     for layer, x in zip(norms, keras.Model(model.input, [x.input for x in norms])(images, training=True), strict=True):
         layer.moving_mean.assign(keras.ops.mean(x, axis=(0, 1, 2)))
@@ -62,20 +62,20 @@ def measured(name):
     int8 = to_litert(model, precision="int8", calibration=images[:8], held_out=images[8:], converted=float32)
     record = {"name": name, "seconds": round(time.perf_counter() - started, 1)}
     for precision, made in (("float32", float32), ("int8", int8)):
-        fell_off = dict(collections.Counter(made.runner().undelegated()))
-        record[precision] = {"bytes": len(made.content), "undelegated": fell_off, **made.manifest["agreement"]}
+        undelegated = dict(collections.Counter(made.runner().undelegated()))
+        record[precision] = {"bytes": len(made.content), "undelegated": undelegated, **made.manifest["agreement"]}
     return record
 
 
 def markdown(records):
     """The table of docs/exports.md."""
     lines = [
-        "| network | float32 MB | max error | int8 MB | max error | cosine | top-1 | off XNNPACK |",
+        "| network | float32 MB | max error | int8 MB | max error | cosine | top-1 | not delegated |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
     ]
     for record in sorted(records, key=lambda r: (r["name"].removeprefix("se_"), r["name"])):
         full, int8 = record["float32"], record["int8"]
-        fell_off = ", ".join(f"{count} {kind}" for kind, count in (full["undelegated"] | int8["undelegated"]).items())
+        undelegated = full["undelegated"] | int8["undelegated"]
         cells = (
             record["name"],
             f"{full['bytes'] / 1e6:.1f}",
@@ -84,7 +84,7 @@ def markdown(records):
             f"{int8['max_error']:.2f}",
             f"{int8['cosine']:.4f}",
             f"{round(int8['top1'] * int8['samples'])}/{int8['samples']}",
-            fell_off,
+            ", ".join(f"{count} {kind}" for kind, count in undelegated.items()),
         )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -92,9 +92,9 @@ def markdown(records):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("records", type=Path, help="file of the records, one JSON object a line")
+    parser.add_argument("records", type=Path, help="file of the records: one JSON object in each line")
     parser.add_argument("part", nargs="*", help="only networks with one of these in their names")
-    parser.add_argument("--markdown", action="store_true", help="print the table of what is there")
+    parser.add_argument("--markdown", action="store_true", help="print the records as a table")
     options = parser.parse_args()
     done = [json.loads(line) for line in options.records.read_text().splitlines()] if options.records.exists() else []
     if options.markdown:

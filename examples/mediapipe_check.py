@@ -1,10 +1,10 @@
-"""MediaPipe Tasks' ImageClassifier, which apps use, opens our files and gives our labels and scores.
+"""Checks that MediaPipe Tasks' ImageClassifier, which apps use, opens our files and returns our labels and scores.
 
 python examples/mediapipe_check.py            # in a temporary folder
 python examples/mediapipe_check.py FOLDER     # keeps the files, and MediaPipe's environment for the next time
 
-MediaPipe wants another absl-py than tensorflow-model-optimization does, so it gets an environment of its own. Where its
-graphics libraries are missing, Debian's are unpacked there; nothing is installed into the system.
+MediaPipe needs another absl-py than tensorflow-model-optimization, so it gets its own environment. If its graphics
+libraries are missing, Debian's are unpacked there. Nothing is installed into the system.
 """
 
 import ctypes.util
@@ -21,10 +21,10 @@ import numpy as np
 MEDIAPIPE = "mediapipe==1.2.2"
 LIBRARIES = {"GLESv2": "libgles2", "EGL": "libegl1", "GLdispatch": "libglvnd0"}  # Debian's packages
 SIZE = 16
-# One number each: MediaPipe 1.2 refuses one for each channel, "not available". With 127.5 the pixels would fall on
-# halves of int8's steps, where the last bit of a float32 decides.
+# One number each: MediaPipe 1.2 refuses one for each channel, "not available". With 127.5, pixels would be halfway
+# between int8's steps, and the last bit of a float32 would decide.
 MEAN, STD = 0, 255
-TOLERANCE = 1e-5  # sums in another order in float32; int8 is exact
+TOLERANCE = 1e-5  # float32 sums in another order; int8 is exact
 
 
 def environment(folder):
@@ -69,12 +69,12 @@ def pictures(digits, size):
 
 
 def normalized(pixels):
-    """What the network takes."""
+    """The input of the network."""
     return (np.float32(pixels) - np.float32(MEAN)) / np.float32(STD)
 
 
 def photograph(size):
-    """A scene of scikit-learn's, its middle, `(size, size, 3)`, uint8."""
+    """The middle of a photograph of scikit-learn, `(size, size, 3)`, uint8."""
     from sklearn.datasets import load_sample_image
 
     scene = load_sample_image("china.jpg")[:, 100:527]
@@ -83,7 +83,7 @@ def photograph(size):
 
 
 def main(folder):
-    """Trains, exports, classifies here and there; returns whether all agree."""
+    """Trains, exports, and classifies here and in MediaPipe. Returns whether all results agree."""
     import keras
 
     import se_keras
@@ -99,8 +99,8 @@ def main(folder):
     print(f"trained: test accuracy {model.evaluate(*test, return_dict=True, verbose=0)['accuracy']:.3f}")
 
     labels = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-    told = {"labels": labels, "normalization": (MEAN, STD), "training": {"data": "digits", "epochs": 3}}
-    exported = {"float32": to_litert(model, held_out=test[0], **told)}
+    description = {"labels": labels, "normalization": (MEAN, STD), "training": {"data": "digits", "epochs": 3}}
+    exported = {"float32": to_litert(model, held_out=test[0], **description)}
     int8 = {"precision": "int8", "calibration": train[0][:200], "held_out": test[0], "converted": exported["float32"]}
     exported["int8"] = to_litert(model, **int8)
     exported["int8_of_uint8"] = to_litert(model, **int8, input_type="uint8")
@@ -114,22 +114,23 @@ def main(folder):
     files = [str(folder / f"{precision}.tflite") for precision in exported]
     arrays = [str(folder / f"{name}.npy") for name in images]
     command = [python, __file__, "--classify", json.dumps([files, arrays])]
-    theirs = json.loads(subprocess.run(command, env=variables, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    printed = subprocess.run(command, env=variables, check=True, stdout=subprocess.PIPE, text=True).stdout
+    scores_of_mediapipe = json.loads(printed)
 
-    good = True
+    agrees = True
     for precision, litert in exported.items():
         for name, image in images.items():
             scores = litert.runner()(normalized(image)[None])["probabilities"][0]
             ours = dict(zip(labels, map(float, scores), strict=True))
-            given = theirs[str(folder / f"{precision}.tflite")][str(folder / f"{name}.npy")]
-            apart = max(abs(ours[label] - given.get(label, np.inf)) for label in labels)
-            good &= set(given) == set(ours) and apart <= TOLERANCE
-            print(f"{precision}, {name}: the largest difference is {apart:.1e}, at most {TOLERANCE:.0e}")
-            for side, found in (("here", ours), ("MediaPipe", given)):
+            theirs = scores_of_mediapipe[str(folder / f"{precision}.tflite")][str(folder / f"{name}.npy")]
+            difference = max(abs(ours[label] - theirs.get(label, np.inf)) for label in labels)
+            agrees &= set(theirs) == set(ours) and difference <= TOLERANCE
+            print(f"{precision}, {name}: the largest difference is {difference:.1e}, at most {TOLERANCE:.0e}")
+            for side, found in (("here", ours), ("MediaPipe", theirs)):
                 best = sorted(found, key=found.get, reverse=True)[:3]
                 print(f"  {side:9} {', '.join(f'{label} {found[label]:.6f}' for label in best)}")
-    print("MediaPipe gives our labels and scores" if good else "MediaPipe gives other labels or scores")
-    return good
+    print("MediaPipe gives our labels and scores" if agrees else "MediaPipe gives other labels or scores")
+    return agrees
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Runs int8 and float32 files of several networks on Arm, which qemu plays, and compares their outputs with x86's.
+"""Runs int8 and float32 files of several networks on Arm, emulated by qemu, and compares the outputs with x86.
 
-python examples/on_arm.py                        # keeps what Arm needs, 150 MB, in ~/.cache/se_keras/on_arm
+python examples/on_arm.py                        # keeps the files for Arm, 150 MB, in ~/.cache/se_keras/on_arm
 python examples/on_arm.py a_folder --networks se_resnet50 --cpu max --json
 
-It takes Debian's apt-get and dpkg on x86, as they and pip are set up, and no root: nothing is installed. It exits with
-1 where outputs disagree and with 2 where they could not be compared. docs/on_arm.md: what it printed and what it shows.
+It needs Debian's apt-get and dpkg on x86, and pip, but no root: nothing is installed. It exits with 1 if outputs
+disagree and with 2 if they could not be compared. docs/on_arm.md has its output and what that shows.
 """
 
 import argparse
@@ -23,15 +23,15 @@ from pathlib import Path
 
 import keras
 import numpy as np
-from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 import se_keras
 from se_keras.export import agreement, to_litert
-from se_keras.export.verification import noise
+from se_keras.export.litert.file import plain_interpreter
+from se_keras.export.outputs import noise
 from se_keras.training.data import digits
 
 NETWORKS = (
-    "se_resnet11_digits",  # trained; the others have random weights and see noise
+    "se_resnet11_digits",  # trained; the others have random weights, and noise as images
     "se_resnet50",
     "se_resnext50_32x4d",
     "se_bn_inception",
@@ -41,11 +41,11 @@ NETWORKS = (
 IMAGES, CALIBRATION = 4, 32
 SHAPE = (64, 64, 3)  # qemu is slow
 
-LITERT = "2.1.6"  # 2.2.0 and 2.3.0 end with a segmentation fault under qemu 7.2
-# Armv8.0, then with dot products of int8, then with products of int8 matrices and all else but SME: with smopa, which
-# int8 kernels for SME are made of, every int8 file is wrong under qemu 7.2, and only there.
+LITERT = "2.1.6"  # 2.2.0 and 2.3.0 crash with a segmentation fault under qemu 7.2
+# Armv8.0; with dot products of int8; with products of int8 matrices and everything else except SME. Int8 kernels for
+# SME use smopa, with which every int8 file is wrong under qemu 7.2, and only there.
 CPUS = ("cortex-a53", "cortex-a76", "max,sme=off")
-# What XNNPACK's matrix products are made of, as (mask, value) of an instruction: which kernels ran on which CPU.
+# The instructions of XNNPACK's matrix products, as (mask, value). They show which kernels ran on which CPU.
 INSTRUCTIONS = {
     "smull": (0xBFE0FC00, 0x0E20C000),  # int8 times int8
     "sdot": (0xBFC0F400, 0x0F80E000),  # sums of four such products
@@ -55,23 +55,23 @@ INSTRUCTIONS = {
     "fmopa": (0xFFE0001C, 0x80800000),  # SME: a column by a row
 }
 
-# Sums of int8 products are exact in int32, whatever the order, and every result is then rounded to int8. There kernels
-# differ: XNNPACK multiplies tensors, as squeeze-and-excitation does, in fixed point with halves rounded up on Arm, and
-# in float32 with halves rounded to even on x86. What is nearly half-way can become either neighbour.
+# Sums of int8 products are exact in int32, in any order. Then each result is rounded to int8. Here kernels differ: when
+# XNNPACK multiplies tensors, as in squeeze-and-excitation, it rounds halves up in fixed point on Arm, and it rounds
+# halves to even in float32 on x86. A value near a half can become either neighbour.
 LARGEST_STEPS = 1
-# Float32 sums in another order: some 1e-7 of the terms each, grown through fifty layers.
+# Float32 sums in another order: about 1e-7 of the terms in each sum, which grows through fifty layers.
 LARGEST_ERROR = 1e-5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """How far Arm's outputs of a file are from x86's.
+    """How much the outputs of a file on Arm differ from those on x86.
 
     Args:
-        difference: The largest one, as a share of the range of the logits.
+        difference: The largest difference, as a share of the range of the logits.
         steps: The same in steps of the last int8 tensor; None in float32.
-        span: How many steps x86's outputs range over; likewise.
-        instructions: How many instructions of each kind qemu met.
+        span: The range of the outputs on x86 in these steps; None in float32.
+        instructions: How many instructions of each kind qemu translated.
     """
 
     network: str
@@ -85,7 +85,7 @@ class Comparison:
 
     @property
     def agrees(self):
-        """Whether that is within the tolerance."""
+        """Whether the difference is within the tolerance."""
         return self.difference <= LARGEST_ERROR if self.steps is None else self.steps <= LARGEST_STEPS
 
     @property
@@ -104,16 +104,16 @@ def say(line):
 
 
 def call(*command, **options):
-    """What a command prints. Raises OSError with its last words if it fails."""
+    """What a command prints. Raises OSError with its last line if it fails."""
     result = subprocess.run(list(map(str, command)), capture_output=True, text=True, **options)
     if result.returncode:
-        words = (result.stderr or result.stdout).strip().splitlines() or ["nothing was said"]
-        raise OSError(f"{Path(command[0]).name} ended with {result.returncode}: {words[-1]}")
+        lines = (result.stderr or result.stdout).strip().splitlines() or ["no message"]
+        raise OSError(f"{Path(command[0]).name} exited with {result.returncode}: {lines[-1]}")
     return result.stdout
 
 
 class Arm:
-    """qemu with Debian's Python and LiteRT for Arm, in a folder that is filled the first time: wholly or not at all.
+    """qemu with Debian's Python and LiteRT for Arm, in a folder that is created atomically the first time.
 
     Raises:
         OSError: If a tool is missing, or fails.
@@ -125,12 +125,12 @@ class Arm:
         if not folder.exists():
             missing = [tool for tool in ("apt-get", "dpkg", "dpkg-deb") if shutil.which(tool) is None]
             if missing:
-                raise OSError(f"Arm's Python comes by Debian's apt-get and dpkg. Missing: {', '.join(missing)}")
+                raise OSError(f"Python for Arm needs Debian's apt-get and dpkg. Missing: {', '.join(missing)}")
             folder.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-                (Path(temporary) / "whole").mkdir()
-                self._fill(Path(temporary) / "whole", Path(temporary) / "packages")
-                (Path(temporary) / "whole").rename(folder)
+                (Path(temporary) / "new").mkdir()
+                self._fill(Path(temporary) / "new", Path(temporary) / "packages")
+                (Path(temporary) / "new").rename(folder)
         self.python = _python(self.root)
 
     @staticmethod
@@ -138,13 +138,13 @@ class Arm:
         state, cache, status = packages / "state", packages / "cache", packages / "status"
         for partial in (state / "lists/partial", cache / "archives/partial"):
             partial.mkdir(parents=True)
-        status.touch()  # nothing is installed: everything that Python needs will come
+        status.touch()  # as if nothing were installed, so that everything that Python needs is fetched
         host = call("dpkg", "--print-architecture").strip()
         options = {
             "Dir::State": state,
             "Dir::State::status": status,
             "Dir::Cache": cache,
-            "APT::Sandbox::User": "root",  # another user could not write into this folder
+            "APT::Sandbox::User": "root",  # another user could not write to this folder
         }
         apt = ["apt-get", "--quiet", "--yes", f"--option=APT::Architectures={host},arm64"]
         apt += [f"--option={name}={value}" for name, value in options.items()]
@@ -165,13 +165,14 @@ class Arm:
         call(sys.executable, "-m", "pip", "install", *options, "--target", folder / "site", *wanted)
 
     def run(self, cpu, *arguments):
-        """Calls `run` on a CPU of qemu's; gives how many of the INSTRUCTIONS it met."""
+        """Calls `run` on an emulated CPU, and returns how many of the INSTRUCTIONS were translated."""
         program = f"{inspect.getsource(run)}\nimport sys\nrun(*sys.argv[1:])"
         with tempfile.NamedTemporaryFile("r") as trace:
             machine = (self.qemu, "-cpu", cpu, "-L", self.root, "-d", "in_asm", "-D", trace.name)
             call(*machine, self.python, "-c", program, *arguments, env={"PYTHONPATH": str(self.site)})
-            met = [int(word, 16) for word in re.findall(r"^0x[0-9a-f]+: +([0-9a-f]{8})\b", trace.read(), re.MULTILINE)]
-        counts = Counter(name for word in met for name, (mask, value) in INSTRUCTIONS.items() if word & mask == value)
+            found = re.findall(r"^0x[0-9a-f]+: +([0-9a-f]{8})\b", trace.read(), re.MULTILINE)
+        words = [int(word, 16) for word in found]
+        counts = Counter(name for word in words for name, (mask, value) in INSTRUCTIONS.items() if word & mask == value)
         return {name: counts[name] for name in INSTRUCTIONS if counts[name]}
 
 
@@ -180,7 +181,7 @@ def _python(root):
 
 
 def run(file, images, outputs):
-    """Runs a file image by image and saves its output: the same lines here and on Arm, where se_keras is not."""
+    """Runs a file image by image and saves its outputs: the same code here and on Arm, where se_keras is missing."""
     import numpy as np
     from ai_edge_litert.interpreter import Interpreter
 
@@ -196,7 +197,7 @@ def run(file, images, outputs):
 
 
 def network(name):
-    """A network that ends with logits, images to calibrate it on, and others to compare on."""
+    """A network with logits as outputs, images to calibrate it on, and images to compare on."""
     keras.utils.set_random_seed(0)
     if name == "se_resnet11_digits":
         data, model = digits(), se_keras.create(name, classifier_activation=None)
@@ -206,9 +207,9 @@ def network(name):
         return model, data.train.images[:CALIBRATION], data.test.images[:IMAGES]
     model = se_keras.create(name, input_shape=SHAPE, classifier_activation=None)
     images = noise(SHAPE, samples=CALIBRATION + IMAGES)
-    # Statistics of what passes by, as training would leave: Keras' own let activations grow, or fade, from block to
-    # block until the logits say nothing. And a beta of 1, so that most values pass the ReLU behind: at 0 each
-    # BatchNorm gives back what the ReLU took of the differences, rounding included, and int8 ends in noise.
+    # The statistics of the images, as after training: with Keras' initial ones, activations grow or vanish from block
+    # to block, and the logits become meaningless. And a beta of 1, so that most values pass the next ReLU: with 0, each
+    # BatchNorm amplifies what the ReLU left of the differences, rounding included, and int8 ends in noise.
     for layer in model.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.momentum = 0.0
@@ -218,7 +219,7 @@ def network(name):
 
 
 def files(model, calibration):
-    """The float32 and the int8 file. The latter ends with the logits: a softmax hides a shift of them all."""
+    """The float32 and the int8 file. The int8 file ends with logits, because a softmax hides a shift of all logits."""
     probabilities = keras.Model(model.input, keras.layers.Softmax()(model.output), name=model.name)
     return {
         "float32": to_litert(probabilities).content,
@@ -227,10 +228,8 @@ def files(model, calibration):
 
 
 def output_step(content):
-    """One step of the int8 tensor that the output of a file is made of."""
-    reader = Interpreter(
-        model_content=content, experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
-    )
+    """One step of the int8 tensor that the output of a file is dequantized from."""
+    reader = plain_interpreter(content)
     (output,) = reader.get_output_details()
     (quantized,) = (op["inputs"][0] for op in reader._get_ops_details() if output["index"] in op["outputs"])
     (tensor,) = (tensor for tensor in reader.get_tensor_details() if tensor["index"] == quantized)
@@ -251,8 +250,8 @@ def compare(arm, cpus, name):
             x86 = np.load(paths[-1])
             for cpu in cpus:
                 say(f"{name}: {precision} on {cpu}")
-                met = arm.run(cpu, *paths)
-                yield compared(name, precision, content, cpu, x86, np.load(paths[-1]), met)
+                instructions = arm.run(cpu, *paths)
+                yield compared(name, precision, content, cpu, x86, np.load(paths[-1]), instructions)
 
 
 def compared(name, precision, content, cpu, x86, arm, instructions):
@@ -279,24 +278,24 @@ def table(rows):
 
 
 def for_people(comparisons):
-    """Of each file the CPU that is farthest from x86, and what the kernels on each CPU were made of."""
-    worst, met = {}, {}
+    """A table of the CPU with the largest difference for each file, and a table of the instructions on each CPU."""
+    worst, instructions = {}, {}
     for c in comparisons:
         file = (c.network, c.precision)
         worst[file] = max(worst.get(file, c), c, key=lambda one: one.difference)
-        met.setdefault((c.cpu, c.precision), Counter()).update(c.instructions)
+        instructions.setdefault((c.cpu, c.precision), Counter()).update(c.instructions)
     rows = [("network", "precision", "bytes", "difference", "int8 steps", "verdict")]
     for (name, precision), c in worst.items():
         steps = "" if c.steps is None else f"{c.steps} of {c.span}"
         rows.append((name, precision, f"{c.bytes:,}", f"{c.difference:.1e}", steps, c.verdict))
     kernels = [("qemu's CPU", "precision", "instructions in the kernels")]
-    for (cpu, precision), counts in met.items():
+    for (cpu, precision), counts in instructions.items():
         kernels.append((cpu, precision, ", ".join(f"{count} {name}" for name, count in counts.items())))
     return f"{table(rows)}\n\n{table(kernels)}"
 
 
 def main():
-    """Compares every network on every CPU and prints what came out."""
+    """Compares every network on every CPU and prints the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", nargs="?", type=Path, default=Path.home() / ".cache/se_keras/on_arm")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=NETWORKS)
@@ -304,7 +303,7 @@ def main():
     parser.add_argument("--json", action="store_true", help="each comparison, for programs")
     arguments = parser.parse_args()
     if platform.machine() != "x86_64":
-        parser.exit(2, f"Arm is compared with x86_64, so this runs there. Received: {platform.machine()}\n")
+        parser.exit(2, f"Arm is compared with x86_64, so this must run on x86_64. Received: {platform.machine()}\n")
     try:
         arm = Arm(arguments.folder)
         versions = {

@@ -1,7 +1,7 @@
-"""A network of the digits in every precision: size, accuracy, and agreement with the float network on test images.
+"""A network for the digits in every precision: size, accuracy, and agreement with the Keras model on the test images.
 
-python examples/precisions.py                  # trains the network first, about a minute
-python examples/precisions.py model.keras      # takes a network that `se-keras train` has trained on the digits
+python examples/precisions.py                  # trains a network first: about a minute
+python examples/precisions.py model.keras      # uses a network that `se-keras train` trained on the digits
 """
 
 import sys
@@ -24,7 +24,7 @@ else:
     with tempfile.TemporaryDirectory() as folder:
         model, _ = fit(se_keras.create("se_resnet11_digits", classes=10), DIGITS, data, folder)
 
-# What a phone's camera gives, and what is left when squeeze-and-excitation stays in float32.
+# The last rows: with the bytes of a camera, and with squeeze-and-excitation in float32.
 rows = {precision: {"precision": precision} for precision in PRECISIONS} | {
     "int8, uint8 in and out": {"precision": "int8", "input_type": "uint8", "output_type": "uint8"},
     "int8, SE in float32": {"precision": "int8", "keep_float": ".*_se_.*"},
@@ -37,8 +37,7 @@ for name, options in rows.items():
     runner = made.runner()
     (outputs,) = runner(data.test.images).values()
     accuracy = (outputs.argmax(axis=1) == data.test.labels).mean()
-    agreement, fell_off = made.manifest["agreement"], set(runner.undelegated())
-    where = "all" if not fell_off else f"all but {', '.join(sorted(fell_off))}" if len(fell_off) < 4 else "no"
-    cells = (f"{len(made.content) / 1e3:.0f}", f"{accuracy:.1%}", f"{agreement['top1']:.1%}",
-             f"{agreement['max_error']:.0e}", where)  # fmt: skip
-    print(f"| {' | '.join((name, *cells))} |")
+    agreement, undelegated = made.manifest["agreement"], sorted(set(runner.undelegated()))
+    delegated = "all" if not undelegated else f"all but {', '.join(undelegated)}" if len(undelegated) < 4 else "no"
+    size, top1, error = f"{len(made.content) / 1e3:.0f}", f"{agreement['top1']:.1%}", f"{agreement['max_error']:.0e}"
+    print(f"| {name} | {size} | {accuracy:.1%} | {top1} | {error} | {delegated} |")

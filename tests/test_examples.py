@@ -261,7 +261,7 @@ def test_missing_tools_are_named_in_one_line(on_arm, tmp_path, monkeypatch, caps
     with pytest.raises(SystemExit) as ended:
         on_arm.main()
     assert ended.value.code == 2
-    said = "Arm's Python comes by Debian's apt-get and dpkg. Missing: apt-get, dpkg, dpkg-deb\n"
+    said = "Python for Arm needs Debian's apt-get and dpkg. Missing: apt-get, dpkg, dpkg-deb\n"
     assert capsys.readouterr() == ("", said)
     assert not list(tmp_path.iterdir())
 

@@ -23,9 +23,9 @@ from se_keras.graph import calls, producer, structures
 from se_keras.layers import EXCITATIONS, SQUEEZES, ChannelShuffle, ShakeShake, SqueezeExcite
 from se_keras.recalibration import SITES, SEConfig
 
-# The largest allowed error, as a share of the outputs' range. Folding rounds each weight once (6e-8), and a hoisted mean
-# sums in another order. That leaves float32 noise: up to 4e-6 in the deepest networks below, 1e-6 in the small ones. A
-# lost bias, a wrong epsilon or a swapped channel changes more than 1e-3.
+# The largest allowed error, as a share of the outputs' range. Folding rounds each weight once (6e-8), and a hoisted
+# mean sums in another order. That leaves float32 noise: up to 4e-6 in the deepest networks below, 1e-6 in the small
+# ones. A lost bias, a wrong epsilon or a swapped channel changes more than 1e-3.
 BOUND = 1e-5
 
 
@@ -459,16 +459,16 @@ def outputs_by_layer(model):
 def test_twins_give_the_same_values(name):
     model, lowered = pair(name)
     tensors, others = outputs_by_layer(model), outputs_by_layer(lowered)
-    found = {one: other for one, other in lowered.lowering.counterparts.items() if one in tensors and other in others}
-    # An output has no counterpart if the next layer was folded in, or for the reasons that the case counts as rewritten.
+    pairs = {one: other for one, other in lowered.lowering.counterparts.items() if one in tensors and other in others}
+    # An output has no counterpart if the next layer was folded in, or for the reason that the case counts as rewritten.
     # Models inside the model are inlined.
-    lost = [layer for layer, outputs in tensors.items() if layer not in found and not is_model(outputs[0])]
+    lost = [layer for layer, outputs in tensors.items() if layer not in pairs and not is_model(outputs[0])]
     assert len(lost) <= CASES[name].folded + CASES[name].dropped + CASES[name].rewritten
-    if found:
+    if pairs:
         images = images_for(model)
         expected, actual = (
             outputs_of(keras.Model(structures(side)[0], [x for layer in names for x in outputs[layer]]), images)
-            for side, outputs, names in ((model, tensors, found), (lowered, others, found.values()))
+            for side, outputs, names in ((model, tensors, pairs), (lowered, others, pairs.values()))
         )
         for x, y in zip(expected, actual, strict=True):
             np.testing.assert_allclose(y, x, rtol=0, atol=BOUND * max(np.ptp(x), 1e-3))

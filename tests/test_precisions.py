@@ -1,4 +1,4 @@
-"""The precisions of a LiteRT file: each is what its name says, agrees with Keras, and runs on XNNPACK's kernels."""
+"""The precisions of LiteRT files: each has the types of its name, agrees with Keras, and is delegated to XNNPACK."""
 
 import re
 import warnings
@@ -31,7 +31,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def exported(model):
-    """`exported(precision, **options)`: the network's file, converted from Keras but once."""
+    """`exported(precision, **options)`: the network's file, which is converted from Keras only once."""
     float32 = to_litert(model, held_out=IMAGES)
     made = {"float32": float32}
 
@@ -57,12 +57,13 @@ def tensors(content):
 
 def kernels(content):
     """The types of the weights of convolutions and fully connected layers."""
-    return {kind for name, (kind, data) in tensors(content).items() if data is not None and "/convolution" in name
-            and not name.endswith("_dequant") and not re.search("BiasAdd", name)}  # fmt: skip
+    constants = {name: kind for name, (kind, data) in tensors(content).items() if data is not None}
+    skipped = re.compile("BiasAdd|_dequant$")
+    return {kind for name, kind in constants.items() if "/convolution" in name and not skipped.search(name)}
 
 
-# Largest share of the logits' range: a little above what rounding to so many bits gives here, and far below what a lost
-# weight does.
+# The largest error as a share of the logits' range: a little above that of rounding to so many bits in this network,
+# and far below that of a lost weight.
 BOUNDS = {"float32": 1e-5, "float16": 2e-3, "dynamic": 0.06, "int8": 0.12, "int16x8": 0.03}
 
 
@@ -106,20 +107,20 @@ def test_xnnpack_takes_every_operator(precision, exported):
 
 def test_xnnpack_takes_depthwise_convolutions_too():
     small = create("se_mobilenet_025", input_shape=(64, 64, 3), classes=10)
-    seen = images_for(small, samples=16)
-    float32 = to_litert(scattered(small, images=seen, beta=(0.5, 1.5)))
+    images = images_for(small, samples=16)
+    float32 = to_litert(scattered(small, images=images, beta=(0.5, 1.5)))
     for precision in ("float16", "dynamic", "int8"):
-        made = to_litert(small, precision=precision, calibration=seen, converted=float32)
+        made = to_litert(small, precision=precision, calibration=images, converted=float32)
         assert made.runner().undelegated() == []
         assert made.manifest["agreement"]["cosine"] > 0.9
 
 
 def test_int16x8_runs_on_the_reference_kernels(exported):
-    # XNNPACK has no int16: an accuracy reference, as the docstring says.
+    # XNNPACK has no int16 kernels: this precision is a reference for accuracy.
     assert "CONV_2D" in exported("int16x8").runner().undelegated()
 
 
-# What goes in and out.
+# Types of input and output.
 
 
 @pytest.mark.parametrize("output_type", ["float32", "int8", "uint8"])
@@ -131,10 +132,10 @@ def test_input_and_output_have_the_types_asked_for(input_type, output_type, expo
     assert np.dtype(runner._input["dtype"]).name == input_type
     assert np.dtype(output["dtype"]).name == output_type
     assert made.manifest["agreement"]["top1"] >= 0.95
-    told = made.manifest["signature"]["inputs"]["images"]
-    assert told["dtype"] == input_type
-    assert ("scale" in told, "zero_point" in told) == (input_type != "float32",) * 2
-    # XNNPACK does not turn uint8 into int8; the kernel that does flips one bit of each byte.
+    entry = made.manifest["signature"]["inputs"]["images"]
+    assert entry["dtype"] == input_type
+    assert ("scale" in entry, "zero_point" in entry) == (input_type != "float32",) * 2
+    # XNNPACK does not convert uint8 to int8. The kernel that does it flips one bit of each byte.
     allowed = ["QUANTIZE"] * ((input_type == "uint8") + (output_type == "uint8"))
     assert runner.undelegated() in ([], allowed[:1], allowed)
 
@@ -145,7 +146,7 @@ def test_integer_input_gives_what_the_float_one_does(types, exported):
     integers = exported("int8", input_type=types[0], output_type=types[1])
     (floats,) = exported("int8").runner()(IMAGES[:20]).values()
     (actual,) = integers.runner()(IMAGES[:20]).values()
-    # A step of the output is 1/256: half of one is rounding.
+    # A step of the output is 1/256, and rounding changes at most half a step.
     np.testing.assert_allclose(actual, floats, rtol=0, atol=0.5 / 256 + 1e-6)
 
 
@@ -198,8 +199,8 @@ def test_integer_input_of_pixels_normalized_by_channel_is_refused():
 
 def test_layers_kept_in_float_have_float_weights(exported):
     made = exported("int8", keep_float=".*_se_.*")
-    found = {kind for name, (kind, data) in tensors(made.content).items() if data is not None and "_se_" in name
-             and "/convolution" in name}  # fmt: skip
+    constants = {name: kind for name, (kind, data) in tensors(made.content).items() if data is not None}
+    found = {kind for name, kind in constants.items() if "_se_" in name and "/convolution" in name}
     assert found == {"FLOAT32"}
     assert "stage2_block1_se_reduce" in made.manifest["kept_float"]
     assert "INT8" in {kind for kind, _ in tensors(made.content).values()}
@@ -231,7 +232,7 @@ def test_integers_at_an_end_that_is_kept_in_float_are_refused(layer, options):
         to_litert(model, precision="int8", calibration=IMAGES, keep_float=layer, **options)
 
 
-# Clamps that cannot act.
+# Clamps without effect.
 
 
 def additions(content):
@@ -278,14 +279,14 @@ def test_packed_file_has_its_weights_at_multiples_of_sixteen(exported):
 
 @pytest.mark.parametrize("form", ["array", "list", "batches", "dataset", "generator"])
 def test_calibration_data_comes_in_many_forms(form, exported, model):
-    given = {
+    calibration = {
         "array": lambda: IMAGES[:12],
         "list": lambda: list(IMAGES[:12]),
         "batches": lambda: [IMAGES[:8], IMAGES[8:12]],
         "dataset": lambda: tf.data.Dataset.from_tensor_slices((IMAGES[:12], np.arange(12))).batch(5),
         "generator": lambda: (image for image in IMAGES[:12]),
     }[form]()
-    made = to_litert(model, precision="int8", calibration=given, converted=exported("float32"))
+    made = to_litert(model, precision="int8", calibration=calibration, converted=exported("float32"))
     # Every fifth is held out.
     assert (made.manifest["calibration_images"], made.manifest["agreement"]["samples"]) == (10, 2)
 
@@ -322,11 +323,11 @@ def test_average_pooling_and_concatenations_stay_on_xnnpack_in_int8():
     images = keras.Input((9, 9, 4), name="images")
     x = layers.Concatenate()([layers.AveragePooling2D(3, 2)(images), layers.Conv2D(4, 3, 2)(images)])
     pooled = keras.Model(images, layers.Conv2D(3, 1)(layers.ReLU()(x)))
-    seen = images_for(pooled, samples=20)
-    made = to_litert(pooled, precision="int8", calibration=seen)
+    inputs = images_for(pooled, samples=20)
+    made = to_litert(pooled, precision="int8", calibration=inputs)
     assert made.runner().undelegated() == []
-    (actual,) = made.runner()(seen).values()
-    assert difference(outputs_of(pooled, seen), [actual]) < 0.03
+    (actual,) = made.runner()(inputs).values()
+    assert difference(outputs_of(pooled, inputs), [actual]) < 0.03
 
 
 def test_kernel_of_more_than_32_mib_is_quantized():
@@ -334,7 +335,7 @@ def test_kernel_of_more_than_32_mib_is_quantized():
     images = keras.Input((4, 4, 1024))
     outputs = keras.layers.Conv2D(1024, 3, name="conv")(images)  # 36 MiB, as SENet-154's last shortcut has 72
     model = keras.Model(images, outputs)
-    some = np.random.default_rng(0).normal(size=(4, 4, 4, 1024)).astype("float32")
-    result = to_litert(model, precision="int8", calibration=some[:2], held_out=some[2:]).manifest["agreement"]
-    # A kernel in steps of 1/127 of each channel's largest value, or one that is none of its own.
+    data = np.random.default_rng(0).normal(size=(4, 4, 4, 1024)).astype("float32")
+    result = to_litert(model, precision="int8", calibration=data[:2], held_out=data[2:]).manifest["agreement"]
+    # A kernel in steps of 1/127 of each channel's largest value. Scales of other channels give far less.
     assert result["cosine"] > 0.999
