@@ -17,13 +17,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-import keras
 import numpy as np
 from keras import layers
 
+from se_keras.layers import ops
 from se_keras.typing import Array, Json
-
-ops: Any = keras.ops  # not typed: its inferred return types are unions over all backends, None included
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,28 +16,10 @@ from keras import layers
 
 from se_keras.errors import first_line
 from se_keras.graph import calls, endpoints, input_shape_of, parts, producer, structures
-from se_keras.layers import ChannelShuffle, ShakeShake, SqueezeExcite
+from se_keras.layers import ChannelShuffle, ShakeShake, SqueezeExcite, ops
 
-from .algebra import (
-    Affine,
-    Concatenated,
-    Emitted,
-    Gated,
-    Shuffled,
-    Value,
-    average,
-    compose,
-    fold,
-    fold_gated,
-    fully_connected,
-    hoist_mean,
-    is_emitted,
-    max_squeeze,
-    ops,
-    rectify,
-    unshuffle,
-    without_training,
-)
+from . import algebra
+from .algebra import Affine, Concatenated, Emitted, Gated, Shuffled, Value
 
 # Layers that return their input in inference.
 _IDENTITIES = (
@@ -126,7 +108,7 @@ def lower(model: keras.Model, *, input_shape: Sequence[int] | None = None) -> ke
     lowered = keras.Model(keras.tree.map_structure(lambda x: inputs[id(x)], input_structure), outputs, name=model.name)
     lowered.lowering = Lowering(
         **{kind: tuple(found) for kind, found in rewriter.log.items()},
-        counterparts={name: producer(y.tensor).name for name, y in rewriter.outputs if is_emitted(y)},
+        counterparts={name: producer(y.tensor).name for name, y in rewriter.outputs if algebra.is_emitted(y)},
     )
     return lowered
 
@@ -187,13 +169,15 @@ class _Rewriter:
         kernel = _values(layer.kernel)
         outputs = kernel.shape[-2:] if isinstance(layer, layers.DepthwiseConv2D) else kernel.shape[-1:]
         bias = _values(layer.bias) if layer.use_bias else np.zeros(int(np.prod(outputs)))
-        affine = Affine(x, kernel, bias, type(layer), without_training(layer.get_config() | {"name": self._name(name)}))
-        return unshuffle(affine, x) if isinstance(x, Shuffled) and x not in self._shared else affine
+        affine = Affine(
+            x, kernel, bias, type(layer), algebra.without_training(layer.get_config() | {"name": self._name(name)})
+        )
+        return algebra.unshuffle(affine, x) if isinstance(x, Shuffled) and x not in self._shared else affine
 
     def _average_pooling(self, layer, call, inputs, name):
         # TensorFlow's depthwise convolution needs equal strides.
         if _is_plain(layer) and layer.padding == "valid" and layer.strides[0] == layer.strides[1]:
-            return average(inputs[0], layer, name=self._name(name))
+            return algebra.average(inputs[0], layer, name=self._name(name))
 
     def _concatenate(self, layer, call, inputs, name):
         return Concatenated(tuple(inputs), self._copy(layer, name))
@@ -201,7 +185,7 @@ class _Rewriter:
     def _relu(self, layer, call, inputs, name):
         (x,) = inputs
         if isinstance(x, Concatenated) and x not in self._shared and _is_relu(layer):
-            return rectify(x, name=self._name(name))
+            return algebra.rectify(x, name=self._name(name))
 
     def _batch_norm(self, layer, call, inputs, name):
         (x,) = inputs
@@ -210,10 +194,10 @@ class _Rewriter:
         scale, shift = _scale_and_shift(layer)
         folded = None
         if isinstance(x, Affine):
-            folded = fold(x, scale, shift)
+            folded = algebra.fold(x, scale, shift)
         elif isinstance(x, Shuffled) and isinstance(x.x, Affine) and x.x not in self._shared:
             inverse = np.argsort(x.order)
-            folded = replace(x, x=fold(x.x, scale[inverse], shift[inverse]))
+            folded = replace(x, x=algebra.fold(x.x, scale[inverse], shift[inverse]))
         self.log["folded"] += [name] * (folded is not None)
         return folded
 
@@ -222,10 +206,10 @@ class _Rewriter:
         scale, shift = np.asarray(layer.scale, "float64"), np.asarray(layer.offset, "float64")
         folded = None
         if isinstance(x, Affine) and x not in self._shared:
-            folded = fold(x, scale, shift)
+            folded = algebra.fold(x, scale, shift)
         elif isinstance(x, Gated) and x not in self._shared and not np.any(shift):
             affine = x.own_affine(self._shared)
-            folded = affine and fold_gated(affine, x, scale)
+            folded = affine and algebra.fold_gated(affine, x, scale)
         self.log["folded"] += [name] * (folded is not None)
         return folded
 
@@ -242,20 +226,20 @@ class _Rewriter:
         (x,), name = inputs, self._name(name)
         squeezed = x
         if layer.squeeze == "avg":
-            squeezed = hoist_mean(x, name=f"{name}_squeeze")
+            squeezed = algebra.hoist_mean(x, name=f"{name}_squeeze")
         elif layer.squeeze == "max":
-            squeezed = Emitted(max_squeeze(x.tensor, name=f"{name}_squeeze"))
+            squeezed = Emitted(algebra.max_squeeze(x.tensor, name=f"{name}_squeeze"))
         w1, w2 = _values(layer.reduce_kernel), _values(layer.expand_kernel)
         b1, b2 = np.zeros(w1.shape[1]), np.zeros(w2.shape[1])
         if layer.bias:
             b1, b2 = _values(layer.reduce_bias), _values(layer.expand_bias)
-        reduce = fully_connected(squeezed, w1, b1, name=f"{name}_reduce", activation="relu")
+        reduce = algebra.fully_connected(squeezed, w1, b1, name=f"{name}_reduce", activation="relu")
         if layer.squeeze == "avg" and isinstance(squeezed, Affine):
-            reduce = compose(squeezed, reduce)
+            reduce = algebra.compose(squeezed, reduce)
             self.log["hoisted"].append(name)
         else:
             self.log["unhoisted"].append(name)
-        expand = fully_connected(reduce, w2, b2, name=f"{name}_expand", activation=layer.excitation)
+        expand = algebra.fully_connected(reduce, w2, b2, name=f"{name}_expand", activation=layer.excitation)
         return Gated(x, expand, f"{name}_scale")
 
     def _copy(self, operation, name):

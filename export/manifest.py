@@ -4,7 +4,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -25,24 +25,6 @@ _RULE = (
 _FLOAT32_TOLERANCE = 1e-4
 _OTHER_TOLERANCE = 0.1
 _VALUES = 64  # kept of each output
-
-
-class Runner(Protocol):
-    """An exported model that can be run."""
-
-    @property
-    def input_shape(self) -> tuple[int | None, ...]:
-        """Shape of the input, batch first."""
-        ...
-
-    @property
-    def input_dtype(self) -> np.dtype[Any]:
-        """Type of the input."""
-        ...
-
-    def __call__(self, images: Array) -> Outputs:
-        """Outputs for `images`: `{name: array}`."""
-        ...
 
 
 def manifest(
@@ -79,14 +61,14 @@ def manifest(
 
 
 def reference_outputs(
-    runner: Runner, *, low: float, high: float, precision: str, shape: Sequence[int] | None = None, seed: int = 0
+    runner: Any, *, low: float, high: float, precision: str, shape: Sequence[int] | None = None, seed: int = 0
 ) -> Json:
     """The outputs of `runner` for random images, as a dict for JSON. `reference_error` compares another run with it.
 
     At most 64 values of each output are kept: all, every second one, every third one, and so on.
 
     Args:
-        runner: The exported model.
+        runner: Runs the exported model: a `LiteRTRunner` or a `SavedModelRunner`.
         low: Lowest value of the images. For integers, the lowest of their type is used.
         high: Highest value of the images; likewise.
         precision: Name of the precision, which determines the tolerance.

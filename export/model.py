@@ -9,12 +9,12 @@ import numpy as np
 import tensorflow as tf
 
 from se_keras.graph import calls, gives_probabilities, producer, structures
+from se_keras.layers import ops
 from se_keras.typing import Array, FilePath, Images, Json, Outputs
 
 from .outputs import Agreement, agreement, in_batches, logit_range, noise
 
 SIGNATURE = "serving_default"
-ops: Any = keras.ops  # not typed: its inferred return types are unions over all backends, None included
 _FREE_SIZE = 64  # of images, if the model leaves their size free
 # Logits can be compared by their probabilities if their range is between these. At the lower limit, float32 resolves
 # differences of 1e-3 to 1e-5 of the range; at the upper one, probabilities come near 1e-30, the least that is compared.

@@ -18,10 +18,9 @@ from keras import layers
 
 from se_keras.graph import calls, endpoints, input_shape_of, parts, structures
 from se_keras.images import calibration_images
-from se_keras.layers import SqueezeExcite
+from se_keras.layers import SqueezeExcite, ops
 from se_keras.typing import Array
 
-ops: Any = keras.ops  # not typed: its inferred return types are unions over all backends, None included
 RankingName = Literal["excitation", "response", "magnitude", "random"]
 _BATCH = 32
 

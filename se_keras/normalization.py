@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-ops: Any = keras.ops  # not typed: its inferred return types are unions over all backends, None included
+from se_keras.layers import ops
 
 
 class Normalization(NamedTuple):
@@ -17,15 +17,9 @@ class Normalization(NamedTuple):
 
     @classmethod
     def of(cls, normalization: Any, *, channels: int) -> "Normalization":
-        """Checks `(mean, std)`, each a number or one for each channel. If all channels are equal, one value is kept.
-
-        Raises:
-            TypeError: If it is not a pair of numbers or of sequences of numbers.
-            ValueError: If a number is not finite, a std is not above zero, or their count is not 1 or `channels`.
-        """
-        rule = (
-            f"normalization must be (mean, std), each a number or one for each of {channels} channels, std above zero"
-        )
+        """Checks `(mean, std)`, each a number or one for each channel. If all channels are equal, one value is kept."""
+        each = f"each a number or one for each of {channels} channels, std above zero"
+        rule = f"normalization must be (mean, std), {each}"
         try:
             mean, std = (tuple(np.atleast_1d(np.asarray(values, dtype="float64")).tolist()) for values in normalization)
             finite = all(math.isfinite(value) for value in (*mean, *std))
@@ -64,4 +58,3 @@ class Normalization(NamedTuple):
 
 
 IMAGENET = Normalization((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))  # RGB, as in timm and torchvision
-PIXELS = Normalization((0.0,), (1.0,))  # leaves pixels 0 to 255

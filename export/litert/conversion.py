@@ -4,7 +4,7 @@ import os
 import re
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
@@ -128,20 +128,15 @@ def to_litert(
     )
     report(f"converting {model.name}")
     content = metadata.detach(converted.content) if converted else _convert(exported, (1, *shape), output_names(model))
-    content = quantize(
+    content = _quantized(
         content,
-        precision,
+        exported,
+        about=about,
         images=calibration_set,
-        signature=SIGNATURE,
-        input_name=input_names(exported)[0],
-        input_range=None if input_type == "float32" else _range_of_pixels(about.normalization),
-        keep_float=float_layers,
-        output_layer=producer(exported.outputs[0]).name,
-        progress=_calibration_progress(model.name, report),
+        types=(input_type, output_type),
+        float_layers=float_layers,
+        report=report,
     )
-    if precision == "int8":
-        content = without_clamps(content, calibration_set)
-        content = with_types(content, input_type=input_type, output_type=output_type)
     report(f"comparing {model.name} with its file on {len(comparison_set)} images")
     file, result = compared_file(
         content,
@@ -259,14 +254,38 @@ def _image_sets(
     return images, check_images(model, shape=shape) if rest is None else rest
 
 
-def _calibration_progress(name: str, report: OnMessage) -> Callable[[int, int], None]:
-    """Reports some ten times how many images have been run."""
+def _quantized(
+    content: bytes,
+    exported: keras.Model,
+    *,
+    about: Metadata,
+    images: Images,
+    types: tuple[InferenceType, InferenceType],
+    float_layers: tuple[str, ...],
+    report: OnMessage,
+) -> bytes:
+    """The float32 file in another precision, with the `types` of input and output."""
 
-    def on_image(done: int, images: int) -> None:
-        if done == images or not done % max(images // 10, 1):
-            report(f"calibrating {name}: {done} of {images} images")
+    def on_image(done: int, count: int) -> None:
+        if done == count or not done % max(count // 10, 1):
+            report(f"calibrating {exported.name}: {done} of {count} images")
 
-    return on_image
+    input_type, output_type = types
+    precision: Any = about.precision
+    content = quantize(
+        content,
+        precision,
+        images=images,
+        signature=SIGNATURE,
+        input_name=input_names(exported)[0],
+        input_range=None if input_type == "float32" else _range_of_pixels(about.normalization),
+        keep_float=float_layers,
+        output_layer=producer(exported.outputs[0]).name,
+        progress=on_image,
+    )
+    if precision != "int8":
+        return content
+    return with_types(without_clamps(content, images), input_type=input_type, output_type=output_type)
 
 
 def _check_agreement(result: Agreement, precision: Precision) -> None:
