@@ -1,14 +1,14 @@
-"""What all families share: the fields of a row, convolution with BatchNorm, padding, the classifier."""
+"""What all families share: the fields of a row, the order of blocks, convolution with BatchNorm, the classifier."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
 from keras import KerasTensor, initializers, layers
 
 from se_keras.normalization import IMAGENET, Normalization
-from se_keras.recalibration import SEConfig, Site
+from se_keras.recalibration import Hook, SEConfig, Site, recalibrator
 
 Padding = Literal["symmetric", "none"]  # "none" as in the first layers of Inception
 Kernel = int | tuple[int, int]  # (height, width) at stride 1 alone
@@ -134,8 +134,7 @@ class NetworkSpec:
         input_shape: Default `(height, width, channels)`.
         minimum_size: The smallest height and width that it accepts.
         sites: The sites where its blocks can be recalibrated.
-        mean: The value of each channel (RGB, pixels in 0 to 255) that preprocessing subtracts.
-        std: The value of each channel that preprocessing then divides by.
+        mean, std: Preprocessing computes (pixel - mean) / std in each channel (RGB, pixels in 0 to 255).
         se: Squeeze-and-excitation, or None.
         source: Where the network is published.
     """
@@ -160,6 +159,13 @@ class NetworkSpec:
     def stages(self) -> Sequence[int]:
         """The numbers of the stages, for `SEConfig.stages`."""
         raise NotImplementedError
+
+    def each_block(self, counts: Iterable[int]) -> Iterator[tuple[int, int, Hook, str]]:
+        """Stage, number in the stage (from 1), hook and name of each block, from the number of blocks in each stage."""
+        for stage, count in zip(self.stages, counts, strict=True):
+            for block in range(1, count + 1):
+                name = f"stage{stage}_block{block}"
+                yield stage, block, recalibrator(self.se, stage=stage, name=name), name
 
 
 Spec = TypeVar("Spec", bound=NetworkSpec)

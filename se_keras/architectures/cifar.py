@@ -7,7 +7,7 @@ from keras import KerasTensor, layers
 
 from se_keras.blocks import NetworkSpec, add_relu, batch_norm, conv, conv_bn, conv_bn_relu, relu, with_se
 from se_keras.layers import Mixture, ShakeShake
-from se_keras.recalibration import SITES, Hook, SEConfig, Site, recalibrator
+from se_keras.recalibration import SITES, Hook, SEConfig, Site
 
 # Pre-activation blocks: BatchNorm and ReLU come before their convolution, and nothing comes after the sum.
 
@@ -87,24 +87,16 @@ def shake(x: KerasTensor, branch: Callable[..., KerasTensor], *, spec: "CifarSpe
 
 
 def skip(x: KerasTensor, activated: KerasTensor, channels: int, *, strides: int, name: str) -> KerasTensor:
-    """The shortcut: `x` itself if the shape stays the same, else two concatenated 1x1 convolutions.
-
-    The second one reads an input that is shifted by one pixel.
-    """
+    """The shortcut: `x` itself, or two concatenated 1x1 convolutions, one of them of the input shifted by one pixel."""
     if x.shape[-1] == channels:
         return x
     shifted = layers.Cropping2D(((0, 1), (0, 1)), name=f"{name}_shortcut2_crop")(activated)
     shifted = layers.ZeroPadding2D(((1, 0), (1, 0)), name=f"{name}_shortcut2_pad")(shifted)
     halves = [
         conv(half, channels // 2, 1, strides=strides, name=f"{name}_shortcut{number}")
-        for number, half in ((1, activated), (2, shifted))
+        for number, half in enumerate((activated, shifted), start=1)
     ]
     return batch_norm(layers.Concatenate(name=f"{name}_shortcut_concat")(halves), name=f"{name}_shortcut_bn")
-
-
-def no_end(x: KerasTensor, *, name: str) -> KerasTensor:
-    """Nothing, after blocks that end in ReLU."""
-    return x
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,18 +108,17 @@ class CifarSpec(NetworkSpec):
         block: The function that builds a block.
         stem: The 3x3 convolution before stage 2: `conv`, `conv_bn` or `conv_bn_relu`.
         stem_channels: Channels of the stem.
-        end: What follows the last block.
+        end: What follows the last block; None after blocks that end in ReLU.
         width: Channels of stage 2 (before a bottleneck's factor of four); each later stage doubles them.
         cardinality: Groups of the 3x3 convolution in a Shake-Shake bottleneck, each with `width` channels.
-        forward: How Shake-Shake mixes the outputs of the branches.
-        backward: How Shake-Shake mixes their gradients.
+        forward, backward: How Shake-Shake mixes the outputs of the branches, and their gradients.
     """
 
     blocks: int
     block: Callable[..., KerasTensor] = basic
     stem: Callable[..., KerasTensor] = conv
     stem_channels: int = 16
-    end: Callable[..., KerasTensor] = bn_relu
+    end: Callable[..., KerasTensor] | None = bn_relu
     width: int = 16
     cardinality: int = 1
     forward: Mixture = "shake"
@@ -148,13 +139,10 @@ class CifarSpec(NetworkSpec):
 def build(spec: CifarSpec, images: KerasTensor) -> KerasTensor:
     """Features of `images`, `(batch, height, width, channels)`, at the end of the last stage."""
     x = spec.stem(images, spec.stem_channels, 3, name="conv1")
-    for stage in spec.stages:
-        for block in range(1, spec.blocks + 1):
-            name = f"stage{stage}_block{block}"
-            strides = 2 if block == 1 and stage > 2 else 1
-            se = recalibrator(spec.se, stage=stage, name=name)
-            x = spec.block(x, spec.width * 2 ** (stage - 2), strides=strides, spec=spec, se=se, name=name)
-    return spec.end(x, name=f"stage{spec.stages[-1]}_end")
+    for stage, block, se, name in spec.each_block([spec.blocks] * 3):
+        strides = 2 if block == 1 and stage > 2 else 1
+        x = spec.block(x, spec.width * 2 ** (stage - 2), strides=strides, spec=spec, se=se, name=name)
+    return spec.end(x, name="stage4_end") if spec.end else x
 
 
 _preact = "He et al. 2016 (arXiv:1603.05027), Table 1; arXiv:1709.01507, Tables 4 and 5"
@@ -173,20 +161,14 @@ SPECS = with_se(
             source="Zagoruyko & Komodakis 2016 (arXiv:1605.07146), Table 1; arXiv:1709.01507, Tables 4 and 5",
         ),
         "shake_shake_26_2x96d": CifarSpec(
-            blocks=4,
-            block=shake_basic,
-            stem=conv_bn,
-            end=relu,
-            width=96,
-            sites=_block_sites,
-            source=f"{_shake}Table 4",
+            blocks=4, block=shake_basic, stem=conv_bn, end=relu, width=96, sites=_block_sites, source=f"{_shake}Table 4"
         ),
         "shake_even_29_2x4x64d": CifarSpec(
             blocks=3,
             block=shake_bottleneck,
             stem=conv_bn_relu,
             stem_channels=64,
-            end=no_end,
+            end=None,
             width=64,
             cardinality=4,
             backward="even",

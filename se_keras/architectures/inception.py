@@ -8,7 +8,7 @@ from typing import Any
 from keras import KerasTensor, layers
 
 from se_keras.blocks import EPSILON, HE, Kernel, NetworkSpec, Padding, conv_bn_relu, max_pool_caffe, relu, with_se
-from se_keras.recalibration import Hook, SEConfig, recalibrator
+from se_keras.recalibration import Hook, SEConfig
 
 Convolutions = tuple[tuple[int, Kernel], ...]  # (channels, kernel) of each
 
@@ -199,10 +199,9 @@ class InceptionSpec(NetworkSpec):
 def build(spec: InceptionSpec, images: KerasTensor) -> KerasTensor:
     """Features of `images`, `(batch, height, width, channels)`, at the end of the last module."""
     x = spec.stem(images)
-    for stage, modules in spec.modules.items():
-        for block, (build_module, *arguments) in enumerate(modules, start=1):
-            name = f"stage{stage}_block{block}"
-            x = build_module(x, *arguments, se=recalibrator(spec.se, stage=stage, name=name), name=name)
+    for stage, block, se, name in spec.each_block(map(len, spec.modules.values())):
+        build_module, *arguments = spec.modules[stage][block - 1]
+        x = build_module(x, *arguments, se=se, name=name)
     return x
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from keras import KerasTensor
 
 from se_keras.blocks import NetworkSpec, conv_bn_relu, depthwise_bn, relu, with_se
-from se_keras.recalibration import Hook, SEConfig, Site, recalibrator
+from se_keras.recalibration import Hook, SEConfig, Site
 
 # Howard et al. 2017, Table 1: output channels of the 13 blocks, by stage. From stage 2 on, the first block of a stage
 # halves the size: stage n has a stride of 2 ** n.
@@ -20,13 +20,9 @@ def separable(x: KerasTensor, channels: int, *, strides: int, se: Hook, name: st
 
 @dataclass(frozen=True, kw_only=True)
 class MobileNetSpec(NetworkSpec):
-    """A row of the family.
+    """A row of the family."""
 
-    Args:
-        alpha: The width multiplier: every number of channels is multiplied by it.
-    """
-
-    alpha: float = 1.0
+    alpha: float = 1.0  # the width multiplier: every number of channels is multiplied by it
     sites: tuple[Site, ...] = ("standard", "3x3")
     source: str = "Howard et al. 2017, Table 1; arXiv:1709.01507, Table 3"
 
@@ -39,12 +35,9 @@ class MobileNetSpec(NetworkSpec):
 def build(spec: MobileNetSpec, images: KerasTensor) -> KerasTensor:
     """Features of `images`, `(batch, height, width, channels)`, at the end of the last block."""
     x = conv_bn_relu(images, int(32 * spec.alpha), 3, strides=2, name="conv1")
-    for stage, blocks in zip(spec.stages, CHANNELS, strict=True):
-        for block, channels in enumerate(blocks, start=1):
-            name = f"stage{stage}_block{block}"
-            se = recalibrator(spec.se, stage=stage, name=name)
-            strides = 2 if block == 1 and stage > 1 else 1
-            x = separable(x, int(channels * spec.alpha), strides=strides, se=se, name=name)
+    for stage, block, se, name in spec.each_block(map(len, CHANNELS)):
+        channels = int(CHANNELS[stage - 1][block - 1] * spec.alpha)
+        x = separable(x, channels, strides=2 if block == 1 and stage > 1 else 1, se=se, name=name)
     return x
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 from keras import KerasTensor
 
 from se_keras.blocks import NetworkSpec, add_relu, conv_bn, conv_bn_relu, max_pool_caffe, max_pool_torch, with_se
-from se_keras.recalibration import SITES, Hook, SEConfig, Site, recalibrator
+from se_keras.recalibration import SITES, Hook, SEConfig, Site
 
 
 def bottleneck(x: KerasTensor, channels: int, *, strides: int, spec: "ResNetSpec", se: Hook, name: str) -> KerasTensor:
@@ -96,12 +96,9 @@ class ResNetSpec(NetworkSpec):
 def build(spec: ResNetSpec, images: KerasTensor) -> KerasTensor:
     """Features of `images`, `(batch, height, width, channels)`, at the end of the last stage."""
     x = spec.stem(images, spec)
-    for stage, count in zip(spec.stages, spec.blocks, strict=True):
-        for block in range(1, count + 1):
-            name = f"stage{stage}_block{block}"
-            strides = 2 if block == 1 and stage > 2 else 1
-            se = recalibrator(spec.se, stage=stage, name=name)
-            x = spec.block(x, spec.width * 2 ** (stage - 2), strides=strides, spec=spec, se=se, name=name)
+    for stage, block, se, name in spec.each_block(spec.blocks):
+        strides = 2 if block == 1 and stage > 2 else 1
+        x = spec.block(x, spec.width * 2 ** (stage - 2), strides=strides, spec=spec, se=se, name=name)
     return x
 
 

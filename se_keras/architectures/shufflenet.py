@@ -6,7 +6,7 @@ from keras import KerasTensor, layers
 
 from se_keras.blocks import NetworkSpec, add_relu, conv_bn, conv_bn_relu, depthwise_bn, max_pool_torch, relu, with_se
 from se_keras.layers import ChannelShuffle
-from se_keras.recalibration import SITES, Hook, SEConfig, Site, recalibrator
+from se_keras.recalibration import SITES, Hook, SEConfig, Site
 
 BLOCKS = (4, 8, 4)  # in stages 2 to 4: Zhang et al. 2018, Table 1
 CHANNELS = {1: 144, 2: 200, 3: 240, 4: 272, 8: 384}  # of stage 2, by groups; each later stage doubles them
@@ -56,20 +56,18 @@ def build(spec: ShuffleNetSpec, images: KerasTensor) -> KerasTensor:
     # The branch of the first unit of stage 2 has channels - stem channels: the groups must divide both.
     stem = _multiple(24 * spec.width, of=spec.groups)
     x = max_pool_torch(conv_bn_relu(images, stem, 3, strides=2, name="conv1"), name="pool1")
-    for stage, count in zip(spec.stages, BLOCKS, strict=True):
-        channels = _multiple(CHANNELS[spec.groups] * spec.width, of=4 * spec.groups) * 2 ** (stage - 2)
-        for block in range(1, count + 1):
-            name = f"stage{stage}_block{block}"
-            x = shuffle_unit(
-                x,
-                channels,
-                strides=2 if block == 1 else 1,
-                # "we do not apply group convolution on the first pointwise layer": its input has few channels.
-                first_groups=1 if stage == 2 and block == 1 else spec.groups,
-                groups=spec.groups,
-                se=recalibrator(spec.se, stage=stage, name=name),
-                name=name,
-            )
+    width = _multiple(CHANNELS[spec.groups] * spec.width, of=4 * spec.groups)
+    for stage, block, se, name in spec.each_block(BLOCKS):
+        x = shuffle_unit(
+            x,
+            width * 2 ** (stage - 2),
+            strides=2 if block == 1 else 1,
+            # "we do not apply group convolution on the first pointwise layer": its input has few channels.
+            first_groups=1 if stage == 2 and block == 1 else spec.groups,
+            groups=spec.groups,
+            se=se,
+            name=name,
+        )
     return x
 
 

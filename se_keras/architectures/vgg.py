@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from keras import KerasTensor, layers
 
 from se_keras.blocks import HE, NetworkSpec, conv_bn_relu, predictions, with_se
-from se_keras.recalibration import SEConfig, recalibrator
+from se_keras.recalibration import SEConfig
 
 CHANNELS = (64, 128, 256, 512, 512)  # of stages 1 to 5: Simonyan & Zisserman 2014, Table 1
 
@@ -23,13 +23,9 @@ def fully_connected(x: KerasTensor, classes: int, *, activation: str | None, dro
 
 @dataclass(frozen=True, kw_only=True)
 class VGGSpec(NetworkSpec):
-    """A row of the family.
+    """A row of the family. A block is a convolution with BatchNorm and ReLU."""
 
-    Args:
-        blocks: Number of blocks in stages 1 to 5. A block is a convolution with BatchNorm and ReLU.
-    """
-
-    blocks: tuple[int, ...]
+    blocks: tuple[int, ...]  # in stages 1 to 5
 
     @property
     def stages(self) -> range:
@@ -40,12 +36,10 @@ class VGGSpec(NetworkSpec):
 def build(spec: VGGSpec, images: KerasTensor) -> KerasTensor:
     """Features of `images`, `(batch, height, width, channels)`, after the last pooling."""
     x = images
-    for stage, count, channels in zip(spec.stages, spec.blocks, CHANNELS, strict=True):
-        for block in range(1, count + 1):
-            name = f"stage{stage}_block{block}"
-            se = recalibrator(spec.se, stage=stage, name=name)
-            x = se("standard", conv_bn_relu(x, channels, 3, name=f"{name}_conv"))
-        x = layers.MaxPooling2D(2, name=f"pool{stage}")(x)
+    for stage, block, se, name in spec.each_block(spec.blocks):
+        x = se("standard", conv_bn_relu(x, CHANNELS[stage - 1], 3, name=f"{name}_conv"))
+        if block == spec.blocks[stage - 1]:  # the last one of its stage
+            x = layers.MaxPooling2D(2, name=f"pool{stage}")(x)
     return x
 
 
