@@ -55,13 +55,12 @@ def complexity(model: keras.Model, *, input_shape: Sequence[int] | None = None) 
     """Counts parameters and multiply-adds of a functional model at any input size.
 
     Args:
-        model: A functional or Sequential Keras model. The layers of models inside it are counted too.
-        input_shape: `(height, width, channels)` of the image, for models with one input. Default: the shape of the
-            model; required if a size in it is None.
+        model: A functional or Sequential model. The layers of models inside it are counted too.
+        input_shape: `(height, width, channels)`, for models with one input. Default: the shape of the model; required
+            if a size in it is None.
 
     Raises:
-        ValueError: If a size is unknown, or if the model does not take `input_shape`.
-        TypeError: If the model is not functional.
+        ValueError, TypeError: If a size is unknown, if the model does not take `input_shape`, or if it has no graph.
 
     Example: `complexity(se_keras.SEResNet50()).macs` is 3.8605e9: Table 2's 3.87 GFLOPs.
     """
@@ -107,48 +106,34 @@ def _count(model, images, rows, counted):
 def _row(layer, input_shape, output_shape, counted):
     weights = [] if layer in counted else layer.weights
     counted.add(layer)
-    statistics = [w for w in weights if w.name in _STATISTICS]
-    parameters = [w for w in weights if w.name not in _STATISTICS]
     return LayerComplexity(
         name=layer.name,
         type=type(layer).__name__,
         output_shape=tuple(output_shape[1:]),
-        trainable=sum(math.prod(w.shape) for w in parameters),
-        statistics=sum(math.prod(w.shape) for w in statistics),
-        macs=next((macs(layer, input_shape, output_shape) for kind, macs in _MACS if isinstance(layer, kind)), 0),
+        trainable=sum(math.prod(w.shape) for w in weights if w.name not in _STATISTICS),
+        statistics=sum(math.prod(w.shape) for w in weights if w.name in _STATISTICS),
+        macs=_macs(layer, input_shape, output_shape),
     )
 
 
 # Weights of BatchNormalization and Normalization that are measured, not trained.
 _STATISTICS = ("moving_mean", "moving_variance", "mean", "variance", "count")
 
-
-def _positions(shape):
-    return math.prod(shape[1:-1])
-
-
-def _se_macs(layer, input_shape, output_shape):
-    positions = _positions(input_shape) if layer.squeeze == "none" else 1
-    return positions * 2 * math.prod(layer.reduce_kernel.shape)
-
-
-def _kernel_macs(layer, _, output_shape):
-    return _positions(output_shape) * math.prod(layer.kernel.shape)
-
-
-def _separable_macs(layer, _, output_shape):
-    kernels = (layer.depthwise_kernel, layer.pointwise_kernel)
-    return _positions(output_shape) * sum(math.prod(kernel.shape) for kernel in kernels)
-
-
-def _transposed_macs(layer, input_shape, _):
-    return _positions(input_shape) * math.prod(layer.kernel.shape)
-
-
-# A kernel is applied once per output position; that of a transposed convolution once per input position.
-_MACS: tuple[tuple[Any, Any], ...] = (
-    (SqueezeExcite, _se_macs),
-    ((layers.Conv1DTranspose, layers.Conv2DTranspose), _transposed_macs),
-    ((layers.SeparableConv1D, layers.SeparableConv2D), _separable_macs),
-    ((layers.Conv1D, layers.Conv2D, layers.DepthwiseConv1D, layers.DepthwiseConv2D, layers.Dense), _kernel_macs),
+_TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose)
+_ONE_KERNEL = (layers.Conv1D, layers.Conv2D, layers.DepthwiseConv1D, layers.DepthwiseConv2D, layers.Dense)
+_KERNELS: tuple[tuple[Any, tuple[str, ...]], ...] = (
+    (SqueezeExcite, ("reduce_kernel", "expand_kernel")),
+    ((layers.SeparableConv1D, layers.SeparableConv2D), ("depthwise_kernel", "pointwise_kernel")),
+    ((*_ONE_KERNEL, *_TRANSPOSED), ("kernel",)),
 )
+
+
+def _macs(layer, input_shape, output_shape):
+    """Each kernel is applied once per position of the output; that of a transposed convolution, of the input."""
+    kernels = next((names for types, names in _KERNELS if isinstance(layer, types)), ())
+    if not kernels:
+        return 0
+    positions = math.prod((input_shape if isinstance(layer, _TRANSPOSED) else output_shape)[1:-1])
+    if isinstance(layer, SqueezeExcite) and layer.squeeze != "none":
+        positions = 1
+    return positions * sum(math.prod(getattr(layer, name).shape) for name in kernels)
