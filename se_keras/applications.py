@@ -1,12 +1,12 @@
 """The networks as functions with the signature of keras.applications: `SEResNet50(weights=None, classes=10)`."""
 
-import os
 from collections.abc import Callable, Sequence
 
 import keras
 
 from se_keras.catalogue import AS_PUBLISHED, AsPublished, Pooling, create, spec_of
 from se_keras.recalibration import SEConfig
+from se_keras.typing import FilePath
 
 
 def application(function: str, network: str) -> Callable[..., keras.Model]:
@@ -14,7 +14,7 @@ def application(function: str, network: str) -> Callable[..., keras.Model]:
 
     def build(
         include_top: bool = True,
-        weights: str | os.PathLike[str] | None = None,
+        weights: FilePath | None = None,
         input_tensor: keras.KerasTensor | None = None,
         input_shape: Sequence[int | None] | None = None,
         pooling: Pooling | None = None,

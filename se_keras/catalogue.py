@@ -1,7 +1,6 @@
 """Every network by name: `create` builds one, `names` lists them. Handles the keywords of keras.applications."""
 
 import difflib
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from types import ModuleType
@@ -12,6 +11,7 @@ import keras
 from se_keras.architectures import cifar, inception, mobilenet, resnet, shufflenet, vgg
 from se_keras.blocks import HEAD, NetworkSpec
 from se_keras.recalibration import SEConfig, check_fits
+from se_keras.typing import FilePath
 from se_keras.weights.porting import load_weights
 from se_keras.weights.released import IMAGENET, imagenet
 
@@ -40,11 +40,7 @@ def names() -> list[str]:
 
 
 def spec_of(network: str) -> NetworkSpec:
-    """The row of a network: a frozen dataclass of its family.
-
-    Raises:
-        ValueError: If there is no such network. The message lists the most similar names.
-    """
+    """The row of a network: a frozen dataclass of its family."""
     return _row(network)[1]
 
 
@@ -54,7 +50,7 @@ def create(
     *,
     se: SEConfig | None | AsPublished = AS_PUBLISHED,
     include_top: bool = True,
-    weights: str | os.PathLike[str] | None = None,
+    weights: FilePath | None = None,
     input_tensor: keras.KerasTensor | None = None,
     input_shape: Sequence[int | None] | None = None,
     pooling: Pooling | None = None,
@@ -76,17 +72,14 @@ def create(
         input_shape: `(height, width, channels)`; height and width may be `None`. Default: the published shape; without
             the top, height and width are `None`.
         pooling: The output without the top: `None` for the feature map, `"avg"` or `"max"` for a vector.
-        classes: Number of classes. Default: the published number, such as 1000 for ImageNet.
-        classifier_activation: Activation of the classifier. `None` gives logits.
+        classes: By default the published number, such as 1000 for ImageNet.
+        classifier_activation: `None` gives logits.
         include_preprocessing: Whether the model normalizes its input itself. It then takes RGB images in 0 to 255.
-        name: Name of the model. Default: `network`.
-
-    Returns:
-        A model from `(batch, height, width, channels)` to `(batch, classes)`.
+        name: By default `network`.
 
     Raises:
         ValueError, TypeError: If an argument is not valid, or if the weights do not fit.
-        OSError: If the file of weights does not exist, or if the weights cannot be downloaded.
+        OSError: If the file of weights does not exist, or cannot be downloaded.
     """
     family, spec = _row(network)
     if se != AS_PUBLISHED:
@@ -120,9 +113,8 @@ def create(
     model = keras.Model(inputs[0] if len(inputs) == 1 else inputs, x, name=name or network)
     if weights is not None:
         before = set(keras.Model(inputs, images).layers)
-        load_weights(
-            [layer for layer in model.layers if layer not in before], weights, ignore=() if include_top else HEAD
-        )
+        own = [layer for layer in model.layers if layer not in before]
+        load_weights(own, weights, ignore=() if include_top else HEAD)
     return model
 
 

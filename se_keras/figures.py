@@ -13,13 +13,11 @@ class Published:
     Args:
         error: Top-1 error in % by data set: validation images of ImageNet (224x224 centre crop unless the network has
             another input), or test images of CIFAR.
-        gmacs: GFLOPs of the paper, which are multiply-adds.
-        mparameters: Parameters in millions.
     """
 
     error: dict[str, float]
-    gmacs: float | None = None
-    mparameters: float | None = None
+    gmacs: float | None = None  # "GFLOPs" in the paper, which are multiply-adds
+    mparameters: float | None = None  # in millions
 
 
 def _imagenet(error, gmacs=None, mparameters=None):

@@ -12,20 +12,13 @@ def calls(model: keras.Model) -> list[Any]:
     A node is one call of a layer. It has `operation` (the layer, or an operation of keras.ops), `input_tensors`,
     `output_tensors`, and `arguments`, whose `fill_in({id(tensor): value})` gives the `args` and `kwargs` of the call
     with the tensors replaced by values.
-
-    Raises:
-        TypeError: If `model` is not functional: it has no graph.
     """
     by_depth = functional(model)._nodes_by_depth
     return [node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth] if not node.is_input]
 
 
 def endpoints(model: keras.Model) -> tuple[list[Any], list[Any]]:
-    """The input and output tensors of a functional or Sequential model, as flat lists.
-
-    Raises:
-        TypeError: If `model` is not functional.
-    """
+    """The input and output tensors of a functional or Sequential model, as flat lists."""
     graph = functional(model)
     return graph.inputs, graph.outputs
 
@@ -37,11 +30,7 @@ def structures(model: keras.Model) -> tuple[Any, Any]:
 
 
 def input_shape_of(model: keras.Model, input_shape: Sequence[int] | None) -> tuple[int | None, ...]:
-    """The checked `input_shape`, `(height, width, channels)`; the model's own if it is None.
-
-    Raises:
-        ValueError: If `input_shape` is given and the model has several inputs or does not take the shape.
-    """
+    """The checked `input_shape`, `(height, width, channels)`; the model's own if it is None."""
     inputs, _ = endpoints(model)
     own = tuple(inputs[0].shape[1:])
     if input_shape is None:
@@ -74,11 +63,7 @@ def parts(operation: Any) -> list[Any]:
 
 
 def functional(model: Any) -> Any:
-    """The functional model itself, or the one inside a Sequential model.
-
-    Raises:
-        TypeError: If `model` is neither.
-    """
+    """The functional model itself, or the one inside a Sequential model. Raises TypeError for any other model."""
     graph = getattr(model, "_functional", None) if isinstance(model, keras.Sequential) else model
     if not isinstance(graph, keras.Model) or not hasattr(graph, "_nodes_by_depth"):
         what = f"{type(model).__name__} {getattr(model, 'name', '')}".strip()

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from se_keras.graph import calls, functional
 from se_keras.normalization import Normalization
-from se_keras.typing import Array, FilePath, Images, ImageShape, OnMessage
+from se_keras.typing import FilePath, Images, ImageShape, OnMessage
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png")
 RESIZE = 256 / 224  # of the shorter side to the crop's: section 5.1 of arXiv:1709.01507
@@ -42,12 +42,8 @@ def load_images(
         limit: The largest number of images, which are spread evenly over the folder. Default: all.
         progress: Called about ten times with a line of text.
 
-    Returns:
-        `(samples, height, width, channels)`: (pixel - mean) / std.
-
     Raises:
-        FileNotFoundError: If there is no such folder.
-        ValueError: If an argument is not valid, if the folder has no images, or if one cannot be decoded.
+        FileNotFoundError, ValueError: If there is no such folder, or no image in it, or if one cannot be decoded.
     """
     folder = Path(folder)
     if type(channels) is not int or channels not in (1, 3):
@@ -77,38 +73,35 @@ def require_pixels(model: keras.Model) -> None:
     inputs = {id(x) for x in graph.inputs}
     readers = [call.operation for call in calls(graph) if any(id(x) in inputs for x in call.input_tensors)]
     if not any(isinstance(reader, _SCALING) for reader in readers):
-        raise ValueError(
-            f"A folder's pixels are 0 to 255, and {model.name} has no layer that scales them: say how, with "
-            "--normalize or with mean and std of load_images"
-        )
+        rule = f"A folder's pixels are 0 to 255, and {model.name} has no layer that scales them"
+        raise ValueError(f"{rule}: say how, with --normalize or with mean and std of load_images")
 
 
-def _files(folder: Path) -> list[Path]:
+def _files(folder):
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no folder of images {str(folder)!r}")
     found = [path for path in folder.rglob("*") if path.is_file() and not _is_hidden(path.relative_to(folder))]
     files = sorted(path for path in found if path.suffix.lower() in SUFFIXES)
     if not files:
-        what = f"{len(found)} of other kinds, such as {min(found).name!r}" if found else "an empty one"
-        raise ValueError(f"{str(folder)!r} is no folder of images ({', '.join(SUFFIXES)}). Received: {what}")
+        what = f"{len(found)} other files, such as {min(found).name!r}" if found else "an empty folder"
+        raise ValueError(f"{str(folder)!r} has no images ({', '.join(SUFFIXES)}). Received: {what}")
     return files
 
 
-def _is_hidden(path: Path) -> bool:
+def _is_hidden(path):
     return any(part.startswith(".") for part in path.parts)  # thumbnails, and macOS's files
 
 
-def _decoded(path: Path) -> Array:
+def _decoded(path):
     """Pixels `(height, width, 1 to 4)`, uint8."""
     try:
         return tf.io.decode_image(path.read_bytes(), expand_animations=False).numpy()
     except tf.errors.OpError:
-        raise ValueError(
-            f"{str(path)!r} cannot be decoded: it is damaged, or not a PNG, JPEG, BMP or GIF image"
-        ) from None
+        reason = "it is damaged, or not a PNG, JPEG, BMP or GIF image"
+        raise ValueError(f"{str(path)!r} cannot be decoded: {reason}") from None
 
 
-def _with_channels(pixels: Array, channels: int) -> Images:
+def _with_channels(pixels, channels):
     """Gray or RGB as float32. The last of 2 or 4 channels is the transparency, which is dropped."""
     pixels = pixels[..., : (1 if pixels.shape[-1] < 3 else 3)].astype("float32")
     if pixels.shape[-1] == channels:
@@ -135,8 +128,8 @@ def as_pixels(content: Any, channels: int) -> Any:
 def evaluation_image(content: Any, *, size: Sequence[int], channels: int, resize: float | None = None) -> Any:
     """The central crop of an image: its shorter side is scaled to `resize`, and `size` is cropped from the middle.
 
-    Default of `resize`: 256/224 of the crop, and an image that has the network's size is not scaled. Scaling is
-    bilinear and antialiased, as in Pillow and torchvision.
+    Without `resize`, it is scaled to 256/224 of the crop, unless the image has the network's size. Scaling is bilinear
+    and antialiased, as in Pillow and torchvision.
     """
     image = tf.cast(as_pixels(content, channels), "float32")
     height, width = size
@@ -166,14 +159,12 @@ def calibration_images(calibration: Any, shape: ImageShape, *, what: str = "Cali
 
     Raises:
         FileNotFoundError: If there is no such folder.
-        ValueError: If there are no images, if they have another shape, or if a value is not finite.
-        TypeError: If they are not numbers.
+        ValueError, TypeError: If there are no images, or if they are not finite numbers in this shape.
     """
     shape = tuple(shape)
     if isinstance(calibration, (str, os.PathLike)):
-        size: Any = shape[:2]  # load_images refuses a free one
-        channels: Any = shape[2]
-        calibration = load_images(calibration, size=size, channels=channels)
+        free: Any = shape  # load_images refuses a free size
+        calibration = load_images(calibration, size=free[:2], channels=free[2])
     if hasattr(calibration, "shape"):
         calibration = [calibration]
     batches = []
@@ -198,5 +189,5 @@ def calibration_images(calibration: Any, shape: ImageShape, *, what: str = "Cali
     return images
 
 
-def _fits(found: Sequence[int], shape: ImageShape) -> bool:
+def _fits(found, shape):
     return len(found) == len(shape) and all(side in (None, size) for size, side in zip(found, shape, strict=True))

@@ -22,7 +22,7 @@ class SqueezeExcite(keras.layers.Layer):
     `bias=False`.
 
     Args:
-        ratio: The reduction ratio r of eq. 3: the bottleneck has `channels // ratio` units.
+        ratio: The reduction ratio r of eq. 3: the bottleneck has `channels // ratio` units. At most the channels.
         squeeze: The pooling: `"avg"`, `"max"` (Table 11) or `"none"` (NoSqueeze, section 7.1: the two fully connected
             layers become 1x1 convolutions at every position).
         excitation: The activation of the gate (Table 12; `"hard_sigmoid"` is not in the paper).
@@ -30,16 +30,7 @@ class SqueezeExcite(keras.layers.Layer):
         units: Number of units of the bottleneck, in place of `ratio`. Channel pruning sets it: a layer that loses
             channels keeps its bottleneck.
 
-    Raises:
-        ValueError, TypeError: If an argument is not valid, or if `ratio` exceeds the input's channels and `units` is
-            not given.
-
-    Example:
-
-    ```python
-    x = keras.layers.Conv2D(256, 1)(x)
-    x = se_keras.SqueezeExcite(ratio=16)(x)
-    ```
+    Example: `x = se_keras.SqueezeExcite(ratio=16)(keras.layers.Conv2D(256, 1)(x))`.
     """
 
     def __init__(
@@ -55,11 +46,7 @@ class SqueezeExcite(keras.layers.Layer):
         check_arguments(ratio, squeeze, excitation, bias)
         if units is not None and (type(units) is not int or units < 1):
             raise ValueError(f"units must be an int of at least 1, or None. Received: units={units!r}")
-        self.ratio = ratio
-        self.squeeze = squeeze
-        self.excitation = excitation
-        self.bias = bias
-        self.units = units
+        self.ratio, self.squeeze, self.excitation, self.bias, self.units = ratio, squeeze, excitation, bias, units
         self.input_spec = keras.layers.InputSpec(ndim=4)
         self.supports_masking = False
 
@@ -105,13 +92,8 @@ class SqueezeExcite(keras.layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         """The arguments of the layer."""
-        return super().get_config() | {
-            "ratio": self.ratio,
-            "squeeze": self.squeeze,
-            "excitation": self.excitation,
-            "bias": self.bias,
-            "units": self.units,
-        }
+        names = ("ratio", "squeeze", "excitation", "bias", "units")
+        return super().get_config() | {name: getattr(self, name) for name in names}
 
 
 @keras.saving.register_keras_serializable(package="se_keras")
@@ -119,13 +101,7 @@ class ChannelShuffle(keras.layers.Layer):
     """Distributes the channels of each group over all groups: Zhang et al. 2018 (arXiv:1707.01083), Figure 1c.
 
     Input and output: `(batch, height, width, channels)`. Channel `i * groups + g` of the output is channel
-    `g * (channels // groups) + i` of the input.
-
-    Args:
-        groups: Number of groups of the convolution before it.
-
-    Raises:
-        ValueError: If `groups` is below 1, or does not divide the input's channels.
+    `g * (channels // groups) + i` of the input. `groups`, of the convolution before it, must divide the channels.
     """
 
     def __init__(self, groups: int, **kwargs: Any):
@@ -169,9 +145,6 @@ class ShakeShake(keras.layers.Layer):
         forward: How the output is mixed: `"shake"` draws a, `"even"` sets a = 1/2.
         backward: How the gradients are mixed.
         seed: Seed of the random numbers.
-
-    Raises:
-        ValueError: If an argument is not valid, or if the inputs are not two tensors of one shape.
     """
 
     def __init__(self, forward: Mixture = "shake", backward: Mixture = "shake", seed: int | None = None, **kwargs: Any):
@@ -180,9 +153,7 @@ class ShakeShake(keras.layers.Layer):
             if value not in MIXTURES:
                 raise ValueError(f"{argument} must be one of {MIXTURES}. Received: {argument}={value!r}")
         # Not named `forward`: under the torch backend a layer is a torch.nn.Module, whose method `forward` is its call.
-        self.forward_mixture = forward
-        self.backward_mixture = backward
-        self.seed = seed
+        self.forward_mixture, self.backward_mixture, self.seed = forward, backward, seed
         self.seed_generator = keras.random.SeedGenerator(seed)
 
     def build(self, input_shape: list[tuple[int | None, ...]]) -> None:
@@ -213,11 +184,8 @@ class ShakeShake(keras.layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         """The arguments of the layer."""
-        return super().get_config() | {
-            "forward": self.forward_mixture,
-            "backward": self.backward_mixture,
-            "seed": self.seed,
-        }
+        own = {"forward": self.forward_mixture, "backward": self.backward_mixture, "seed": self.seed}
+        return super().get_config() | own
 
 
 def check_arguments(ratio: int, squeeze: str, excitation: str, bias: bool) -> None:

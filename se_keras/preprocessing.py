@@ -19,10 +19,7 @@ def preprocess_input(x: Any, network: str) -> Any:
         network: A name of the catalogue, such as `"se_resnet50"`.
 
     Returns:
-        An array for an array, a tensor for a tensor: float32, of the same shape.
-
-    Raises:
-        ValueError: If there is no such network, or if it takes images with another number of channels.
+        float32: an array for an array, a tensor for a tensor.
     """
     spec = spec_of(network)
     shape: Any = getattr(x, "shape", None)
@@ -37,17 +34,10 @@ def preprocess_input(x: Any, network: str) -> Any:
 
 
 def decode_predictions(p: Any, top: int = 5) -> list[list[tuple[str, str, float]]]:
-    """The most probable classes of ImageNet for each image: `[[(synset, name, probability), ...], ...]`.
+    """The `top` most probable classes of each image: `[[(synset, name, probability), ...], ...]`.
 
-    The names are in a file of Keras, which Keras downloads the first time.
-
-    Args:
-        p: Probabilities `(samples, 1000)`.
-        top: Number of classes for each image.
-
-    Raises:
-        ValueError: If `p` has another shape, or if `top` is not valid.
-        OSError: If the file of names cannot be downloaded.
+    `p` has the probabilities of ImageNet's classes, `(samples, 1000)`. Keras downloads their names the first time, and
+    OSError is raised if it cannot.
     """
     p = np.asarray(keras.ops.convert_to_numpy(p))
     if p.ndim != 2 or p.shape[1] != 1000:

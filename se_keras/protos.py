@@ -9,14 +9,11 @@ _TYPES = {str: _FIELD.TYPE_STRING, bytes: _FIELD.TYPE_BYTES, int: _FIELD.TYPE_IN
 
 
 def message(name: str, schema: dict[str, dict[str, tuple[int, Any]]]) -> Any:
-    """The class of a message.
+    """The class of the message `name` of a schema, `{message: {field: (number, type)}}`.
 
-    Args:
-        name: The name of one of the messages in the schema.
-        schema: `{message: {field: (number, type)}}`. A type is str, bytes, int (64 bits), float (32 bits), the name of
-            another message, or a list with one of these for a repeated field. In the wire format, a map is a list of
-            messages with a key (1) and a value (2), and a message can be declared as bytes. Fields that are not
-            declared are ignored.
+    A type is str, bytes, int (64 bits), float (32 bits), the name of another message, or a list with one of these for a
+    repeated field. In the wire format, a map is a list of messages with a key (1) and a value (2), and a message can be
+    declared as bytes. Fields that are not declared are ignored.
     """
     package = f"se_keras.{name}"
     file = descriptor_pb2.FileDescriptorProto(name=f"{package}.proto", package=package, syntax="proto2")
@@ -25,9 +22,8 @@ def message(name: str, schema: dict[str, dict[str, tuple[int, Any]]]) -> Any:
         for field, (number, kind) in fields.items():
             label = _FIELD.LABEL_REPEATED if isinstance(kind, list) else _FIELD.LABEL_OPTIONAL
             (kind,) = kind if isinstance(kind, list) else (kind,)
-            entry = descriptor.field.add(
-                name=field, number=number, label=label, type=_TYPES.get(kind, _FIELD.TYPE_MESSAGE)
-            )
+            type_ = _TYPES.get(kind, _FIELD.TYPE_MESSAGE)
+            entry = descriptor.field.add(name=field, number=number, label=label, type=type_)
             if kind not in _TYPES:
                 entry.type_name = f".{package}.{kind}"
     pool = descriptor_pool.DescriptorPool()

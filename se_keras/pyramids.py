@@ -21,19 +21,15 @@ class Pyramid(keras.Model):
 def pyramid(model: keras.Model) -> Pyramid:
     """Makes a model that returns the feature maps of a network: `{"P2": ..., "P3": ...}`, `Pn` with stride 2 ** n.
 
-    A level is the output of the last block with that stride, so ResNets have P2 to P5. Layers and weights are shared
-    with `model`. A classifier is left out.
+    A level is the output of the last block with that stride, so ResNets have P2 to P5; its size is what the padding of
+    the network gives. Inputs, layers and weights are shared with `model`. A classifier is left out. The pyramid is an
+    image encoder for KerasHub, such as for `keras_hub.models.RetinaNetBackbone`.
 
     Args:
         model: A network of the catalogue, with or without its top, with any input shape, lowered or not.
 
-    Returns:
-        A model with the inputs of `model`. Each level has the size that the padding of the network gives. It is an
-        image encoder for KerasHub, such as for `keras_hub.models.RetinaNetBackbone`.
-
     Raises:
-        TypeError: If `model` is not functional.
-        ValueError: If it has no blocks with the names of the catalogue.
+        TypeError, ValueError: If `model` is not functional, or has no blocks with the names of the catalogue.
     """
     ends, strides = {}, {}
     for call in calls(model):

@@ -24,9 +24,6 @@ class SEConfig:
         bias: Whether the two fully connected layers have biases, as the released networks do.
         site: Position in the residual block (Figure 5, Tables 14 and 15).
         stages: The stages that recalibrate, numbered as in the paper (Table 13): a ResNet has 2 to 5.
-
-    Raises:
-        ValueError, TypeError: If a field is not valid.
     """
 
     ratio: int = 16
@@ -60,10 +57,9 @@ def check_fits(config: SEConfig | None, *, network: str, sites: Sequence[str], s
 
 
 def recalibrator(config: SEConfig | None, *, stage: int, name: str) -> Hook:
-    """Returns the hook `se(site, x)` of one block.
+    """The hook `se(site, x)` of one block. It recalibrates `x` at the site and in the stages of the config.
 
-    It recalibrates `x` at the site and in the stages of the config, and returns `x` itself everywhere else: a baseline
-    and its SE network share one code path.
+    Everywhere else it returns `x` itself: a baseline and its SE network share one code path.
     """
     if config is None or not (config.stages == "all" or stage in config.stages):
         return lambda site, x: x

@@ -10,18 +10,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-_FilePath = str | os.PathLike[str]
+from se_keras.typing import FilePath
 
 
 @contextlib.contextmanager
-def staged(target: _FilePath) -> Iterator[Path]:
+def staged(target: FilePath) -> Iterator[Path]:
     """Yields a temporary path that is renamed to `target` when the block ends, or removed when the block fails.
 
     The block writes a file or a folder there. The temporary name is not numeric and not that of the target, so no
     reader takes it for the finished result. An existing file is replaced atomically; an existing folder is refused.
-
-    Raises:
-        OSError: If the folder of the target cannot be written or is full. `target` is unchanged then.
+    On an OSError, such as for a full disk, `target` is unchanged.
     """
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -39,13 +37,13 @@ def staged(target: _FilePath) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def remove_partial(folder: _FilePath) -> None:
+def remove_partial(folder: FilePath) -> None:
     """Removes the unfinished files that a killed process left in a folder."""
     for path in Path(folder).glob(".*.partial-*"):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def check_writable(target: _FilePath) -> None:
+def check_writable(target: FilePath) -> None:
     """Raises OSError if `target` cannot be written: before the work starts, not after an hour of it."""
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -53,12 +51,12 @@ def check_writable(target: _FilePath) -> None:
         file.write(b"0")
 
 
-def write_bytes(target: _FilePath, content: bytes) -> None:
+def write_bytes(target: FilePath, content: bytes) -> None:
     """Writes a file atomically."""
     write_together({Path(target): content})
 
 
-def write_json(target: _FilePath, value: Any) -> None:
+def write_json(target: FilePath, value: Any) -> None:
     """Writes a JSON file atomically."""
     write_bytes(target, as_json(value))
 
