@@ -20,7 +20,7 @@ class Naming:
         outside: Their module for each of our layers outside of blocks.
         block: Their prefix of a block, from our numbers of its stage and of the block in the stage.
         inside: Their module or modules for each of our layers in a block.
-        padding: The padding of some layers. It distinguishes networks with the same names and shapes.
+        padding: Of some layers. It distinguishes networks with the same names and shapes.
     """
 
     outside: Mapping[str, str]
@@ -29,7 +29,7 @@ class Naming:
     padding: Mapping[str, tuple[tuple[int, int], tuple[int, int]]] = field(default_factory=dict)
 
     def __call__(self, names: Collection[str]) -> Modules:
-        """Their modules for each of our layers."""
+        """Their modules for each of our layers of these names."""
         found: Modules = {name: (module,) for name, module in self.outside.items() if name in names}
         for name in names:
             if (match := _IN_BLOCK.fullmatch(name)) and (modules := self.inside.get(match[3])):
@@ -90,14 +90,12 @@ def timm_inception_resnet(names: Collection[str]) -> Modules:
         if not match or match[3].endswith("_bn") or int(match[1]) not in first:
             continue
         stage, block, part = int(match[1]), int(match[2]), match[3]
-        if (stage, block) == (5, 12):
-            found |= _with_bn({name: "conv2d_7b"})
-            continue
+        prefix = first[stage] if block == 1 else f"repeat{'' if stage == 3 else f'_{stage - 3}'}.{block - 2}"
         if (stage, block) == (5, 11):
             prefix = "block8"
-        else:
-            prefix = first[stage] if block == 1 else f"repeat{'' if stage == 3 else f'_{stage - 3}'}.{block - 2}"
-        if part == "conv":
+        if (stage, block) == (5, 12):
+            found |= _with_bn({name: "conv2d_7b"})
+        elif part == "conv":
             found[name] = (f"{prefix}.conv2d",)
         elif branch := re.fullmatch(r"branch(\d)_conv(\d)", part):
             module = f"{prefix}.branch{int(branch[1]) - 1}"
@@ -111,9 +109,8 @@ def timm_inception_resnet(names: Collection[str]) -> Modules:
 
 def _with_bn(modules: Mapping[str, str]) -> Modules:
     """Convolutions and their BatchNorm, for modules that contain both."""
-    return {name: (f"{module}.conv",) for name, module in modules.items()} | {
-        f"{name}_bn": (f"{module}.bn",) for name, module in modules.items()
-    }
+    convolutions = {name: (f"{module}.conv",) for name, module in modules.items()}
+    return convolutions | {f"{name}_bn": (f"{module}.bn",) for name, module in modules.items()}
 
 
 def _unit(stage, block):
@@ -125,23 +122,22 @@ def _one(modules):
 
 
 _OUTPUT = {"predictions": "output"}
+_OUTSIDE = _OUTPUT | _one({"conv1": "features.init_block"})
 _SE = ("se.conv1", "se.conv2")
 _BODY = {f"conv{n}": f"body.conv{n}" for n in (1, 2, 3)}
 pytorchcv_mobilenet = Naming(
-    outside=_OUTPUT | _one({"conv1": "features.init_block"}),
+    outside=_OUTSIDE,
     block=lambda stage, block: f"features.stage{stage}.unit{block}",
     inside=_one({"conv1": "dw_conv", "conv2": "pw_conv"}),
 )
 pytorchcv_shufflenet = Naming(
-    outside=_OUTPUT | _one({"conv1": "features.init_block"}),
+    outside=_OUTSIDE,
     block=_unit,
-    inside={f"conv{n}": f"{part}_conv{n}" for n, part in enumerate(("compress", "dw", "expand"), start=1)}
-    | {f"conv{n}_bn": f"{part}_bn{n}" for n, part in enumerate(("compress", "dw", "expand"), start=1)},
+    inside={"conv1": "compress_conv1", "conv2": "dw_conv2", "conv3": "expand_conv3"}
+    | {"conv1_bn": "compress_bn1", "conv2_bn": "dw_bn2", "conv3_bn": "expand_bn3"},
 )
 pytorchcv_cifar_resnet = Naming(
-    outside=_OUTPUT | _one({"conv1": "features.init_block"}),
-    block=_unit,
-    inside=_one(_BODY | {"shortcut": "identity_conv"}) | {"se": _SE},
+    outside=_OUTSIDE, block=_unit, inside=_one(_BODY | {"shortcut": "identity_conv"}) | {"se": _SE}
 )
 pytorchcv_cifar_preresnet = Naming(
     outside=_OUTPUT | {"conv1": "features.init_block", "stage4_end_bn": "features.post_activ.bn"},
@@ -156,18 +152,16 @@ def pytorchcv_bn_inception(names: Collection[str]) -> Modules:
     found: Modules = {"predictions": ("output",), **_with_bn({k: f"features.init_block.{v}" for k, v in stem.items()})}
     ends = {3: 3, 4: 5}  # 3c and 4e
     for name in names:
-        match = re.fullmatch(r"stage(\d)_block(\d)_branch(\d)_conv(\d)", name)
-        if not match:
-            continue
-        stage, block, branch, number = map(int, match.groups())
-        halves = ends.get(stage) == block
-        unit = 1 if halves else block + (stage > 3)
-        module = f"features.stage{stage - 2 + halves}.unit{unit}.branches.branch{branch}"
-        if branch == 4:
-            module += ".conv"
-        elif f"{name[:-1]}2" in names:
-            module += f".conv{number}"
-        found |= _with_bn({name: module})
+        if match := re.fullmatch(r"stage(\d)_block(\d)_branch(\d)_conv(\d)", name):
+            stage, block, branch, number = map(int, match.groups())
+            halves = ends.get(stage) == block
+            unit = 1 if halves else block + (stage > 3)
+            module = f"features.stage{stage - 2 + halves}.unit{unit}.branches.branch{branch}"
+            if branch == 4:
+                module += ".conv"
+            elif f"{name[:-1]}2" in names:
+                module += f".conv{number}"
+            found |= _with_bn({name: module})
     return found
 
 

@@ -6,7 +6,6 @@ pytorchcv.
 """
 
 import io
-import os
 import pickle
 import warnings
 import zipfile
@@ -20,26 +19,23 @@ import numpy as np
 
 from se_keras.errors import first_line
 from se_keras.graph import producer
+from se_keras.typing import Array, FilePath
 from se_keras.weights.naming import NAMINGS
 
 SUFFIXES = (".weights.h5", ".keras", ".safetensors", ".pth")
 Source = Literal["timm", "pytorchcv"]
 
 
-def load_weights(
-    layers: Sequence[keras.layers.Layer], path: str | os.PathLike[str], *, ignore: Collection[str] = ()
-) -> None:
+def load_weights(layers: Sequence[keras.layers.Layer], path: FilePath, *, ignore: Collection[str] = ()) -> None:
     """Loads a file into layers: a file of Keras, or a state dict of timm or pytorchcv.
 
     Args:
         layers: The layers to fill, in order. Layers without weights are ignored.
-        path: A `.weights.h5`, `.keras`, `.safetensors` or `.pth` file. Only weights are loaded from a `.pth` file: code
-            in it is refused, not run.
+        path: A `.weights.h5`, `.keras`, `.safetensors` or `.pth` file. Code in a `.pth` file is refused, not run.
         ignore: Names of further layers that the file may contain.
 
     Raises:
-        TypeError: If `path` is not a path.
-        FileNotFoundError: If there is no such file.
+        TypeError, FileNotFoundError: If `path` is not a path, or not of a file.
         ValueError: If it is not a file of weights, or if names or shapes differ. No layer is changed then.
     """
     path = _checked(path)
@@ -66,26 +62,23 @@ def port(model: keras.Model, state_dict: dict[str, Any], *, source: Source) -> N
     """Fills a network of the catalogue with the weights of the same network of timm or pytorchcv.
 
     Args:
-        model: A network of the catalogue.
+        model: The network of the catalogue.
         state_dict: `{name: array or torch tensor}`, as from `torch_module.state_dict()` or `read_state_dict(path)`.
         source: The library whose names these are.
 
     Raises:
-        TypeError: If `state_dict` is not a dict of arrays.
-        ValueError: If a tensor is missing or not used, has another shape, or is not finite. The message has the first
-            names, and the model is unchanged.
+        TypeError, ValueError: If it is not a dict of arrays, or if one is missing, not used, not finite, or of another
+            shape. The message has the first names, and the model is unchanged.
     """
     if source not in NAMINGS:
         raise ValueError(f"source must be one of {tuple(NAMINGS)}. Received: source={source!r}")
     _port(model.layers, state_dict, NAMINGS[source], where="the state dict")
 
 
-def read_state_dict(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+def read_state_dict(path: FilePath) -> dict[str, Array]:
     """The state dict in a `.safetensors` or `.pth` file, `{name: array}`. A `.pth` may have it under `"state_dict"`.
 
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it cannot be read, or if it contains pickled code, which is not run.
+    Raises FileNotFoundError, or ValueError if it cannot be read or contains pickled code, which is not run.
     """
     path = _checked(path)
     if path.suffix not in _READERS:
@@ -120,7 +113,7 @@ def _read_pth(path):
     return {name: _array(tensor) for name, tensor in state.items()}
 
 
-_READERS: dict[str, Callable[[Path], dict[str, np.ndarray]]] = {".safetensors": _read_safetensors, ".pth": _read_pth}
+_READERS: dict[str, Callable[[Path], dict[str, Array]]] = {".safetensors": _read_safetensors, ".pth": _read_pth}
 
 
 def _port(layers, state, namings, *, where, ignore=()):
@@ -130,28 +123,26 @@ def _port(layers, state, namings, *, where, ignore=()):
     candidates = [(naming, modules, _rows(layers, modules)) for naming, modules in found]
     # The naming that knows the most of the tensors. An error message lists the differences from this one.
     naming, modules, rows = max(candidates, key=lambda candidate: len(candidate[2].keys() & arrays.keys()))
-    biases = _folded_biases(layers, modules, arrays)
     dropped = tuple(f"{module}." for name in ignore if name not in names for module in modules.get(name, ()))
     values = {
         name: array
         for name, array in arrays.items()
         if not name.endswith("num_batches_tracked") and not name.startswith(dropped)
     }
-    for bias, mean in biases.items():
+    for bias, mean in _folded_biases(layers, modules, arrays).items():
         if mean in values and values[mean].shape == values[bias].shape:
             # BatchNorm(W x + b) with mean m is BatchNorm(W x) with mean m - b.
             values[mean] = values[mean] - values.pop(bias)
-    laid_out = {name: _laid_out(array, *rows[name]) if name in rows else array for name, array in values.items()}
+    values = {name: _laid_out(array, *rows[name]) if name in rows else array for name, array in values.items()}
     weights = {name: weight for name, (weight, _) in rows.items()}
-    _check(laid_out, weights, where=where)
+    _check(values, weights, where=where)
     for layer in layers:
         padding = getattr(naming, "padding", {}).get(layer.name)
         if padding not in (None, getattr(layer, "padding", None)):
-            raise ValueError(
-                f"{where} is of another network: {layer.name} pads {layer.padding} here and {padding} there"
-            )
+            pads = f"{layer.name} pads {layer.padding} here and {padding} there"
+            raise ValueError(f"{where} is of another network: {pads}")
     for name, weight in weights.items():
-        weight.assign(laid_out[name])
+        weight.assign(values[name])
 
 
 def _arrays(state, where):

@@ -20,8 +20,7 @@ class Pretrained:
 
     Args:
         repo: Repository on the hub. It has a `model.safetensors` with the names of timm.
-        top1: Accuracy on the validation images of ImageNet in %, measured by timm. None if timm's table for 224x224
-            does not have it.
+        top1: Accuracy on the validation images of ImageNet in %, from timm's table for 224x224. None if it has none.
         source: Who trained the weights.
     """
 
@@ -48,9 +47,7 @@ FILE = "model.safetensors"
 def imagenet(network: str, build: Callable[[], keras.Model]) -> Path:
     """The path of a Keras file with the released weights of `network`. They are downloaded and ported the first time.
 
-    Args:
-        network: A name of the catalogue.
-        build: Builds that network with its classifier. Called only if the weights are not stored yet.
+    `build`, which makes the network with its classifier, is called only then.
 
     Raises:
         ValueError: If there are no released weights, or if the download is not the released file.
@@ -67,7 +64,12 @@ def imagenet(network: str, build: Callable[[], keras.Model]) -> Path:
     except OSError as error:
         raise _not_stored(network, path, error) from error
     downloaded = _download(network, repo)
-    model = _in_float32(build)
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("float32")  # the file is used under any policy later
+    try:
+        model = build()
+    finally:
+        keras.config.set_dtype_policy(policy)
     load_weights(model.layers, downloaded)
     try:
         with storage.staged(path) as written:
@@ -95,16 +97,6 @@ def _is_intact(path, repo):
 
 def _record(path):
     return path.with_name(path.name + ".json")
-
-
-def _in_float32(build):
-    """The model of `build` with variables in float32, because the file is used under any dtype policy later."""
-    policy = keras.config.dtype_policy()
-    keras.config.set_dtype_policy("float32")
-    try:
-        return build()
-    finally:
-        keras.config.set_dtype_policy(policy)
 
 
 def _download(network, repo):
