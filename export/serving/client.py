@@ -7,6 +7,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,9 @@ class Answer:
 
     Args:
         protocol: `"REST"` or `"gRPC"`.
-        signature: The signature that was called.
+        signature: Name of the signature that was called.
         version: The version of the model that the server reports.
-        error: The largest difference from the reference output, as a share of its largest value. 1 if the most probable
-            class differs.
+        error: The largest difference from the reference output, as a share of its largest value; 1 if top-1 differs.
         tolerance: The largest accepted error.
     """
 
@@ -53,7 +53,7 @@ class Answer:
 def check(
     record: Json, *, model: str, rest: str | None = None, grpc: str | None = None, timeout: float = 30.0
 ) -> tuple[Answer, ...]:
-    """Sends the reference inputs in the manifest of a SavedModel to TF Serving, and compares the answers.
+    """Sends the reference inputs in the manifest of a SavedModel to TF Serving, by each protocol to each signature.
 
     Args:
         record: The manifest.
@@ -61,9 +61,6 @@ def check(
         rest: URL of the server's REST API, such as `http://localhost:8501`.
         grpc: Host and port of its gRPC API, such as `localhost:8500`. Needs the package tensorflow-serving-api.
         timeout: Seconds to wait for an answer.
-
-    Returns:
-        An `Answer` for each protocol and signature.
 
     Raises:
         OSError: If the server cannot be reached (ConnectionError), or does not answer in time (TimeoutError).
@@ -89,13 +86,9 @@ def _answers(client: "Rest | Grpc", record: Json) -> Iterator[Answer]:
                 f"{client} is not the model of the manifest. Expected: {name} {_format(expected)}. Received: {found}"
             )
     (image_name,) = record["signatures"][SIGNATURE]["inputs"]
-
-    def answer(signature, error):
-        tolerance = record["golden"]["tolerance"]
-        return Answer(protocol=client.protocol, signature=signature, version=version, error=error, tolerance=tolerance)
-
+    answer = partial(Answer, protocol=client.protocol, version=version, tolerance=record["golden"]["tolerance"])
     error = reference_error(lambda images: client.predict(SIGNATURE, {image_name: images}), record["golden"])
-    yield answer(SIGNATURE, error)
+    yield answer(signature=SIGNATURE, error=error)
     if expected := record.get("golden_file"):
         file = np.array([base64.b64decode(expected["base64"])], dtype=object)
         outputs = client.predict(IMAGE_BYTES, {IMAGE_BYTES: file})
@@ -103,7 +96,7 @@ def _answers(client: "Rest | Grpc", record: Json) -> Iterator[Answer]:
         error = float(np.abs(outputs["scores"] - scores).max() / np.abs(scores).max())
         # Rounding can change the order of the classes after the first.
         same = classes[0][0] == expected["classes"][0].encode()
-        yield answer(IMAGE_BYTES, error if same else 1.0)
+        yield answer(signature=IMAGE_BYTES, error=error if same else 1.0)
 
 
 def _format(signature):
@@ -117,10 +110,7 @@ def _format(signature):
 
 
 class Rest:
-    """A model that TF Serving offers by its REST API.
-
-    Source: https://www.tensorflow.org/tfx/serving/api_rest.
-    """
+    """A model that TF Serving offers by its REST API: https://www.tensorflow.org/tfx/serving/api_rest."""
 
     protocol = "REST"
 
@@ -181,10 +171,7 @@ class Rest:
 
 
 class Grpc:
-    """A model that TF Serving offers by its gRPC API.
-
-    Source: tensorflow_serving/apis/prediction_service.proto.
-    """
+    """A model that TF Serving offers by its gRPC API: tensorflow_serving/apis/prediction_service.proto."""
 
     protocol = "gRPC"
 
@@ -234,22 +221,20 @@ class Grpc:
 def _metadata(answer):
     """Version and signatures in a GetModelMetadataResponse as JSON. Both protocols return this proto."""
     try:
-        signatures = {
-            name: {
-                side: {x: _tensor(spec) for x, spec in sorted(entry[side].items())} for side in ("inputs", "outputs")
-            }
-            for name, entry in answer["metadata"]["signature_def"]["signature_def"].items()
-            if entry.get("inputs")
-        }
+        entries = answer["metadata"]["signature_def"]["signature_def"].items()
+        signatures = {name: _signature(entry) for name, entry in entries if entry.get("inputs")}
         return int(answer["model_spec"]["version"]), signatures
     except (AttributeError, KeyError, TypeError, ValueError):
         raise ValueError("TF Serving reports the signatures of a model. Received: another answer") from None
 
 
-def _tensor(spec):
-    sizes = [int(side["size"]) for side in spec["tensor_shape"].get("dim", ())]
-    dtype = tf.as_dtype(spec["dtype"].removeprefix("DT_").lower()).name
-    return {"shape": [None if size < 0 else size for size in sizes], "dtype": dtype}
+def _signature(entry):
+    def tensor(spec):
+        sizes = [int(side["size"]) for side in spec["tensor_shape"].get("dim", ())]
+        dtype = tf.as_dtype(spec["dtype"].removeprefix("DT_").lower()).name
+        return {"shape": [None if size < 0 else size for size in sizes], "dtype": dtype}
+
+    return {side: {x: tensor(spec) for x, spec in sorted(entry[side].items())} for side in ("inputs", "outputs")}
 
 
 def _listed(values):
@@ -266,7 +251,7 @@ def _array(values, dtype):
 
 
 def write_server_files(folder: FilePath, *, root: str = "/models", replace: bool = False) -> list[str]:
-    """Writes the configuration of TF Serving for a folder of models: `models.config` and `monitoring.config`.
+    """Writes `models.config` and `monitoring.config` of TF Serving for a folder of models, and returns their names.
 
     The batching parameters of a model are in its versions (`batching_params.pbtxt`).
 
@@ -275,24 +260,18 @@ def write_server_files(folder: FilePath, *, root: str = "/models", replace: bool
         root: Path of the folder on the machine of the server.
         replace: Whether to replace existing files, which somebody may have edited.
 
-    Returns:
-        The names of the models.
-
     Raises:
-        FileNotFoundError: If there is no such folder.
+        FileNotFoundError, ValueError: If there is no such folder, or no model in it.
         FileExistsError: If one of the files exists with another content.
-        ValueError: If there are no models.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no folder of models {str(folder)!r}")
-    names = sorted(
-        {path.parent.parent.name for path in folder.glob("*/*/saved_model.pb") if path.parent.name.isdecimal()}
-    )
+    versions = [path.parent for path in folder.glob("*/*/saved_model.pb") if path.parent.name.isdecimal()]
+    names = sorted({version.parent.name for version in versions})
     if not names:
-        raise ValueError(
-            f"A folder of models has MODEL/VERSION/saved_model.pb in it. Received: {str(folder)!r} without"
-        )
+        rule = "A folder of models has MODEL/VERSION/saved_model.pb in it"
+        raise ValueError(f"{rule}. Received: {str(folder)!r} without")
     root = str(root).rstrip("/")
     configs = "".join(
         f"  config {{\n    name: {json.dumps(name)}\n    base_path: {json.dumps(f'{root}/{name}')}\n"

@@ -59,13 +59,9 @@ class SavedModel:
 
 
 class SavedModelRunner:
-    """A loaded SavedModel: `runner(images)` gives the outputs of its signature `serving_default`.
+    """A loaded SavedModel: `runner(images)` gives the outputs of its signature `serving_default`, with one input.
 
-    Args:
-        path: The folder of the SavedModel: that of a version.
-
-    Raises:
-        ValueError: If it cannot be loaded, or if the signature is missing or has several inputs.
+    `path` is the folder of a version. Raises ValueError if it cannot be loaded, or has no such signature.
     """
 
     def __init__(self, path: FilePath):
@@ -126,12 +122,13 @@ def to_savedmodel(
     any batch size, and returns its outputs by name (`probabilities` after a softmax). If the model ends in a softmax,
     the signature `logits` returns the logits. With `labels` and `normalization`, the signature `image_bytes` takes
     JPEG, PNG, GIF, BMP and WebP files and returns `classes` and `scores`. The SavedModel does not need Keras, Python or
-    XLA. It also contains warm-up requests, which TF Serving replays while it loads the model, and batching parameters.
+    XLA. Its folder has warm-up requests, which TF Serving replays while it loads the model, batching parameters, and
+    the manifest: `<version>/assets.extra/manifest.json`.
 
     Args:
-        model: A functional Keras model.
+        model: A functional Keras model with one input.
         folder: The folder for the versions of the model: `base_path` of TF Serving.
-        version: Number of the version. Default: the next free one.
+        version: By default the next free number.
         held_out: Images for the comparison, `(samples, height, width, channels)`. Default: noise.
         lowering: Whether to `lower` the model first.
         labels: Names of the classes, in the order of the outputs.
@@ -139,25 +136,18 @@ def to_savedmodel(
             pixels in 0 to 255.
         top: Number of classes that `image_bytes` returns. With fewer classes, it returns all.
 
-    Returns:
-        A `SavedModel`. The manifest is also in `<version>/assets.extra/manifest.json`.
-
     Raises:
-        FileExistsError: If the version exists.
-        ValueError: If an argument is not valid, or if the SavedModel disagrees with the model. Nothing is written then.
-        TypeError: If the model is not functional, or if labels or normalization have another type.
-        OSError: If the folder cannot be written or is full.
+        FileExistsError, OSError: If the version exists, or if the folder cannot be written or is full.
+        ValueError, TypeError: If an argument is not valid, or if the SavedModel disagrees with the model. Nothing is
+            written then.
     """
     model, target = functional(model), _target(Path(folder), version)
     require_one_input(model)
     description = _description(model, labels, normalization, top)
     exported = lower(model) if lowering else model
     images = check_images(model) if held_out is None else np.asarray(held_out, dtype="float32")
-    if (
-        images.ndim != 4
-        or not len(images)
-        or any(b not in (a, None) for a, b in zip(images.shape, model.input_shape, strict=True))
-    ):
+    is_batch = images.ndim == 4 and len(images) > 0
+    if not is_batch or any(b not in (a, None) for a, b in zip(images.shape, model.input_shape, strict=True)):
         raise ValueError(f"held_out must be images for {model.input_shape}. Received: {images.shape}")
     with storage.staged(target) as path:
         _write_graph(exported, path, names=output_names(model), description=description, top=top)
@@ -231,8 +221,7 @@ def _write_graph(model, path, *, names, description, top):
             file.write_text("\n".join(description.labels), encoding="utf-8")
             serve, table = classify(
                 lambda x: model(x, training=False),
-                size=images.shape[1:3],
-                channels=images.shape[-1],
+                shape=images.shape[1:],
                 labels=file,
                 normalization=description.normalization,
                 top=min(top, len(description.labels)),
@@ -256,8 +245,7 @@ def _compare(model, runner, images):
 def _requests(runner, file):
     """The warm-up requests: one image for each signature.
 
-    With se_resnet50 the first request takes 0.37 s and later ones 0.05 s. After a request with one image, the first
-    request with a larger batch is as fast as later ones.
+    With se_resnet50 the first request takes 0.37 s and later ones 0.05 s. Larger batches need no warm-up of their own.
     """
     ((name, images),) = runner.signatures[SIGNATURE].structured_input_signature[1].items()
     blank = tf.make_tensor_proto(0.0, images.dtype, _one_image(images.shape))  # the proto stores one value for all
@@ -267,16 +255,13 @@ def _requests(runner, file):
 
 def _one_image(shape):
     """The shape of a batch of one image."""
-    _, *image = shape
-    return (1, *(size or _FREE_SIZE for size in image))
+    return (1, *(size or _FREE_SIZE for size in shape[1:]))
 
 
 def _batching():
-    """A BatchingParameters message: https://github.com/tensorflow/serving/blob/master/tensorflow_serving/batching.
-
-    A request waits up to a millisecond for others, which is short compared with an inference on a CPU.
-    """
+    """A BatchingParameters message: https://github.com/tensorflow/serving/blob/master/tensorflow_serving/batching."""
     sizes = "".join(f"allowed_batch_sizes: {size}\n" for size in BATCH_SIZES)
+    # A request waits up to a millisecond for others, which is short compared with an inference on a CPU.
     return f"max_batch_size {{ value: {BATCH_SIZES[-1]} }}\nbatch_timeout_micros {{ value: 1000 }}\n{sizes}"
 
 
@@ -317,9 +302,7 @@ def _checksums(path):
 def load_savedmodel(folder: FilePath) -> SavedModel:
     """Finds a SavedModel on the disk. Without a manifest, because of another program, it is named after its folder.
 
-    Args:
-        folder: The folder of a version, which contains `saved_model.pb`, or the folder with all versions: then the
-            highest version is used.
+    `folder` is that of a version, which contains `saved_model.pb`, or that of all versions: the highest one is used.
 
     Raises:
         FileNotFoundError: If there is no SavedModel.
@@ -355,10 +338,7 @@ def next_version(folder: FilePath) -> int:
 
 
 def _remove_xla(path):
-    """Removes the requests of Keras to compile grouped convolutions with XLA.
-
-    TF Serving is built without XLA. The kernels of TensorFlow compute the same.
-    """
+    """Removes Keras' requests for XLA in grouped convolutions: TF Serving has no XLA, and computes the same without."""
     saved = saved_model_pb2.SavedModel.FromString(path.read_bytes())
     for graph in (meta.graph_def for meta in saved.meta_graphs):
         bodies = [node for function in graph.library.function for node in function.node_def]

@@ -17,7 +17,7 @@ MOST_PIXELS = 2**27
 
 
 def logits(model: keras.Model) -> Callable[[Any], Any] | None:
-    """A function from images to the logits of a functional model. It shares the weights of the model.
+    """A function from images to the logits of a functional model, with the model's weights.
 
     None if the model does not end in a softmax, as a layer or as the activation of a Dense layer.
     """
@@ -28,24 +28,18 @@ def logits(model: keras.Model) -> Callable[[Any], Any] | None:
     body = keras.Model(model.inputs, last.input_tensors[0])
     if isinstance(layer, (keras.layers.Softmax, keras.layers.Activation)):
         return lambda images: body(images, training=False)
-    if isinstance(layer, keras.layers.Dense):
+    if not isinstance(layer, keras.layers.Dense):
+        return None
 
-        def dense(images):
-            values = keras.ops.matmul(body(images, training=False), layer.kernel)
-            return values if layer.bias is None else values + layer.bias
+    def dense(images):
+        values = keras.ops.matmul(body(images, training=False), layer.kernel)
+        return values if layer.bias is None else values + layer.bias
 
-        return dense
-    return None
+    return dense
 
 
 def classify(
-    scores_of: Callable[[Any], Any],
-    *,
-    size: Sequence[int],
-    channels: int,
-    labels: Path,
-    normalization: Normalization,
-    top: int,
+    scores_of: Callable[[Any], Any], *, shape: Sequence[int], labels: Path, normalization: Normalization, top: int
 ) -> tuple[Callable[[Any], dict[str, Any]], tf.lookup.StaticHashTable]:
     """A function from image files to the classes with the highest scores, and the table of the names of the classes.
 
@@ -53,11 +47,10 @@ def classify(
     file that cannot be decoded gets the classes "" and the scores 0; the other files of the batch are not affected.
 
     Args:
-        scores_of: Function from normalized images to scores, a tensor `(batch, classes)`.
-        size: `(height, width)` of the network.
-        channels: 3 for RGB, 1 for gray.
+        scores_of: From normalized images to scores, a tensor `(batch, classes)`.
+        shape: `(height, width, channels)` of the images; 3 channels for RGB, 1 for gray.
         labels: A text file with the name of one class a line. It becomes an asset of the SavedModel.
-        normalization: A `Normalization`.
+        normalization: Of the pixels.
         top: Number of classes to return.
     """
     number, line = tf.lookup.TextFileIndex.LINE_NUMBER, tf.lookup.TextFileIndex.WHOLE_LINE
@@ -66,7 +59,7 @@ def classify(
     )
 
     def image_bytes(contents):
-        images, decoded = _images(contents, size, channels)
+        images, decoded = _images(contents, shape)
         scores, classes = tf.math.top_k(scores_of(normalization.apply(images)), top)
         return {
             "classes": tf.where(decoded, names.lookup(tf.cast(classes, "int64")), ""),
@@ -76,8 +69,8 @@ def classify(
     return image_bytes, names
 
 
-def _images(contents, size, channels):
-    """Pixels `(batch, height, width, channels)` of files, and `(batch, 1)`: whether each file could be decoded.
+def _images(contents, shape):
+    """Pixels `(batch, *shape)` of files, and `(batch, 1)`: whether each file could be decoded.
 
     An operation that fails would fail the whole batch. A dataset can skip failures, and a graph can read it with
     `tf.data.Dataset.get_single_element`.
@@ -86,14 +79,14 @@ def _images(contents, size, channels):
 
     def read(index, content):
         with tf.control_dependencies([_check_pixels(content)]):
-            return index, evaluation_image(content, size=size, channels=channels)
+            return index, evaluation_image(content, size=shape[:2], channels=shape[2])
 
     files = tf.data.Dataset.from_tensor_slices((tf.range(count), contents))
     images = files.map(read, num_parallel_calls=tf.data.AUTOTUNE).ignore_errors()
     # An extra image after the last one: the dataset must not be empty, even if no file can be decoded.
-    blank = tf.data.Dataset.from_tensors((count, tf.zeros((*size, channels))))
+    blank = tf.data.Dataset.from_tensors((count, tf.zeros(shape)))
     indices, images = images.concatenate(blank).batch(tf.cast(count, "int64") + 1).get_single_element()
-    images = tf.scatter_nd(indices[:, None], images, (count + 1, *size, channels))[:count]
+    images = tf.scatter_nd(indices[:, None], images, (count + 1, *shape))[:count]
     decoded = tf.scatter_nd(indices[:, None], tf.ones_like(indices), (count + 1,))[:count]
     return images, decoded[:, None] > 0
 

@@ -1,7 +1,7 @@
 """Warm-up requests: TF Serving replays them while it loads a model, so that the first caller does not have to wait.
 
-They are in `assets.extra/tf_serving_warmup_requests`, a TFRecord file of PredictionLogs. If one fails, TF Serving does
-not load the model. So they are replayed before a SavedModel is finished.
+They are a TFRecord file of PredictionLogs. If one fails, TF Serving does not load the model. So they are replayed
+before a SavedModel is finished.
 
 Source: tensorflow_serving/apis/ prediction_log.proto, predict.proto and model.proto. Only the fields that are used are
 declared here, with their numbers, because tensorflow-serving-api, which has all of them, is an optional dependency.
@@ -47,11 +47,7 @@ def write(path: Path, model: str, requests: Sequence[tuple[str, Mapping[str, Any
 
 
 def replay(path: Path, signatures: Mapping[str, Any]) -> int:
-    """Runs the requests of a SavedModel with its loaded signatures, and returns their number.
-
-    Raises:
-        ValueError: If a request fails, or if an answer is not finite.
-    """
+    """Runs the requests of a SavedModel with its loaded signatures, and returns their number. Each must succeed."""
     records = list(tf.data.TFRecordDataset(str(path / FILE)).as_numpy_iterator())
     for record in records:
         request = _PredictionLog.FromString(record).predict_log.request
