@@ -36,14 +36,11 @@ class Progress:
     """How far a training is.
 
     Args:
-        epoch: Number of finished epochs.
-        epochs: Number of epochs of the recipe.
-        step: Number of finished steps in the current epoch.
-        steps: Number of steps in an epoch.
-        loss: Mean over the current epoch so far; None before its first step.
-        accuracy: Mean over the current epoch so far; None before its first step.
+        epoch, epochs: Number of finished epochs, and of all.
+        step, steps: Number of finished steps in the current epoch, and of all.
+        loss, accuracy: Mean over the current epoch so far; None before its first step.
         images_per_second: In the last execution; None before the first.
-        figures: Of the finished epochs, `{name: [value, ...]}`.
+        figures: Of the finished epochs.
     """
 
     epoch: int
@@ -79,12 +76,10 @@ def fit(
         model: A functional model from images to probabilities or logits of the data's classes. Training starts from
             its weights. Under a strategy a copy of it is trained.
         recipe: Its batch is shared by all replicas.
-        data: Images to train and to evaluate on.
         folder: Of this run. All workers must see the same one.
         strategy: A name, or `Replicas`: `"multi-worker"` must be created before the model is built.
-        execution: How to compute it.
         progress: Called before the first step, after each execution and after each epoch.
-        callbacks: Of Keras, called for training, epochs and batches; an epoch's logs have the evaluation too.
+        callbacks: Called for training, epochs and batches; an epoch's logs have the evaluation too.
 
     Returns:
         The trained model, and the figures of each epoch: `loss`, `accuracy`, `val_loss`, `val_accuracy`, `val_top5` and
@@ -112,15 +107,13 @@ def fit(
         called.on_train_end()
         if stop.signal is not None:  # it arrived after the last step
             raise stop.exception(run.saved())
-    return run.result(), run.figures
+    with strategy.strategy.scope():  # the weights that were evaluated
+        run.optimizer.finalize_variable_values(run.model.trainable_variables)
+    return run.model, run.figures
 
 
 def training_of(model_file: FilePath) -> Json | None:
-    """How `fit` trained a model file, from the run.json in its folder; None if there is none.
-
-    Raises:
-        ValueError: If run.json is damaged.
-    """
+    """How `fit` trained a model file, from the run.json in its folder; None if there is none, ValueError if damaged."""
     run = Path(model_file).with_name(RUN_FILE)
     if Path(model_file).name != MODEL_FILE or not run.is_file():
         return None
@@ -138,12 +131,9 @@ class _Run:
         self.replicas, self._progress = replicas, progress
         self.size = _size(model, data)
         self.share = replicas.share(recipe.batch_size)
-        per_replica = recipe.batch_size // replicas.count
-        if per_replica % execution.accumulate:
-            raise ValueError(
-                f"accumulate must divide a replica's batch of {per_replica}. "
-                f"Received: accumulate={execution.accumulate}"
-            )
+        batch, parts = recipe.batch_size // replicas.count, execution.accumulate
+        if batch % parts:
+            raise ValueError(f"accumulate must divide a replica's batch of {batch}. Received: accumulate={parts}")
         self.steps = steps_per_epoch(recipe, data)
         self.description = {
             "network": model.name,
@@ -155,22 +145,16 @@ class _Run:
         if replicas.is_chief:
             storage.check_writable(folder / checkpoint.FILE)
             storage.remove_partial(folder)
-        self.epoch, self.step, self.figures = 0, 0, {}
+        self.epoch, self.step, self.figures, self._traced_frozen = 0, 0, {}, False
         self.sums = np.zeros(3)  # over the current epoch: loss, correct predictions, images
-        self._traced_frozen = False
         self.skipped = SkippedFiles(budget=execution.corrupt_budget)
         with replicas.strategy.scope():
-            self.model = model if replicas.name == "none" else _copy(model)
+            self.model = model
+            if replicas.name != "none":  # variables of the strategy
+                self.model = keras.models.clone_model(model)
+                self.model.set_weights(model.get_weights())
             self.optimizer = optimizer_for(self.model, recipe, self.steps)
-        self.trainer = Trainer(
-            self.model,
-            self.optimizer,
-            replicas,
-            label_smoothing=recipe.label_smoothing,
-            weight_decay=recipe.weight_decay,
-            accumulate=execution.accumulate,
-            jit_compile=execution.jit_compile,
-        )
+        self.trainer = Trainer(self.model, self.optimizer, replicas, recipe, execution)
         if (folder / checkpoint.FILE).exists():
             self._resume()
         elif (folder / MODEL_FILE).exists():
@@ -195,8 +179,7 @@ class _Run:
         self.trainer.synchronize()
         with averaged(self.model, self.optimizer, self.replicas):
             figures = self._evaluate()
-            for name, value in figures.items():
-                self.figures = self.figures | {name: [*self.figures.get(name, []), value]}
+            self.figures = {name: [*self.figures.get(name, []), value] for name, value in figures.items()}
             self.epoch, self.step, self.sums = self.epoch + 1, 0, np.zeros(3)
             if self.replicas.is_chief:
                 self._write_files(draw=time.monotonic() - started > _DRAW_SECONDS)
@@ -235,12 +218,6 @@ class _Run:
             here = {"epoch": self.epoch, "epochs": self.recipe.epochs, "step": self.step, "steps": self.steps}
             self._progress(Progress(**here, figures=self.figures, **now))
 
-    def result(self):
-        """The trained model, with the weights that were evaluated."""
-        with self.replicas.strategy.scope():
-            self.optimizer.finalize_variable_values(self.model.trainable_variables)
-        return self.model
-
     def _order(self, **order):
         return EpochOrder(batch=self.share, part=self.replicas.worker, parts=self.replicas.workers, **order)
 
@@ -257,14 +234,8 @@ class _Run:
         return self.replicas.distribute(dataset, self.recipe.batch_size)
 
     def _evaluate(self):
-        dataset = held_out(
-            self.data.test,
-            self.data,
-            size=self.size,
-            order=self._order(),
-            cache=self.execution.cache,
-            skipped=self.skipped,
-        )
+        cache, order = self.execution.cache, self._order()
+        dataset = held_out(self.data.test, self.data, size=self.size, order=order, cache=cache, skipped=self.skipped)
         steps = math.ceil(len(self.data.test) / self.recipe.batch_size)
         with self._explained_errors():
             iterator = self.replicas.distribute(dataset, self.recipe.batch_size)
@@ -289,10 +260,8 @@ class _Run:
             self.skipped.check()
             if self.replicas.workers == 1:
                 raise
-            raise ConnectionError(
-                f"A worker was lost in epoch {self.epoch + 1}: {self.saved()}. Start all workers again "
-                f"({first_line(error)})"
-            ) from None
+            lost = f"A worker was lost in epoch {self.epoch + 1}: {self.saved()}"
+            raise ConnectionError(f"{lost}. Start all workers again ({first_line(error)})") from None
 
     def _require_finite(self, name, value):
         if not np.isfinite(value):
@@ -334,8 +303,7 @@ class _Run:
     def _resume(self):
         path = self.folder / checkpoint.FILE
         tensors, about = checkpoint.load_checkpoint(path)
-        differing = [key for key in self.description if about.get(key) != self.description[key]]
-        if differing:
+        if differing := [key for key in self.description if about.get(key) != self.description[key]]:
             raise ValueError(
                 f"{str(self.folder)!r} holds another run: its {' and '.join(differing)} differ. Take a new folder"
             )
@@ -369,10 +337,3 @@ def _size(model, data):
             f"Training needs a fixed input_shape, as an argument of create. Received: {model.input_shape[1:]}"
         )
     return tuple(size)
-
-
-def _copy(model):
-    """The same network with variables of the current strategy."""
-    copy = keras.models.clone_model(model)
-    copy.set_weights(model.get_weights())
-    return copy

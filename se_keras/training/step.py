@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from se_keras.graph import gives_probabilities, producer
 from se_keras.training.distribution import Replicas
-from se_keras.training.recipes import Recipe
+from se_keras.training.recipes import Execution, Recipe
 from se_keras.training.schedules import learning_rates
 from se_keras.typing import Array
 
@@ -28,36 +28,20 @@ class Trainer:
     """A classifier, its optimizer and its loss on every replica.
 
     Args:
-        model: A built functional model, created in the strategy's scope; its outputs are probabilities or logits.
-        optimizer: Created in the strategy's scope too.
-        replicas: The strategy.
-        label_smoothing: Share of each label that is spread over all classes.
-        weight_decay: L2 regularization of the kernels.
-        accumulate: Number of parts of a replica's batch that are computed one after the other, with their gradients
-            summed: a larger batch in the same memory. BatchNorm sees one part at a time.
-        jit_compile: Whether XLA compiles the forward and backward pass.
+        model: A built functional model; its outputs are probabilities or logits.
+        optimizer: As the model, created in the scope of the strategy of `replicas`.
+        recipe: For the label smoothing and the weight decay.
+        execution: For the parts of a batch, whose gradients are summed, and XLA.
     """
 
     def __init__(
-        self,
-        model: keras.Model,
-        optimizer: keras.Optimizer,
-        replicas: Replicas,
-        *,
-        label_smoothing: float = 0.0,
-        weight_decay: float = 0.0,
-        accumulate: int = 1,
-        jit_compile: bool = False,
+        self, model: keras.Model, optimizer: keras.Optimizer, replicas: Replicas, recipe: Recipe, execution: Execution
     ):
-        self.model = model
-        self.optimizer = optimizer
-        self._replicas = replicas
-        self._weight_decay = weight_decay
-        self._accumulate = accumulate
-        self._jit_compile = jit_compile
+        self.model, self.optimizer = model, optimizer
+        self._replicas, self._execution, self._weight_decay = replicas, execution, recipe.weight_decay
         self._loss = keras.losses.CategoricalCrossentropy(
             from_logits=not gives_probabilities(producer(model.outputs[0])),
-            label_smoothing=label_smoothing,
+            label_smoothing=recipe.label_smoothing,
             reduction="none",
         )
         with replicas.strategy.scope():
@@ -67,13 +51,13 @@ class Trainer:
 
     def trace(self) -> None:
         """Creates the step again, which is needed after layers were frozen."""
-        gradients: Any = tf.function(self._gradients, jit_compile=True) if self._jit_compile else self._gradients
+        compiled, parts = self._execution.jit_compile, self._execution.accumulate
+        gradients: Any = tf.function(self._gradients, jit_compile=True) if compiled else self._gradients
         strategy = self._replicas.strategy
 
         def step(images, labels, weights, stopping):
-            losses = tf.zeros(3)
-            total = None
-            for part in zip(*(tf.split(x, self._accumulate) for x in (images, labels, weights)), strict=True):
+            losses, total = tf.zeros(3), None
+            for part in zip(*(tf.split(x, parts) for x in (images, labels, weights)), strict=True):
                 found, sums = gradients(*part)
                 total = found if total is None else [a + b for a, b in zip(total, found, strict=True)]
                 losses += sums
@@ -96,11 +80,9 @@ class Trainer:
         self._train, self._evaluate = train, evaluate
 
     def train(self, iterator: Iterator, steps: int, *, stopping: bool = False) -> Array:
-        """Trains for some steps.
+        """Trains for some steps; returns sums over their images: of the loss, correct predictions, and images read.
 
-        Returns:
-            Sums over the images of these steps: of the loss, of correct predictions, of images that could be read; and
-            the number of replicas that asked to stop, in all steps.
+        The fourth value is the number of replicas that asked to stop, in all steps.
         """
         return self._train(iterator, tf.constant(steps), tf.constant(float(stopping))).numpy().astype("float64")
 
@@ -122,14 +104,12 @@ class Trainer:
 
     def evaluate(self, iterator: Iterator, steps: int) -> Array:
         """Sums over held-out images: of the loss, of top-1 and top-5 correct predictions, of images."""
-        sums = np.zeros(4)
-        for _ in range(steps):
-            sums = sums + self._evaluate(iterator).numpy().astype("float64")
-        return sums
+        return sum((self._evaluate(iterator).numpy().astype("float64") for _ in range(steps)), np.zeros(4))
 
     def _gradients(self, images, labels, weights):
         variables = self.model.trainable_variables
-        images_in_step = tf.cast(tf.shape(images)[0] * self._accumulate * self._replicas.count, "float32")
+        parts = self._execution.accumulate * self._replicas.count
+        images_in_step = tf.cast(tf.shape(images)[0] * parts, "float32")
         with tf.GradientTape() as tape:
             predicted = tf.cast(self.model(images, training=True), "float32")
             losses = weights * self._loss(labels, predicted)
@@ -137,7 +117,7 @@ class Trainer:
             if self._weight_decay:
                 kernels = [tf.nn.l2_loss(v.value) for v in variables if len(v.shape) > 1]
                 # Each replica and part adds its share: the sum of all gradients has the penalty once.
-                loss += self._weight_decay * tf.add_n(kernels) / (self._accumulate * self._replicas.count)
+                loss += self._weight_decay * tf.add_n(kernels) / parts
             loss = self.optimizer.scale_loss(loss)
         correct = weights * tf.cast(tf.argmax(predicted, axis=1) == tf.argmax(labels, axis=1), "float32")
         sums = tf.stack([tf.reduce_sum(losses), tf.reduce_sum(correct), tf.reduce_sum(weights)])

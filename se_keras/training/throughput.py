@@ -20,13 +20,13 @@ from se_keras.training.augmentation import training_image
 from se_keras.training.data import Data, EpochOrder, Files, folder
 from se_keras.training.distribution import replicas
 from se_keras.training.pipeline import AUTO, batches
-from se_keras.training.recipes import PAPER_IMAGENET
+from se_keras.training.recipes import PAPER_IMAGENET, Execution
 from se_keras.training.step import Trainer
 from se_keras.typing import FilePath, Json, OnMessage
 
 PAPER_STEP = {"resnet50_ms": 190, "se_resnet50_ms": 209, "ratio": 209 / 190, "source": "arXiv:1709.01507, section 4"}
-EPOCH = 20_000
 _BATCHES = 40  # of a paired measurement
+_CROPS = PAPER_IMAGENET.augmentation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,10 +34,9 @@ class InputSpeed:
     """Speed of the input compared with `keras.utils.image_dataset_from_directory` with the same augmentation.
 
     Args:
-        keras: Images per second of Keras' input.
-        ours: Images per second of this project's input.
+        keras, ours: Images per second.
         comparison: Of the times, in pairs; A is Keras'.
-        images: Number of images of the epoch in which the memory was measured.
+        images: Of the epoch in which the memory was measured.
         megabytes: Resident memory of the process after each tenth of that epoch.
     """
 
@@ -53,23 +52,16 @@ class InputSpeed:
 
 
 def input_speed(
-    path: FilePath,
-    *,
-    batch: int = 64,
-    size: int = 224,
-    blocks: int = 10,
-    images: int = EPOCH,
-    progress: OnMessage | None = None,
+    path: FilePath, *, batch: int, size: int, blocks: int, images: int, progress: OnMessage | None = None
 ) -> InputSpeed:
     """Measures the input of training from a folder of class folders, with ImageNet's random crops and flips.
 
     Args:
         path: The folder; its images are read repeatedly.
-        batch: Images in a batch.
-        size: Height and width.
+        batch, size: Images in a batch, and their height and width.
         blocks: Number of paired measurements, of 40 batches each.
-        images: Number of images of the epoch in which the memory is measured.
-        progress: Called with a message before each part.
+        images: Of the epoch in which the memory is measured.
+        progress: Called before each part.
 
     Raises:
         ValueError, OSError: As `data.folder` does, or if there are fewer than two blocks.
@@ -83,9 +75,9 @@ def input_speed(
 
     if progress:
         progress("reading images by Keras and by se_keras in turn")
-    sides = (_keras_input(path, data, batch, size), _our_input(data, batch, size, _BATCHES))
-    control = _keras_input(path, data, batch, size)
-    found = compare(*map(reader, (*sides, control)), blocks=blocks, runs=1, warmup=1)
+    theirs, control = (_keras_input(path, data, batch, size) for _ in range(2))
+    sides = theirs, _our_input(data, batch, size, _BATCHES), control
+    found = compare(*map(reader, sides), blocks=blocks, runs=1, warmup=1)
     per_second = _BATCHES * batch * 1000
     steps, memory = images // batch, []
     for step, _ in enumerate(itertools.islice(_our_input(data, batch, size, steps), steps), start=1):
@@ -115,9 +107,7 @@ def _keras_input(path, data, batch, size):
 
     def augment(image, label):
         seed = tf.random.uniform((2,), maxval=2**31 - 1, dtype=tf.int32)
-        image = training_image(
-            image, size=(size, size), channels=3, augmentation=PAPER_IMAGENET.augmentation, seed=seed
-        )
+        image = training_image(image, size=(size, size), channels=3, augmentation=_CROPS, seed=seed)
         return data.normalization.apply(image), label
 
     augmented = dataset.map(augment, num_parallel_calls=AUTO)
@@ -128,29 +118,20 @@ def _our_input(data: Data[Files], batch, size, count):
     """So many batches of this project, the files repeated as if they were one epoch of a larger folder."""
     times = -(-count * batch // len(data.train))
     repeated = Files(paths=data.train.paths * times, labels=np.tile(data.train.labels, times))
-    order = EpochOrder(batch=batch, seed=0)
-    return batches(repeated, data, size=(size, size), augmentation=PAPER_IMAGENET.augmentation, order=order)
+    return batches(repeated, data, size=(size, size), augmentation=_CROPS, order=EpochOrder(batch=batch, seed=0))
 
 
 def step_time(
-    network: str = "se_resnet50",
-    *,
-    batch: int = 8,
-    size: int | None = None,
-    blocks: int = 10,
-    progress: OnMessage | None = None,
+    network: str, *, batch: int = 8, size: int | None = None, blocks: int = 10, progress: OnMessage | None = None
 ) -> Comparison:
-    """Measures a training step, forward, backward and update, of a network and of its baseline in pairs.
+    """Measures a training step, forward, backward and update, of a network and of its baseline, A, in pairs.
 
     Args:
         network: With squeeze-and-excitation.
         batch: Images in a step.
         size: Height and width; default: the network's own.
         blocks: Number of paired measurements, of one step each.
-        progress: Called with a message before each part.
-
-    Returns:
-        A is the baseline.
+        progress: Called before each part.
 
     Raises:
         ValueError: If there is no such network, if it is a baseline, or if there are fewer than two blocks.
@@ -174,7 +155,7 @@ def step_time(
         keras.utils.set_random_seed(0)
         model = create(network, input_shape=shape, name=name, **se)
         optimizer = keras.optimizers.SGD(1e-3, momentum=PAPER_IMAGENET.momentum)
-        trainer = Trainer(model, optimizer, device, weight_decay=PAPER_IMAGENET.weight_decay)
+        trainer = Trainer(model, optimizer, device, PAPER_IMAGENET, Execution())
         iterator = device.distribute(tf.data.Dataset.from_tensors(examples).repeat(), batch)
         return lambda: trainer.train(iterator, 1)
 
@@ -185,12 +166,8 @@ def step_time(
     return compare(*sides, blocks=blocks, runs=1, warmup=2)
 
 
-def photographs(path: FilePath, *, count: int = 400) -> None:
-    """Writes a folder of JPEG files, crops of scikit-learn's two photographs, to measure the input with.
-
-    Raises:
-        OSError: If Pillow is missing, by which scikit-learn reads them, or if the folder cannot be written.
-    """
+def photographs(path: FilePath) -> None:
+    """Writes a folder of 400 JPEG files, crops of scikit-learn's two photographs; OSError without Pillow."""
     from sklearn.datasets import load_sample_images
 
     try:
@@ -198,7 +175,7 @@ def photographs(path: FilePath, *, count: int = 400) -> None:
     except ImportError as error:
         raise OSError(f"scikit-learn's photographs cannot be read: {first_line(error)}") from None
     rng = np.random.default_rng(0)
-    for number in range(count):
+    for number in range(400):
         height, width = rng.integers(300, 400), rng.integers(400, 500)  # ImageNet's are 400 by 500 on average
         top, left = rng.integers(0, 427 - height), rng.integers(0, 640 - width)
         part = pictures[number % 2][top : top + height, left : left + width]
