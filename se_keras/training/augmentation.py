@@ -24,19 +24,13 @@ def training_image(
     operations: Callable | None = None,
     mean: Any = 0.0,
 ) -> tf.Tensor:
-    """An image as a network sees it in training.
+    """An image as a network of `size`, `(height, width)`, sees it in training: float32, in the range of the content.
 
     Args:
         content: Bytes of a file, or pixels `(height, width, channels)`.
-        size: `(height, width)` of the network.
-        channels: Of the network.
-        augmentation: The random changes.
         seed: Two integers.
         operations: What `rand_augment` returns, if the augmentation asks for it.
-        mean: Of the pixels, or of each channel: the value of a cutout square.
-
-    Returns:
-        Pixels `(height, width, channels)`, float32, in the range of the content.
+        mean: The value of a cutout square, one number or one for each channel.
     """
     if augmentation.crop == "scale_and_aspect":
         image = tf.image.resize(_random_part(content, channels, augmentation, fold_in(seed, 0)), size)
@@ -58,7 +52,7 @@ def training_image(
 def mix_up(alpha: float) -> Callable:
     """`keras.layers.MixUp` without state: a function of images, labels as probabilities, and a seed.
 
-    `alpha` is that of the Beta distribution. Call this outside of a dataset's functions, since layers create variables.
+    Call this outside of a dataset's functions, since layers create variables.
     """
     layer = keras.layers.MixUp(alpha=alpha, data_format="channels_last", dtype="float32")
 

@@ -27,16 +27,12 @@ class EpochOrder:
 
     Args:
         batch: Images of the share in a step.
-        part: Index of the share.
-        parts: Number of shares.
+        part, parts: Index of the share, and number of shares.
         seed: Of the random order. None keeps the order of the split, with each image once, and fills the last step up
             with -1.
-        epoch: Index of the epoch. Each has another random order, without the last step if it is incomplete.
+        epoch: Its index. Each has another random order, without the last step if it is incomplete.
         sampling: `"shuffled"`, each image once; or `"balanced"`, each class equally often (arXiv:1512.05830, 4.1).
         start: Steps to skip.
-
-    Raises:
-        ValueError: If there is no such sampling.
     """
 
     batch: int
@@ -68,11 +64,8 @@ def _balanced(labels, rng):
     """As many images as there are, in random order, each class equally often: images of small classes repeat."""
     by_class = [np.flatnonzero(labels == label) for label in np.unique(labels)]
     rounds = -(-len(labels) // len(by_class))
-    columns = []
-    for images in by_class:
-        turns = [rng.permutation(images) for _ in range(-(-rounds // len(images)))]
-        columns.append(np.concatenate(turns)[:rounds])
-    drawn = np.stack(columns, axis=1)  # each row has one image of each class
+    turns = ([rng.permutation(images) for _ in range(-(-rounds // len(images)))] for images in by_class)
+    drawn = np.stack([np.concatenate(x)[:rounds] for x in turns], axis=1)  # each row has one image of each class
     return np.concatenate([rng.permutation(row) for row in drawn])[: len(labels)]
 
 
@@ -154,14 +147,9 @@ class Data(Generic[AnySplit]):
 
     Args:
         name: What run.json and messages call it.
-        train: A split to train on, such as `Arrays` or `Files`.
-        test: A split to evaluate on.
-        classes: Names in the order of the labels.
-        mean: Of each channel: images are normalized to (pixel - mean) / std.
-        std: Of each channel.
-
-    Raises:
-        ValueError: If there is a label of no class.
+        train, test: Splits to train and to evaluate on, such as `Arrays` or `Files`.
+        classes: Names in the order of the labels; a label of none of them raises ValueError.
+        mean, std: Of each channel: images are normalized to (pixel - mean) / std.
     """
 
     name: str
@@ -187,22 +175,14 @@ class Data(Generic[AnySplit]):
 
 
 class SkippedFiles:
-    """Files that were skipped because they cannot be decoded.
-
-    Args:
-        budget: How many may be skipped.
-    """
+    """Files that were skipped because they cannot be decoded: at most `budget`."""
 
     def __init__(self, budget: int = 0):
         self.budget = budget
         self.paths: list[str] = []
 
     def add(self, path: str) -> None:
-        """Adds a file, unless it is there already.
-
-        Raises:
-            ValueError: If there are more files than the budget allows.
-        """
+        """Adds a file, unless it is there already, and checks the budget."""
         if path not in self.paths:
             self.paths.append(path)
         self.check()
@@ -240,21 +220,15 @@ def digits() -> Data[Arrays]:
 
 
 def folder(
-    path: FilePath,
-    *,
-    mean: Sequence[float] = IMAGENET.mean,
-    std: Sequence[float] = IMAGENET.std,
-    seed: int = 0,
+    path: FilePath, *, mean: Sequence[float] = IMAGENET.mean, std: Sequence[float] = IMAGENET.std, seed: int = 0
 ) -> Data[Files]:
     """Image files in a folder for each class: `train/CLASS/...` and `val/CLASS/...`, or `CLASS/...` alone.
 
-    Of `CLASS/...` alone, a fifth of each class is held out. Classes are sorted by name. A class has the images of its
-    subfolders too. Hidden files and files that are no images are ignored.
+    Held-out images are in `val`, `valid`, `validation` or `test`; of `CLASS/...` alone, a fifth of each class is held
+    out. Classes are sorted by name, and have the images of their subfolders too. Hidden and other files are ignored.
 
     Args:
-        path: The folder. Its held-out images are in `val`, `valid`, `validation` or `test`.
-        mean: Of each channel of pixels in 0 to 255, for the normalization: 3 values to read RGB, 1 to read gray.
-        std: Of each channel.
+        mean, std: Of each channel of pixels in 0 to 255: 3 values to read RGB, 1 to read gray.
         seed: Of the choice of held-out images.
 
     Raises:

@@ -30,17 +30,15 @@ def batches(
     is the same for every worker and wherever the order starts.
 
     Args:
-        split: Of `data`.
-        data: For its classes and normalization.
+        split: Images of `data`, which has the classes and the normalization.
         size: `(height, width)` of the network.
         order: With a seed.
-        augmentation: The random changes to each image.
         skipped: Collects the files that cannot be decoded; a service cannot report them.
         service: Address of a tf.data service that prepares the images, such as `"grpc://host:5000"`.
 
     Returns:
-        A dataset of images `(batch, height, width, channels)`, normalized, float32; labels `(batch, classes)` as
-        probabilities; and weights `(batch,)`, 0 for an image that could not be decoded.
+        Normalized float32 images `(batch, height, width, channels)`; labels `(batch, classes)` as probabilities; and
+        weights `(batch,)`, 0 for an image that could not be decoded.
     """
     channels, classes = len(data.mean), len(data.classes)
     operations = rand_augment(augmentation.rand_augment) if augmentation.rand_augment else None
@@ -83,23 +81,12 @@ def held_out(
 ) -> tf.data.Dataset:
     """The batches of images to evaluate on, or of one worker's share: each image once over all shares.
 
-    All shares have the same number of batches, all full; what is missing at the end has weight 0.
-
-    Args:
-        split: Of `data`.
-        data: For its normalization.
-        size: `(height, width)` of the network.
-        order: Without a seed.
-        cache: Whether to keep all images in memory.
-        skipped: Collects the files that cannot be decoded.
-
-    Returns:
-        A dataset of images, labels `(batch,)` as int32, and weights `(batch,)`.
+    They are as those of `batches`, but with labels `(batch,)` as int32. All shares have the same number of batches, all
+    full; what is missing at the end has weight 0. The order has no seed; `cache` keeps all images in memory.
     """
-    channels = len(data.mean)
 
     def read(index, content, label):
-        return index, evaluation_image(content, size=size, channels=channels), label
+        return index, evaluation_image(content, size=size, channels=len(data.mean)), label
 
     dataset = normalized(read_batches(split, order, read, skipped), data)
     return _deterministic((dataset.cache() if cache else dataset).prefetch(PREFETCHED))

@@ -24,7 +24,6 @@ _READ_AT_ONCE = 4  # shards
 _KEYS = {
     "image/encoded": tf.io.FixedLenFeature([], tf.string),
     "image/class/label": tf.io.FixedLenFeature([], tf.int64),
-    "image/filename": tf.io.FixedLenFeature([], tf.string, ""),
 }
 
 
@@ -33,10 +32,9 @@ class Records:
     """A split of `Data` whose images are read one after the other, without random access.
 
     Args:
-        count: Number of images.
+        count, files: Number of images, and of files.
         labels: Each label that occurs.
         read: From indices of files, in the order to read them in, to a dataset of (index, bytes of the image, label).
-        files: Number of files.
     """
 
     count: int
@@ -52,10 +50,8 @@ class Records:
 
         Images are shuffled in a buffer of some thousand. If the number of files is a multiple of the number of shares,
         each share reads files of its own, and may repeat some of its images in place of another file's. Otherwise each
-        share reads all files and skips the images of the others.
-
-        Raises:
-            ValueError: If the sampling is balanced, which needs random access.
+        share reads all files and skips the images of the others. Balanced sampling, which needs random access, raises
+        ValueError.
         """
         if order.sampling != "shuffled":
             raise ValueError(
@@ -68,21 +64,14 @@ class Records:
             dataset = self.read(np.arange(self.files)).concatenate(padding)
         else:
             seed = [int(x) for x in np.random.default_rng((order.seed, order.epoch)).integers(2**31, size=2)]
-            files = np.random.default_rng(seed).permutation(self.files)
-            steps = self.count // step
-            if order.parts > 1 and self.files % order.parts == 0:
-                own = self.read(files[order.part :: order.parts])
-                shuffled = own.shuffle(SHUFFLED, seed=seed[0], reshuffle_each_iteration=False).repeat()
-                return shuffled.take(steps * order.batch).skip(order.start * order.batch)
-            dataset = self.read(files).shuffle(SHUFFLED, seed=seed[0], reshuffle_each_iteration=False)
+            files, steps = np.random.default_rng(seed).permutation(self.files), self.count // step
+            has_own_files = order.parts > 1 and self.files % order.parts == 0
+            dataset = self.read(files[order.part :: order.parts] if has_own_files else files)
+            dataset = dataset.shuffle(SHUFFLED, seed=seed[0], reshuffle_each_iteration=False)
+            if has_own_files:
+                return dataset.repeat().take(steps * order.batch).skip(order.start * order.batch)
             dataset = dataset.take(steps * step)
-
-        def is_own(number, _):
-            return number // order.batch % order.parts == order.part
-
-        numbered = dataset.skip(order.start * step).enumerate()
-        own = numbered.filter(is_own)  # pyright: ignore[reportArgumentType]  the stubs pass one argument
-        return own.map(lambda _, example: example)
+        return dataset.skip(order.start * step).batch(order.batch).shard(order.parts, order.part).unbatch()
 
     def name_of(self, index: int) -> str:
         """The name of an image in messages."""
@@ -93,17 +82,12 @@ def pack(data: Data[Files], folder: FilePath, *, shards: int = 8, progress: OnMe
     """Writes image files as TFRecords, `train-00000-of-00008.tfrecord` and so on, with an index.
 
     Each shard is written atomically, and an interrupted call resumes with the next one. The index, with the number of
-    images, size and SHA-256 of each shard, comes last. The files' bytes are copied, in random order, so that each shard
-    has images of all classes.
+    images, size and SHA-256 of each shard, comes last, and is returned. The files' bytes are copied, in random order,
+    so that each shard has images of all classes.
 
     Args:
-        data: Image files.
-        folder: Where to write.
         shards: Number of shards of each split.
-        progress: Called with a message before each shard.
-
-    Returns:
-        The index, as in `index.json`.
+        progress: Called before each shard.
 
     Raises:
         ValueError: If there are fewer images than shards, or if `folder` holds shards of other data.
@@ -147,18 +131,11 @@ def pack(data: Data[Files], folder: FilePath, *, shards: int = 8, progress: OnMe
 
 
 def read(
-    folder: FilePath,
-    *,
-    mean: Sequence[float] = IMAGENET.mean,
-    std: Sequence[float] = IMAGENET.std,
-    check: bool = False,
+    folder: FilePath, *, mean: Sequence[float] = IMAGENET.mean, std: Sequence[float] = IMAGENET.std, check: bool = False
 ) -> Data[Records]:
     """Opens what `pack` wrote; the size of each shard is compared with the index.
 
-    Args:
-        folder: Of the shards.
-        mean, std: As for `data.folder`.
-        check: Whether to compare the checksums too, which reads all shards.
+    `mean` and `std` are as for `data.folder`. `check` compares the checksums too, which reads all shards.
 
     Raises:
         FileNotFoundError: If there is no index, or if a shard is missing.
@@ -175,30 +152,27 @@ def read(
 
 
 def _records(folder, entries, check):
-    paths, firsts, count = [], [], 0
+    paths, firsts = [], [0]
     for entry in entries:
-        path = folder / entry["file"]
+        path, size = folder / entry["file"], entry["bytes"]
         if not path.is_file():
             raise FileNotFoundError(f"The shard {str(path)!r} is missing")
-        if path.stat().st_size != entry["bytes"]:
-            raise ValueError(
-                f"The shard {str(path)!r} was cut short or changed: {path.stat().st_size} bytes instead of "
-                f"{entry['bytes']}"
-            )
+        if (found := path.stat().st_size) != size:
+            raise ValueError(f"The shard {str(path)!r} was cut short or changed: {found} bytes instead of {size}")
         if check and not _is_intact(path, entry):
             raise ValueError(f"The shard {str(path)!r} is damaged: its SHA-256 is not the index's")
         paths.append(str(path))
-        firsts.append(count)
-        count += entry["count"]
+        firsts.append(firsts[-1] + entry["count"])
 
     def records_of(path, first):
-        numbered = tf.data.TFRecordDataset(path).enumerate(first)
-        return numbered.map(lambda index, record: (index, *_parsed(record)))
+        def parsed(index, record):
+            features = tf.io.parse_single_example(record, _KEYS)
+            return index, features["image/encoded"], tf.cast(features["image/class/label"], "int32")
+
+        return tf.data.TFRecordDataset(path).enumerate(first).map(parsed)
 
     def read_files(order):
-        files = tf.data.Dataset.from_tensor_slices(
-            (tf.gather(paths, order), tf.gather(tf.cast(firsts, "int64"), order))
-        )
+        files = tf.data.Dataset.from_tensor_slices((np.array(paths)[order], np.array(firsts)[order]))
         return files.interleave(
             records_of,  # pyright: ignore[reportArgumentType]  the stubs pass one argument
             cycle_length=_READ_AT_ONCE,
@@ -208,12 +182,7 @@ def _records(folder, entries, check):
         )
 
     labels = np.unique([label for entry in entries for label in entry["labels"]])
-    return Records(count=count, labels=labels, read=read_files, files=len(paths))
-
-
-def _parsed(record):
-    features = tf.io.parse_single_example(record, _KEYS)
-    return features["image/encoded"], tf.cast(features["image/class/label"], "int32")
+    return Records(count=firsts[-1], labels=labels, read=read_files, files=len(paths))
 
 
 def _write_shard(path, split, indices):

@@ -15,12 +15,9 @@ DATA = {"digits": digits}
 
 
 def load(name: FilePath, *, mean: Sequence[float] = IMAGENET.mean, std: Sequence[float] = IMAGENET.std) -> Data:
-    """Loads a data set.
+    """Loads a data set: `"digits"`, `"tfds:NAME"`, or the path of a folder of images or of packed TFRecords.
 
-    Args:
-        name: `"digits"`, `"tfds:NAME"`, or the path of a folder of images or of packed TFRecords.
-        mean: Of each channel of pixels in 0 to 255; the digits have their own.
-        std: Of each channel.
+    `mean` and `std` are of each channel of pixels in 0 to 255; the digits have their own.
 
     Raises:
         ValueError, OSError: If there is no such data set, or as `folder` and `shards.read` do.
@@ -29,7 +26,7 @@ def load(name: FilePath, *, mean: Sequence[float] = IMAGENET.mean, std: Sequence
     if name in DATA:
         return DATA[str(name)]()
     if str(name).startswith("tfds:"):
-        return tfds(str(name).removeprefix("tfds:"), mean=mean, std=std)
+        return tfds(str(name).removeprefix("tfds:"), mean, std)
     if (Path(name) / shards.INDEX).is_file():
         return shards.read(name, mean=mean, std=std)
     if Path(name).is_dir():
@@ -37,13 +34,10 @@ def load(name: FilePath, *, mean: Sequence[float] = IMAGENET.mean, std: Sequence
     raise ValueError(f"data must be 'digits', 'tfds:NAME', or a folder of images or TFRecords. Received: {str(name)!r}")
 
 
-def tfds(
-    name: str, *, mean: Sequence[float] = IMAGENET.mean, std: Sequence[float] = IMAGENET.std
-) -> Data[shards.Records]:
+def tfds(name: str, mean: Sequence[float], std: Sequence[float]) -> Data[shards.Records]:
     """A data set of TensorFlow Datasets with the features `image` and `label`; the first use downloads it.
 
-    Its images are read one after the other, as TFRecords are. The held-out images are those of its split `validation`
-    or `test`.
+    Its images are read one after the other, as TFRecords are. Its split `validation` or `test` is held out.
 
     Raises:
         ImportError: If the package tensorflow-datasets is missing.
@@ -70,11 +64,11 @@ def tfds(
             f"A data set must have the splits train and one of {HELD_OUT}. Received: {name} with {', '.join(splits)}"
         )
 
+    skip = {"image": tensorflow_datasets.decode.SkipDecoding()}
+
     def records(split):
         def read(_):
-            files = builder.as_dataset(
-                split=split, decoders={"image": tensorflow_datasets.decode.SkipDecoding()}, shuffle_files=False
-            )
+            files = builder.as_dataset(split=split, decoders=skip, shuffle_files=False)
             return files.enumerate().map(lambda i, x: (i, x["image"], tf.cast(x["label"], "int32")))
 
         count = splits[split].num_examples
