@@ -24,24 +24,17 @@ def state_of(model: keras.Model, optimizer: keras.Optimizer) -> dict[str, Array]
 
     Under a strategy with several workers all of them must call this at the same time.
     """
-    variables = _variables(model, optimizer)
-    return {name: np.asarray(keras.ops.convert_to_numpy(variable)) for name, variable in variables.items()}
+    return {name: np.asarray(keras.ops.convert_to_numpy(x)) for name, x in _variables(model, optimizer).items()}
 
 
 def restore(path: FilePath, tensors: Mapping[str, Array], model: keras.Model, optimizer: keras.Optimizer) -> None:
-    """Gives a model and its built optimizer the values that `load_checkpoint` has read from `path`.
-
-    Raises:
-        ValueError: If they are of another network or optimizer; then nothing was changed.
-    """
+    """Gives a model and its optimizer the values read from `path`; ValueError, and no change, if they do not fit."""
     variables = _variables(model, optimizer)
     shapes = {name: tuple(variable.shape) for name, variable in variables.items()}
     found = {name: values.shape for name, values in tensors.items()}
     if shapes != found:
-        names = sorted(name for name in shapes.keys() | found.keys() if shapes.get(name) != found.get(name))
-        first = "; ".join(
-            f"{name}: {found.get(name, 'none')} instead of {shapes.get(name, 'none')}" for name in names[:3]
-        )
+        names = sorted(name for name in shapes | found if shapes.get(name) != found.get(name))
+        first = "; ".join(f"{x}: {found.get(x, 'none')} instead of {shapes.get(x, 'none')}" for x in names[:3])
         raise ValueError(
             f"{str(path)!r} is of another network or optimizer than {model.name}: {len(names)} values differ, {first}"
         )
@@ -57,11 +50,7 @@ def save_checkpoint(path: FilePath, tensors: Mapping[str, Array], about: Json) -
 
 
 def load_checkpoint(path: FilePath) -> tuple[dict[str, Array], Json]:
-    """Reads the values and the description of a checkpoint.
-
-    Raises:
-        ValueError: If it is damaged, or not a checkpoint of se_keras.
-    """
+    """Reads the values and the description of a checkpoint; ValueError if it is damaged, or not one of se_keras."""
     with _open(path) as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
         metadata = file.metadata() or {}

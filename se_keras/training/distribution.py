@@ -15,7 +15,6 @@ from se_keras.errors import first_line
 
 Strategy = Literal["none", "mirrored", "multi-worker", "tpu"]
 STRATEGIES = get_args(Strategy)
-LONGEST_WAIT = 600  # seconds until all workers have connected
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,9 +24,6 @@ class Cluster:
     Args:
         workers: Addresses, `"host:port"`; the first is the chief, which writes the files.
         index: Of this process among the workers.
-
-    Raises:
-        ValueError: If an address or the index is invalid.
     """
 
     workers: tuple[str, ...]
@@ -45,11 +41,7 @@ class Cluster:
 
 
 def cluster_from_environment() -> Cluster:
-    """The cluster in the variable TF_CONFIG: https://www.tensorflow.org/guide/distributed_training.
-
-    Raises:
-        ValueError: If it is not set, not JSON, or describes no cluster of workers.
-    """
+    """The cluster in TF_CONFIG (https://www.tensorflow.org/guide/distributed_training); ValueError if it has none."""
     variable = os.environ.get("TF_CONFIG")
     if not variable:
         raise ValueError(
@@ -80,14 +72,7 @@ def cluster_from_environment() -> Cluster:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Replicas:
-    """A strategy, and the place of this process in it.
-
-    Args:
-        name: Of the strategy.
-        strategy: Of `tf.distribute`.
-        worker: Index of this process.
-        workers: Number of processes.
-    """
+    """A strategy, and the index of this process, `worker`, among its `workers` processes."""
 
     name: Strategy
     strategy: tf.distribute.Strategy
@@ -105,11 +90,7 @@ class Replicas:
         return self.worker == 0
 
     def share(self, batch_size: int) -> int:
-        """Number of images of a batch that this process reads.
-
-        Raises:
-            ValueError: If the batch is not a multiple of the number of replicas.
-        """
+        """Number of images of a batch that this process reads; ValueError if replicas cannot share it equally."""
         if batch_size % self.count:
             raise ValueError(
                 f"batch_size must be a multiple of the {self.count} replicas. Received: batch_size={batch_size}"
@@ -128,22 +109,13 @@ class Replicas:
         return mean == number and square == number**2
 
     def distribute(self, dataset: tf.data.Dataset, batch_size: int) -> Iterator:
-        """An iterator over this process's share of each batch, split among its replicas.
-
-        Args:
-            dataset: Batches of `share(batch_size)` images.
-            batch_size: Over all replicas.
-        """
+        """An iterator over batches of `share(batch_size)` images, split among the replicas of this process."""
         parts = dataset.rebatch(batch_size // self.count) if self.count > self.workers else dataset
         return iter(self.strategy.distribute_datasets_from_function(lambda _: parts))
 
 
 def replicas(
-    strategy: Strategy = "none",
-    *,
-    cluster: Cluster | None = None,
-    tpu: str | None = None,
-    timeout: float = LONGEST_WAIT,
+    strategy: Strategy = "none", *, cluster: Cluster | None = None, tpu: str | None = None, timeout: float = 600
 ) -> Replicas:
     """Creates a strategy; of several workers, waits until all have connected.
 
@@ -158,8 +130,7 @@ def replicas(
 
     Raises:
         ValueError: If there is no such strategy, or if the cluster is invalid.
-        TimeoutError: If a worker does not connect.
-        OSError: If there is no TPU.
+        OSError: If there is no TPU; TimeoutError, if a worker does not connect.
     """
     if strategy == "none":
         return Replicas(name=strategy, strategy=tf.distribute.get_strategy())
@@ -168,13 +139,7 @@ def replicas(
         names = [device.name for device in tf.config.list_logical_devices(kind)]
         return Replicas(name=strategy, strategy=tf.distribute.MirroredStrategy(names))
     if strategy == "multi-worker":
-        cluster = cluster or cluster_from_environment()
-        return Replicas(
-            name=strategy,
-            strategy=_multi_worker(cluster, timeout),
-            worker=cluster.index,
-            workers=len(cluster.workers),
-        )
+        return _multi_worker(cluster or cluster_from_environment(), timeout)
     if strategy == "tpu":
         try:
             resolver = tf.distribute.cluster_resolver.TPUClusterResolver.connect(tpu or "local")
@@ -191,11 +156,12 @@ def _multi_worker(cluster, timeout):
         spec, task_type="worker", task_id=cluster.index, rpc_layer="grpc"
     )
     try:
-        return tf.distribute.MultiWorkerMirroredStrategy(resolver)
+        strategy = tf.distribute.MultiWorkerMirroredStrategy(resolver)
     except RuntimeError as error:
         raise ValueError(
             f"Several workers must be created before anything else of TensorFlow is used: {first_line(error)}"
         ) from None
+    return Replicas(name="multi-worker", strategy=strategy, worker=cluster.index, workers=len(cluster.workers))
 
 
 def _wait_for_workers(cluster, timeout):

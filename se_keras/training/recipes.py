@@ -1,4 +1,7 @@
-"""How to train, as values: the recipes, each with its source, and the execution, which does not change the result."""
+"""How to train, as values: the recipes, each with its source, and the execution, which does not change the result.
+
+Values out of their range raise ValueError.
+"""
 
 import math
 from dataclasses import dataclass, replace
@@ -36,9 +39,6 @@ class Augmentation:
         cutout: Side in pixels of a square that is set to the mean; its centre is anywhere in the image
             (arXiv:1708.04552, section 3.2). 0 for none.
         mixup: alpha of `keras.layers.MixUp` (arXiv:1710.09412); 0 for none.
-
-    Raises:
-        ValueError: If a value is out of its range.
     """
 
     crop: Crop = "none"
@@ -68,11 +68,9 @@ class Recipe:
     """How to train: SGD with momentum, a learning rate schedule and augmentation.
 
     Args:
-        epochs: Number of epochs.
         batch_size: Images in a step, over all replicas.
         learning_rate: The first one, or the one at the end of the warm-up.
-        momentum: Of SGD.
-        nesterov: Whether the momentum is Nesterov's.
+        momentum, nesterov: Of SGD.
         weight_decay: L2 regularization of the kernels; biases and BatchNorm's parameters have none.
         schedule: Of the learning rate. `"cosine"` lowers it to zero (arXiv:1608.03983, eq. 5, without restarts),
             `"steps"` multiplies it by `decay` after each number of epochs in `decay_epochs`, `"plateau"` whenever the
@@ -83,12 +81,8 @@ class Recipe:
         ema: Decay per step of the averaged weights, which are then evaluated and saved; 0 for none.
         frozen_batch_norm_epochs: Last epochs in which BatchNorm runs as in inference and is not trained.
         sampling: `"shuffled"`, or `"balanced"`: each class equally often (arXiv:1512.05830, section 4).
-        augmentation: Random changes to each image.
         seed: Of the initial weights, the order of the images and their augmentation.
         source: Where the values come from.
-
-    Raises:
-        ValueError: If a value is out of its range.
     """
 
     epochs: int
@@ -130,15 +124,13 @@ class Recipe:
             schedule=self.schedule in SCHEDULES,
             sampling=self.sampling in SAMPLINGS,
         )
-        if self.warmup_epochs and self.schedule != "cosine":
+        warmup = self.warmup_epochs
+        if warmup and self.schedule != "cosine":
             raise ValueError(
-                f"warmup_epochs need schedule='cosine'. Received: warmup_epochs={self.warmup_epochs}, "
-                f"schedule={self.schedule!r}"
+                f"warmup_epochs need schedule='cosine'. Received: warmup_epochs={warmup}, schedule={self.schedule!r}"
             )
-        if self.warmup_epochs >= self.epochs:
-            raise ValueError(
-                f"warmup_epochs must be fewer than epochs. Received: {self.warmup_epochs} of {self.epochs}"
-            )
+        if warmup >= self.epochs:
+            raise ValueError(f"warmup_epochs must be fewer than epochs. Received: {warmup} of {self.epochs}")
         if self.ema and self.frozen_batch_norm_epochs:
             raise ValueError(
                 "ema and frozen_batch_norm_epochs exclude each other: freezing changes which weights are averaged. "
@@ -164,9 +156,6 @@ class Execution:
         corrupt_budget: Number of files that are skipped if they cannot be decoded; with more, training fails.
         cache: Whether the held-out images are kept in memory.
         service: Address of a tf.data service that prepares the images, such as `"grpc://host:5000"`.
-
-    Raises:
-        ValueError: If a number is out of its range.
     """
 
     steps_per_execution: int = 1

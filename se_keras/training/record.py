@@ -6,7 +6,6 @@ import io
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import tensorflow as tf
 
@@ -41,12 +40,10 @@ def write_tensorboard(folder: FilePath, figures: Mapping[str, float], epoch: int
 def draw_curves(target: FilePath, runs: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
     """Draws top-1 error and loss against epochs, as in Figures 4 to 6 of arXiv:1709.01507, with training dashed.
 
-    Args:
-        target: A .png, .svg or .pdf file.
-        runs: `{name: figures}` with the figures that `fit` returns.
+    `runs` is `{name: figures}` with the figures that `fit` returns.
 
     Raises:
-        ValueError: If there is nothing to draw, or if the file has another suffix.
+        ValueError: If there is nothing to draw, or if `target` is not a .png, .svg or .pdf file.
     """
     from matplotlib.figure import Figure
 
@@ -68,12 +65,10 @@ def draw_curves(target: FilePath, runs: Mapping[str, Mapping[str, Sequence[float
                 axes.plot(epochs, values, label=label, color=color, linestyle=style, linewidth=1.6, marker=marker)
     for axes, title in ((error, "top-1 error, %"), (loss, "loss")):
         axes.set_title(title, loc="left", fontsize=11)
-        axes.set_xlabel("epoch")
-        axes.set_ylim(bottom=0)
+        axes.set(xlabel="epoch", ylim=(0, None))
         if max(len(figures["loss"]) for figures in runs.values()) == 1:
             axes.set_xlim(0, 2)
-        locator: Any = axes.xaxis.get_major_locator()
-        locator.set_params(integer=True)
+        axes.locator_params(axis="x", integer=True)
         axes.grid(color="0.9")
         axes.spines[["top", "right"]].set_visible(False)
     figure.legend(*error.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)

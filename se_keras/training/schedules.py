@@ -12,11 +12,7 @@ from se_keras.typing import Json
 
 
 def steps_per_epoch(recipe: Recipe, data: Data) -> int:
-    """Number of full batches of the training images.
-
-    Raises:
-        ValueError: If a batch is larger than the data.
-    """
+    """Number of full batches of the training images; ValueError if there is none."""
     if recipe.batch_size > len(data.train):
         raise ValueError(
             f"batch_size must be at most the {len(data.train)} training images of {data.name}. "
@@ -57,9 +53,6 @@ def plan(network: str, recipe: Recipe, data: Data) -> Json:
     """What a training would do, as `se-keras train --dry-run --json` prints it.
 
     `learning_rate_at_epoch` has the first learning rate, and that of later epochs, counted from 0, where it differs.
-
-    Raises:
-        ValueError: As `steps_per_epoch` does.
     """
     steps = steps_per_epoch(recipe, data)
     schedule = learning_rates(recipe, steps)
