@@ -1,11 +1,10 @@
 """Accuracy by the paper's protocols, of Keras models, LiteRT files, SavedModels and ensembles of them."""
 
-import io
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import keras
 import numpy as np
@@ -22,6 +21,7 @@ from se_keras.training.step import TOP
 from se_keras.typing import Array, FilePath, Json, OnMessage
 
 _VIEWS_AT_ONCE = 64  # through a model
+_SINGLE_CROP = "arXiv:1709.01507, section 5.1"
 _SCALES = (256 / 224, 288 / 224, 320 / 224, 352 / 224)
 
 AnyModel = keras.Model | LiteRTModel | SavedModel | FilePath
@@ -29,12 +29,12 @@ Size = tuple[int, int]  # height and width
 ProtocolName = Literal["plain", "224", "299", "320", "ten_crop", "multi_scale", "multi_crop"]
 
 
-def centre(image: tf.Tensor, size: Size, scale: float) -> tf.Tensor:
+def centre(image: Any, size: Size, scale: float) -> tf.Tensor:
     """The centre crop: `(1, height, width, channels)`."""
     return evaluation_image(image, size=size, channels=image.shape[-1], resize=scale * min(size))[None]
 
 
-def unscaled(image: tf.Tensor, size: Size, scale: float) -> tf.Tensor:
+def unscaled(image: Any, size: Size, scale: float) -> tf.Tensor:
     """The whole image if it has the network's size, else its centre crop."""
     return evaluation_image(image, size=size, channels=image.shape[-1])[None]
 
@@ -66,9 +66,9 @@ class Protocol:
     """The views of an image over which a network's probabilities are averaged.
 
     Args:
-        views: From pixels, `(height, width)` of the network and a scale to views `(number, height, width, channels)`.
+        views: From pixels, the network's size and a scale to views `(number, height, width, channels)`.
         size: Height and width that the network must have; None for any.
-        scales: Of the image's shorter side, as multiples of the network's size. The views of all scales are averaged.
+        scales: Of the image's shorter side, as multiples of the network's size; the views of all are averaged.
         source: Where it is published.
     """
 
@@ -80,12 +80,9 @@ class Protocol:
 
 PROTOCOLS: dict[ProtocolName, Protocol] = {
     "plain": Protocol(views=unscaled, source="images that have the network's size already, such as CIFAR's"),
-    "224": Protocol(views=centre, size=224, source="arXiv:1709.01507, section 5.1: 224 of a shorter side of 256"),
+    "224": Protocol(views=centre, size=224, source=f"{_SINGLE_CROP}: 224 of a shorter side of 256"),
     "299": Protocol(
-        views=centre,
-        size=299,
-        scales=(352 / 299,),
-        source="arXiv:1709.01507, section 5.1: 299 of a shorter side of 352",
+        views=centre, size=299, scales=(352 / 299,), source=f"{_SINGLE_CROP}: 299 of a shorter side of 352"
     ),
     "320": Protocol(
         views=centre,
@@ -130,11 +127,10 @@ class Evaluation:
     """How many images are classified correctly.
 
     Args:
-        top1: Share of images whose most probable class is correct.
-        top5: Share of images whose correct class is among the five most probable ones.
-        images: Number of images.
-        confusion: `(classes, classes)`: a row for each class, a column for each predicted class.
-        skipped: Files that could not be decoded; they do not count.
+        top1, top5: Share of images whose correct class is the most probable one, or among the five most probable.
+        images: Number of them, without those that were skipped.
+        confusion: A row for each class, a column for each predicted class.
+        skipped: Files that could not be decoded.
     """
 
     top1: Share
@@ -145,10 +141,8 @@ class Evaluation:
 
     def to_json(self) -> Json:
         """All but the confusion matrix."""
-        shares = {
-            name: vars(share) | {"error": 1 - share.value} for name, share in (("top1", self.top1), ("top5", self.top5))
-        }
-        return {"images": self.images, **shares, "corrupt": list(self.skipped)}
+        top1, top5 = (vars(share) | {"error": 1 - share.value} for share in (self.top1, self.top5))
+        return {"images": self.images, "top1": top1, "top5": top5, "corrupt": list(self.skipped)}
 
 
 def evaluate(
@@ -164,11 +158,10 @@ def evaluate(
 
     Args:
         models: One or several, or their paths.
-        split: Of `data`: the images to evaluate on.
-        data: For its classes and normalization.
+        split: Images of `data`, which has the classes and the normalization.
         protocol: A name in `PROTOCOLS`.
         corrupt_budget: Number of files that are skipped if they cannot be decoded.
-        progress: Called with a message about ten times.
+        progress: Called about ten times.
 
     Raises:
         ValueError: If there are no models or images, if a model does not fit the protocol or the data, if an output is
@@ -187,9 +180,8 @@ def evaluate(
     confusion, top5, done = np.zeros((classes, classes), "int64"), 0, 0
     runs = [_probabilities(model, classes) for model in loaded]
     for views, labels, weights in _batches(split, data, PROTOCOLS[protocol], size, skipped):
-        flat = views.reshape(-1, *views.shape[2:])
+        flat, is_image = views.reshape(-1, *views.shape[2:]), weights > 0
         each = [run(flat).reshape(*views.shape[:2], classes).mean(axis=1) for run in runs]
-        is_image = weights > 0
         predicted, labels = np.mean(each, axis=0)[is_image], labels[is_image]
         np.add.at(confusion, (labels, predicted.argmax(axis=1)), 1)
         correct = predicted[np.arange(len(labels)), labels][:, None]
@@ -246,22 +238,16 @@ def _batches(split, data, protocol, size, skipped) -> Iterator:
 
 def _probabilities(model, classes):
     """From images to probabilities, `(samples, classes)`."""
-    run = model.run
-    if model.model is not None:
-        traced = tf.function(lambda images: model.model(images, training=False))
-        names = list(model.model.output_names)
-
-        def run(images):
-            return {names[0]: traced(images).numpy()}
+    network = model.model
+    traced = None if network is None else tf.function(lambda images: network(images, training=False))
 
     def probabilities(images):
-        outputs = run(images)
-        ((name, values),) = outputs.items() if len(outputs) == 1 else [("", np.zeros(0))]
-        values = np.asarray(values, "float64")
-        if values.shape != (len(images), classes):
+        outputs = tf.nest.flatten(traced(images)) if traced else model.run(images).values()
+        values, *others = (np.asarray(x, "float64") for x in outputs)
+        if others or values.shape != (len(images), classes):
             raise ValueError(
                 f"A model must have one output of {classes} classes. Received: {model.name} with outputs "
-                f"{[np.shape(x)[1:] for x in outputs.values()]}"
+                f"{[x.shape[1:] for x in (values, *others)]}"
             )
         if not np.isfinite(values).all():
             raise ValueError(f"The outputs of {model.name} are not finite")
@@ -293,18 +279,12 @@ def _with_mirrored(views):
 
 
 def write_confusion(target: FilePath, evaluation: Evaluation, classes: Sequence[str]) -> None:
-    """Writes a confusion matrix atomically, as a table (.csv) or a picture (.png, .svg).
-
-    Raises:
-        ValueError: If the file has another suffix.
-    """
+    """Writes a confusion matrix atomically, as a table (.csv) or a picture (.png, .svg); else raises ValueError."""
     target = Path(target)
     if target.suffix == ".csv":
-        text = io.StringIO()
-        text.write(",".join(["", *(f'"{name}"' for name in classes)]) + "\n")
-        for name, row in zip(classes, evaluation.confusion, strict=True):
-            text.write(",".join([f'"{name}"', *map(str, row)]) + "\n")
-        return storage.write_bytes(target, text.getvalue().encode())
+        names = [f'"{name}"' for name in classes]
+        rows = [["", *names], *([name, *map(str, row)] for name, row in zip(names, evaluation.confusion, strict=True))]
+        return storage.write_bytes(target, "".join(",".join(row) + "\n" for row in rows).encode())
     if target.suffix not in (".png", ".svg"):
         raise ValueError(f"A confusion matrix is written as .csv, .png or .svg. Received: {str(target)!r}")
     with storage.staged(target) as path:
@@ -319,8 +299,7 @@ def _confusion_picture(confusion, classes):
     shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
     figure.colorbar(image, label="share of the class", shrink=0.8)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true")
+    axes.set(xlabel="predicted", ylabel="true")
     if len(classes) <= 20:
         long = max(map(len, classes)) > 3
         axes.set_xticks(range(len(classes)), classes, rotation=45 if long else 0, ha="right" if long else "center")
