@@ -93,7 +93,7 @@ def lower(model: keras.Model, *, input_shape: Sequence[int] | None = None) -> ke
     """
     unsupported = sorted(_unsupported(model))
     if unsupported:
-        raise ValueError(f"lower takes float layers of Keras' own and of se_keras. Received: {', '.join(unsupported)}")
+        raise ValueError(f"lower takes float layers of Keras and of se_keras. Received: {', '.join(unsupported)}")
     shape = None if input_shape is None else input_shape_of(model, input_shape)
     rewriter = _Rewriter()
     inputs = {id(x): _like(x, shape) for x in endpoints(model)[0]}

@@ -140,7 +140,7 @@ def predict(model: keras.Model, images: Array) -> Outputs:
 def require_one_input(model: keras.Model) -> None:
     """Raises ValueError if a model has several inputs."""
     if len(model.inputs) != 1:
-        raise ValueError(f"A model with one input can be exported. Received: {model.name} with {len(model.inputs)}")
+        raise ValueError(f"Only models with one input can be exported. Received: {model.name} with {len(model.inputs)}")
 
 
 def require_equal(result: Agreement, what: str) -> None:

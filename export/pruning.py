@@ -137,9 +137,9 @@ def responses(model: keras.Model, images: Any) -> dict[str, Array]:
 def _means(model: keras.Model, images: Any, measure: Callable[[Any], Any]) -> dict[str, Array]:
     gates = [call for call in calls(model) if isinstance(call.operation, SqueezeExcite)]
     if not gates:
-        raise ValueError(f"Excitations are those of SqueezeExcite layers. Received: {model.name}, without any")
+        raise ValueError(f"The model has no SqueezeExcite layers. Received: {model.name}")
     if len(endpoints(model)[0]) > 1:
-        raise ValueError(f"Images go into models with one input. Received: {model.name} with {len(model.inputs)}")
+        raise ValueError(f"Images are for models with one input. Received: {model.name} with {len(model.inputs)}")
     shape = input_shape_of(model, None)
     if None in shape and len(np.shape(images)) == 4:
         shape = input_shape_of(model, np.shape(images)[1:])

@@ -104,7 +104,7 @@ def verify(a: Any, b: Any, inputs: Any = None) -> Verification:
     result = agreement(expected, actual, as_logits=as_logits)
     if as_logits and np.mean(expected["output"] < LEAST_PROBABILITY) > 0.5:
         warnings.warn(
-            f"Most probabilities of {a.name} are 0, which hides differences: are the images scaled as it takes them?",
+            f"Most probabilities of {a.name} are 0, which hides differences: are the images scaled as it needs?",
             stacklevel=2,
         )
     layers = ()

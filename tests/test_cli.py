@@ -936,7 +936,7 @@ REFUSALS = {
     f"export {{files}}/model.keras {INT8} {{files}}/scans --normalize 0 1 --limit 0 -o {{new}}/x.tflite":
         "limit must be an int of at least 1. Received: limit=0",
     f"export {{files}}/model.keras {INT8} {{files}}/nothing --normalize 0 1 -o {{new}}/x.tflite":
-        "'{files}/nothing' is no folder of images .* Received: 1 of other kinds, such as 'labels.txt'",
+        "'{files}/nothing' has no images .* Received: 1 other files, such as 'labels.txt'",
     f"export {{files}}/model.keras {INT8} {{files}}/damaged --normalize 0 1 -o {{new}}/x.tflite":
         "'{files}/damaged/2.png' cannot be decoded",
     f"export {{files}}/model.keras {INT8} digits --limit 9 -o {{new}}/x.tflite":

@@ -169,15 +169,15 @@ def test_images_of_any_size_make_one_array(folder):
 @pytest.mark.parametrize(
     "files, received",
     [
-        ({}, "Received: an empty one"),
-        ({"a.txt": b"x", "b/c.npy": b"x"}, "Received: 2 of other kinds, such as 'a.txt'"),
-        ({".a.png": png(RGB)}, "Received: an empty one"),
+        ({}, "Received: an empty folder"),
+        ({"a.txt": b"x", "b/c.npy": b"x"}, "Received: 2 other files, such as 'a.txt'"),
+        ({".a.png": png(RGB)}, "Received: an empty folder"),
     ],
     ids=["empty", "others", "hidden"],
 )
 def test_folder_without_images_is_refused(folder, files, received):
     path = folder(files)
-    rule = f"'{path}' is no folder of images (.bmp, .gif, .jpeg, .jpg, .png). {received}"
+    rule = f"'{path}' has no images (.bmp, .gif, .jpeg, .jpg, .png). {received}"
     with pytest.raises(ValueError, match=f"^{re.escape(rule)}$"):
         read(path)
 

@@ -534,7 +534,7 @@ def test_bad_held_out_images_are_an_error(tiny, held_out):
 def test_several_inputs_are_an_error():
     inputs = [keras.Input((4, 4, 2), name="left"), keras.Input((4, 4, 2), name="right")]
     model = keras.Model(inputs, layers.Add()(inputs), name="pair")
-    with pytest.raises(ValueError, match="one input can be exported. Received: pair with 2"):
+    with pytest.raises(ValueError, match="Only models with one input can be exported. Received: pair with 2"):
         to_litert(model)
 
 

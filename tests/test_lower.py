@@ -886,7 +886,7 @@ class Subclassed(keras.Model):
 
 def test_custom_layer_is_refused_by_name():
     model = graph(lambda x: Foreign(name="mine")(x))
-    with pytest.raises(ValueError, match=r"float layers of Keras' own and of se_keras. Received: mine \(Foreign\)$"):
+    with pytest.raises(ValueError, match=r"float layers of Keras and of se_keras. Received: mine \(Foreign\)$"):
         lower(model)
 
 

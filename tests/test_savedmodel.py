@@ -582,7 +582,7 @@ def test_logits_are_given_where_the_model_ends_in_a_softmax(tmp_path, end, has_l
 def test_several_inputs_are_an_error(tmp_path):
     inputs = [keras.Input((4, 4, 2), name="left"), keras.Input((4, 4, 2), name="right")]
     model = keras.Model(inputs, layers.Add()(inputs), name="pair")
-    with pytest.raises(ValueError, match="one input can be exported. Received: pair with 2"):
+    with pytest.raises(ValueError, match="Only models with one input can be exported. Received: pair with 2"):
         to_savedmodel(model, tmp_path)
 
 

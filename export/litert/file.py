@@ -62,7 +62,7 @@ class LiteRTRunner:
             raise ValueError(f"Not a LiteRT file that can be run here: {first_line(error)}") from None
         inputs = self._interpreter.get_input_details()
         if len(inputs) != 1:
-            raise ValueError(f"A LiteRT file with one input can be run. Received: one with {len(inputs)}")
+            raise ValueError(f"Only LiteRT files with one input can be run. Received: one with {len(inputs)}")
         self._input = inputs[0]
         signature = next(iter(self._interpreter.get_signature_list()), None)  # other programs' files may have none
         if signature:
