@@ -4,7 +4,7 @@ import argparse
 import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from rich.console import Console
 
@@ -32,12 +32,11 @@ NORMALIZE = (
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 Handler = Callable[[argparse.Namespace, Console], int | None]
+AddArgument = Callable[..., argparse.Action]
 
 
-def add_command(
-    commands: Commands, name: str, handler: Handler, *, json_output: bool = False
-) -> argparse.ArgumentParser:
-    """Adds a command whose help is the docstring of its handler; `json_output` gives it the option --json."""
+def add_command(commands: Commands, name: str, handler: Handler, *, json_output: bool = False) -> AddArgument:
+    """Adds a command whose help is the docstring of its handler, and returns its parser's `add_argument`."""
     description, examples, usage = (inspect.getdoc(handler) or "").partition("Examples:")
     parser = commands.add_parser(
         name,
@@ -50,20 +49,19 @@ def add_command(
     parser.add_argument("--traceback", action="store_true", help="show where in the code an error came from")
     if json_output:
         parser.add_argument("--json", action="store_true", help="print JSON, for programs")
-    return parser
+    return parser.add_argument
 
 
-def add_folder_options(parser: argparse.ArgumentParser) -> None:
+def add_folder_options(add: AddArgument) -> None:
     """Adds the options for a folder of images."""
-    parser.add_argument("--normalize", nargs="+", metavar="VALUE", help=NORMALIZE)
-    parser.add_argument("--limit", type=int, metavar="N", help=f"images to use of a folder (default: {LIMIT})")
+    add("--normalize", nargs="+", metavar="VALUE", help=NORMALIZE)
+    add("--limit", type=int, metavar="N", help=f"images to use of a folder (default: {LIMIT})")
 
 
-def add_corrupt_budget(parser: argparse.ArgumentParser) -> None:
+def add_corrupt_budget(add: AddArgument) -> None:
     """Adds the option for files that cannot be decoded."""
-    parser.add_argument(
-        "--corrupt-budget", type=int, default=0, metavar="N", help="files that may be skipped if they cannot be decoded"
-    )
+    skipped = "files that may be skipped if they cannot be decoded"
+    add("--corrupt-budget", type=int, default=0, metavar="N", help=skipped)
 
 
 def one_of(names: Sequence[str], default: str | None = None) -> str:
@@ -98,23 +96,17 @@ def read_normalization(values: Sequence[str] | None) -> tuple[Sequence[float], S
 def read_images(
     source: str,
     options: argparse.Namespace,
-    shape: Sequence[int],
+    shape: Sequence[Any],
     progress: Callable[[str], object],
     *,
     split: str = "train",
 ) -> "np.ndarray":
-    """Reads the images that an option names; those of a folder are resized to `shape` and normalized.
+    """Reads the images of a split of the digits, of a .npy file, or of a folder.
 
-    Args:
-        source: `digits`, a .npy file or a folder.
-        options: With `normalize` and `limit`, for a folder.
-        shape: `(height, width, channels)`.
-        progress: Called with what is done next.
-        split: Of the digits: `train` or `test`.
+    The `normalize` and `limit` of `options`, and `shape`, `(height, width, channels)`, are for the images of a folder.
 
     Raises:
-        OSError: If there are no such images.
-        ValueError: If the file is not one of images, or if an option is not for this kind of source.
+        OSError, ValueError: If there are no such images, or if an option is not for this kind of source.
     """
     import numpy as np
 

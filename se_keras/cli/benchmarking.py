@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from .arguments import PRECISIONS, SITES, VARIANTS, Commands, add_command, input_shape, one_of
-from .screen import new_table, print_json, print_line, print_message, print_table, ratio_cells, show_progress
+from .screen import print_json, print_line, print_message, print_table, ratio_cells, show_progress
 
 SLOWEST = 10  # operators that `profile` shows
 SIZE = "height and width (default: the network's own)"
@@ -22,36 +22,32 @@ BLOCKS = "paired measurements (default: %(default)s)"
 
 def add_benchmark(commands: Commands) -> None:
     """`se-keras benchmark`."""
-    parser = add_command(commands, "benchmark", benchmark, json_output=True)
+    add = add_command(commands, "benchmark", benchmark, json_output=True)
     network = "networks to compare with their baselines (default: se_resnet50)"
-    parser.add_argument("--network", nargs="+", default=["se_resnet50"], metavar="NAME", help=network)
-    files = "two .tflite files instead: B relative to A"
-    parser.add_argument("--files", type=Path, nargs=2, metavar=("A", "B"), help=files)
+    add("--network", nargs="+", default=["se_resnet50"], metavar="NAME", help=network)
+    add("--files", type=Path, nargs=2, metavar=("A", "B"), help="two .tflite files instead: B relative to A")
     output = "keep each result as it is measured; the same command measures what is missing"
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE.json", help=output)
-    precision = f"{one_of(PRECISIONS)} (default: float32 int8)"
-    parser.add_argument("--precision", nargs="+", default=["float32", "int8"], help=precision)
-    parser.add_argument("--form", nargs="+", default=[*VARIANTS], help=f"{one_of(VARIANTS)} (default: both)")
-    parser.add_argument("--site", help=f"where in a block SE is: {one_of(SITES)} (default: the network's own)")
-    parser.add_argument("--stages", type=int, nargs="+", metavar="N", help="the stages with SE: 2 to 5 of a ResNet")
-    parser.add_argument("--size", type=int, help=SIZE)
-    parser.add_argument("--threads", type=int, nargs="+", default=[1], metavar="N", help="default: 1")
-    parser.add_argument("--blocks", type=int, default=30, help=BLOCKS)
-    parser.add_argument("--within", type=float, metavar="X", help="stop when the interval is this narrow, such as 0.01")
-    parser.add_argument("--seconds", type=float, metavar="S", help="stop a comparison after this time")
-    parser.add_argument("--profile", action="store_true", help="profile the files too, for the report")
-    undelegated = "measure even if operators are not delegated to XNNPACK"
-    parser.add_argument("--allow-undelegated", action="store_true", help=undelegated)
-    _add_phone(parser)
+    add("-o", "--output", type=Path, metavar="FILE.json", help=output)
+    add("--precision", nargs="+", default=["float32", "int8"], help=f"{one_of(PRECISIONS)} (default: float32 int8)")
+    add("--form", nargs="+", default=[*VARIANTS], help=f"{one_of(VARIANTS)} (default: both)")
+    add("--site", help=f"where in a block SE is: {one_of(SITES)} (default: the network's own)")
+    add("--stages", type=int, nargs="+", metavar="N", help="the stages with SE: 2 to 5 of a ResNet")
+    add("--size", type=int, help=SIZE)
+    add("--threads", type=int, nargs="+", default=[1], metavar="N", help="default: 1")
+    add("--blocks", type=int, default=30, help=BLOCKS)
+    add("--within", type=float, metavar="X", help="stop when the interval is this narrow, such as 0.01")
+    add("--seconds", type=float, metavar="S", help="stop a comparison after this time")
+    add("--profile", action="store_true", help="profile the files too, for the report")
+    add("--allow-undelegated", action="store_true", help="measure even if operators are not delegated to XNNPACK")
+    _add_phone(add)
 
 
-def _add_phone(parser):
-    parser.add_argument("--adb", action="store_true", help="measure on a phone: docs/phone.md")
-    parser.add_argument("--serial", metavar="S", help="serial number of the phone, if there are several")
-    binary = "LiteRT's binary for the phone, or device:/path of one on it"
-    parser.add_argument("--benchmark-model", metavar="PATH", help=binary)
+def _add_phone(add):
+    add("--adb", action="store_true", help="measure on a phone: docs/phone.md")
+    add("--serial", metavar="S", help="serial number of the phone, if there are several")
+    add("--benchmark-model", metavar="PATH", help="LiteRT's binary for the phone, or device:/path of one on it")
     rest = "seconds for the phone to cool down between blocks (default: 5)"
-    parser.add_argument("--rest", type=float, default=5.0, metavar="S", help=rest)
+    add("--rest", type=float, default=5.0, metavar="S", help=rest)
 
 
 def benchmark(options: argparse.Namespace, console: Console) -> None:
@@ -103,26 +99,16 @@ def _device(options, progress):
     from se_keras.environment import environment
     from se_keras.export.benchmark.targets import adb, host
 
-    plan = {
-        "blocks": options.blocks,
-        "within": options.within,
-        "seconds": options.seconds,
-        "allow_undelegated": options.allow_undelegated,
-    }
+    plan = {name: getattr(options, name) for name in ("blocks", "within", "seconds", "allow_undelegated")}
     if not options.adb:
         return partial(host.measure, **plan), environment()
     adb.require_binary(options.benchmark_model)  # before a minute of exporting
-    phone = {"benchmark_model": options.benchmark_model, "serial": options.serial, "rest": options.rest}
+    phone = {name: getattr(options, name) for name in ("benchmark_model", "serial", "rest")}
     return partial(adb.measure, **plan, **phone, progress=progress), adb.environment(options.serial)
 
 
 def _earlier(path, report):
-    """The records of an earlier run on the same machine and versions.
-
-    Raises:
-        ValueError: If the machine or the versions are others, because ratios of two machines do not belong in one
-            table; or if the file has more than this command writes.
-    """
+    """The records of an earlier run; ratios of two machines or versions do not belong in one table."""
     from se_keras.export.benchmark.report import read
 
     earlier = read(path)
@@ -149,11 +135,8 @@ def _measured(options, kept, measure, progress) -> Iterator[Any]:
         )
         return
     for network in options.network:
-        se = spec_of(network).se
-        if se and options.site:
-            se = replace(se, site=options.site)
-        if se and options.stages:
-            se = replace(se, stages=tuple(options.stages))
+        se, other = spec_of(network).se, {"site": options.site, "stages": options.stages and tuple(options.stages)}
+        se = se and replace(se, **{field: value for field, value in other.items() if value})
         yield from overhead.overheads(
             network,
             precisions=options.precision,
@@ -172,8 +155,7 @@ def _tables(records):
     """The records in groups that share a table: one network, configuration, input and number of threads each."""
     tables = {}
     for record in records:
-        names = record["network"], record["baseline"]
-        key = *names, record["threads"], tuple(record["input_shape"]), str(record["se"])
+        key = tuple(str(record[name]) for name in ("network", "baseline", "threads", "input_shape", "se"))
         tables.setdefault(key, []).append(record)
     return tables.values()
 
@@ -182,43 +164,42 @@ def print_overhead(report: dict[str, Any]) -> None:
     """Prints one row for each pair, after the paper's."""
     from se_keras.export.benchmark.results import placement, thread_count
 
-    records, paper, environment = report["overhead"], report["paper"], report["environment"]
-    first = records[0]
-    size = "x".join(map(str, first["input_shape"][1:3]))
-    threads = thread_count(first["threads"])
+    first, environment = report["overhead"][0], report["environment"]
+    size, threads = "x".join(map(str, first["input_shape"][1:3])), thread_count(first["threads"])
     caption = f"{environment['processor']}, {environment['runtime']}."
     if environment["matrix_units"]:
         units = ", ".join(environment["matrix_units"])
         caption += f" Matrix units ({units}) speed up int8 convolutions, not SE's multiplication: SE costs more here."
     title = escape(f"{first['network']}{placement(first['se'])} compared with {first['baseline']} at {size}, {threads}")
-    of_files = first["se"] is None
-    sides = (escape(first["baseline"]), escape(first["network"])) if of_files else ("plain", "SE")
-    table = _comparison_table(*sides, title=title, caption=caption)
-    if not of_files:
-        paper_ms = (str(paper["resnet50_ms"]), str(paper["se_resnet50_ms"]))
-        table.add_row("paper, ResNet-50", *paper_ms, f"{paper['ratio']:.3f}", "", "")
-    for record in records:
-        table.add_row(f"{record['precision']} {record['form']}", *_comparison_cells(record["comparison"], ".3g"))
-    print_table(table)
-
-
-def _comparison_table(a, b, **options):
-    return new_table("", f"{a} ms", f"{b} ms", "ratio", "95 % interval", "A/A control", **options)
+    rows = [(f"{x['precision']} {x['form']}", *_comparison_cells(x["comparison"], ".3g")) for x in report["overhead"]]
+    if first["se"] is None:
+        a, b = escape(first["baseline"]), escape(first["network"])
+    else:
+        a, b = "plain", "SE"
+        rows.insert(0, ("paper, ResNet-50", *_paper_cells(report["paper"])))
+    _print_comparisons(a, b, rows, title=title, caption=caption)
 
 
 def _comparison_cells(comparison, milliseconds):
-    _, control = ratio_cells(comparison["null"])
     times = (f"{comparison[side]:{milliseconds}}" for side in ("a_ms", "b_ms"))
-    return *times, *ratio_cells(comparison["ratio"]), control
+    return *times, *ratio_cells(comparison["ratio"]), ratio_cells(comparison["null"])[1]
+
+
+def _paper_cells(paper):
+    return str(paper["resnet50_ms"]), str(paper["se_resnet50_ms"]), f"{paper['ratio']:.3f}", "", ""
+
+
+def _print_comparisons(a, b, rows, **options):
+    print_table(("", f"{a} ms", f"{b} ms", "ratio", "95 % interval", "A/A control"), rows, **options)
 
 
 def add_profile(commands: Commands) -> None:
     """`se-keras profile FILE`."""
-    parser = add_command(commands, "profile", profile, json_output=True)
-    parser.add_argument("file", metavar="FILE", type=Path, help="a .tflite file")
-    parser.add_argument("--against", metavar="BASELINE", type=Path, help="a file to compare it with")
-    parser.add_argument("--threads", type=int, default=1, help="default: %(default)s")
-    parser.add_argument("--runs", type=int, default=50, help="default: %(default)s")
+    add = add_command(commands, "profile", profile, json_output=True)
+    add("file", metavar="FILE", type=Path, help="a .tflite file")
+    add("--against", metavar="BASELINE", type=Path, help="a file to compare it with")
+    add("--threads", type=int, default=1, help="default: %(default)s")
+    add("--runs", type=int, default=50, help="default: %(default)s")
 
 
 def profile(options: argparse.Namespace, console: Console) -> None:
@@ -239,20 +220,17 @@ def profile(options: argparse.Namespace, console: Console) -> None:
             found[side] = profile(load_litert(path), threads=options.threads, runs=options.runs)
     if options.json:
         return print_json({side: x.to_json() for side, x in found.items()})
+    by_stage, by_part = [x.by("stage", "part") for x in found.values()], [x.by("part") for x in found.values()]
+    rows = [
+        (stage or "outside", *_profile_cells([[sums.get((stage, part), 0.0) for part in PARTS] for sums in by_stage]))
+        for stage in dict.fromkeys(stage for sums in by_stage for stage, _ in sums)
+    ]
+    rows.append(("all", *_profile_cells([[sums.get((part,), 0.0) for part in PARTS] for sums in by_part])))
     names = " compared with ".join(map(str, paths.values()))
-    table = new_table("", *PARTS, "all", title=escape(f"{names}, us by stage and part"))
-    sums = [x.by("stage", "part") for x in found.values()]
-    for stage in dict.fromkeys(row.stage for x in found.values() for row in x.rows):
-        table.add_row(
-            stage or "outside", *_profile_cells([[x.get((stage, part), 0.0) for part in PARTS] for x in sums])
-        )
-    totals = [[sum(row.microseconds for row in x.rows if row.part == part) for part in PARTS] for x in found.values()]
-    table.add_row("all", *_profile_cells(totals))
-    print_table(table)
-    slowest = new_table("slowest", "operator", "us", "kernel")
-    for row in sorted(found["file"].rows, key=lambda row: -row.microseconds)[:SLOWEST]:
-        slowest.add_row(row.layer or "-", row.operator, f"{row.microseconds:,.0f}", row.kernel)
-    print_table(slowest)
+    print_table(("", *PARTS, "all"), rows, title=escape(f"{names}, us by stage and part"))
+    slowest = sorted(found["file"].rows, key=lambda row: -row.microseconds)[:SLOWEST]
+    rows = ((row.layer or "-", row.operator, f"{row.microseconds:,.0f}", row.kernel) for row in slowest)
+    print_table(("slowest", "operator", "us", "kernel"), rows)
     for side, x in found.items():
         undelegated = f"; not delegated to XNNPACK: {', '.join(x.others)}" if x.others else ""
         print_line(
@@ -271,10 +249,10 @@ def _profile_cells(sides):
 
 def add_report(commands: Commands) -> None:
     """`se-keras report RESULTS.json ...`."""
-    parser = add_command(commands, "report", report)
-    parser.add_argument("results", type=Path, nargs="+", metavar="RESULTS.json", help="from benchmark -o or --json")
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE.html")
-    parser.add_argument("--markdown", action="store_true", help="print a table for a README instead")
+    add = add_command(commands, "report", report)
+    add("results", type=Path, nargs="+", metavar="RESULTS.json", help="from benchmark -o or --json")
+    add("-o", "--output", type=Path, metavar="FILE.html")
+    add("--markdown", action="store_true", help="print a table for a README instead")
 
 
 def report(options: argparse.Namespace, console: Console) -> None:
@@ -298,14 +276,13 @@ def report(options: argparse.Namespace, console: Console) -> None:
 
 def add_benchmark_input(commands: Commands) -> None:
     """`se-keras benchmark-input FOLDER`."""
-    parser = add_command(commands, "benchmark-input", benchmark_input, json_output=True)
-    images = "folder of images (default: made of photographs)"
-    parser.add_argument("images", metavar="FOLDER", nargs="?", type=Path, help=images)
-    parser.add_argument("--batch-size", type=int, default=64, help="default: %(default)s")
-    parser.add_argument("--size", type=int, default=224, help="height and width (default: %(default)s)")
-    parser.add_argument("--blocks", type=int, default=10, help=BLOCKS)
+    add = add_command(commands, "benchmark-input", benchmark_input, json_output=True)
+    add("images", metavar="FOLDER", nargs="?", type=Path, help="folder of images (default: made of photographs)")
+    add("--batch-size", type=int, default=64, help="default: %(default)s")
+    add("--size", type=int, default=224, help="height and width (default: %(default)s)")
+    add("--blocks", type=int, default=10, help=BLOCKS)
     epoch = "images to read while the memory is watched (default: %(default)s)"
-    parser.add_argument("--epoch", type=int, default=20_000, metavar="N", help=epoch)
+    add("--epoch", type=int, default=20_000, metavar="N", help=epoch)
 
 
 def benchmark_input(options: argparse.Namespace, console: Console) -> None:
@@ -317,27 +294,18 @@ def benchmark_input(options: argparse.Namespace, console: Console) -> None:
     """
     from se_keras.training.throughput import input_speed, photographs
 
-    size = options.size
+    batch, size, blocks = options.batch_size, options.size, options.blocks
     with show_progress(console) as progress, tempfile.TemporaryDirectory() as scratch:
         path = options.images
         if path is None:
             progress("making 400 JPEG files of scikit-learn's photographs")
             photographs(path := Path(scratch) / "photographs")
-        found = input_speed(
-            path,
-            batch=options.batch_size,
-            size=size,
-            blocks=options.blocks,
-            images=options.epoch,
-            progress=progress,
-        )
+        found = input_speed(path, batch=batch, size=size, blocks=blocks, images=options.epoch, progress=progress)
     if options.json:
         return print_json(found.to_json())
-    title = f"JPEG files to batches of {options.batch_size} at {size}x{size}, cropped, scaled, mirrored"
-    table = new_table("", "images/s", title=title)
-    table.add_row("keras.utils.image_dataset_from_directory", f"{found.keras:,.0f}")
-    table.add_row("se_keras", f"{found.ours:,.0f}")
-    print_table(table)
+    title = f"JPEG files to batches of {batch} at {size}x{size}, cropped, scaled, mirrored"
+    speeds = {"keras.utils.image_dataset_from_directory": found.keras, "se_keras": found.ours}
+    print_table(("", "images/s"), ((name, f"{speed:,.0f}") for name, speed in speeds.items()), title=title)
     ratio, memory = found.comparison.ratio, ", ".join(f"{x:,.0f}" for x in found.megabytes)
     print_line(
         f"{1 / ratio.median:.2f} times as fast as Keras [{1 / ratio.high:.2f}, {1 / ratio.low:.2f}]; memory over "
@@ -347,11 +315,11 @@ def benchmark_input(options: argparse.Namespace, console: Console) -> None:
 
 def add_benchmark_training(commands: Commands) -> None:
     """`se-keras benchmark-training`."""
-    parser = add_command(commands, "benchmark-training", benchmark_training, json_output=True)
-    parser.add_argument("--network", default="se_resnet50", help="default: %(default)s")
-    parser.add_argument("--batch-size", type=int, default=8, help="default: %(default)s")
-    parser.add_argument("--size", type=int, help=SIZE)
-    parser.add_argument("--blocks", type=int, default=10, help=BLOCKS)
+    add = add_command(commands, "benchmark-training", benchmark_training, json_output=True)
+    add("--network", default="se_resnet50", help="default: %(default)s")
+    add("--batch-size", type=int, default=8, help="default: %(default)s")
+    add("--size", type=int, help=SIZE)
+    add("--blocks", type=int, default=10, help=BLOCKS)
 
 
 def benchmark_training(options: argparse.Namespace, console: Console) -> None:
@@ -379,8 +347,8 @@ def benchmark_training(options: argparse.Namespace, console: Console) -> None:
     if options.json:
         return print_json(report)
     title = f"A training step of {network} compared with {report['baseline']}, {batch} images"
-    table = _comparison_table("plain", "SE", title=title, caption=report["environment"]["processor"])
-    times = (str(PAPER_STEP["resnet50_ms"]), str(PAPER_STEP["se_resnet50_ms"]))
-    table.add_row("paper, 256 images, 8 GPUs", *times, f"{PAPER_STEP['ratio']:.3f}", "", "")
-    table.add_row("here", *_comparison_cells(report["comparison"], ",.0f"))
-    print_table(table)
+    rows = (
+        ("paper, 256 images, 8 GPUs", *_paper_cells(PAPER_STEP)),
+        ("here", *_comparison_cells(report["comparison"], ",.0f")),
+    )
+    _print_comparisons("plain", "SE", rows, title=title, caption=report["environment"]["processor"])

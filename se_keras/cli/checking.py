@@ -8,17 +8,16 @@ from rich.console import Console
 from rich.markup import escape
 
 from .arguments import IMAGES, Commands, add_command, add_folder_options, read_images
-from .screen import Output, new_table, print_json, print_line, print_message, print_table, show_progress
+from .screen import EXIT_DISAGREEMENT, Output, print_json, print_line, print_message, print_table, show_progress
 
 LAYER_TOLERANCE = 1e-3
-EXIT_DISAGREEMENT = 1
 UNKNOWN = "not stated"
 
 
 def add_inspect(commands: Commands) -> None:
     """`se-keras inspect FILE`."""
-    parser = add_command(commands, "inspect", inspect, json_output=True)
-    parser.add_argument("file", metavar="FILE", type=Path, help="a .tflite file; FILE.json is its manifest, if any")
+    add = add_command(commands, "inspect", inspect, json_output=True)
+    add("file", metavar="FILE", type=Path, help="a .tflite file; FILE.json is its manifest, if any")
 
 
 def inspect(options: argparse.Namespace, console: Console) -> None:
@@ -61,12 +60,8 @@ def _print_inspection(file, found):
         rows["reference output"] = _reference_error(found.reference) if found.reference else "none in the manifest"
         versions = found.manifest.get("versions", {})
         rows["made with"] = ", ".join(f"{name} {version}" for name, version in versions.items())
-    out = Output()
-    out.print(f"[bold]{escape(str(file))}[/bold]\nSHA-256 {found.sha256}", soft_wrap=True, highlight=False)
-    table = new_table(show_header=False)
-    for title, value in rows.items():
-        table.add_row(escape(title), escape(value))
-    out.print(table)
+    Output().print(f"[bold]{escape(str(file))}[/bold]\nSHA-256 {found.sha256}", soft_wrap=True, highlight=False)
+    print_table((), ((escape(title), escape(value)) for title, value in rows.items()))
 
 
 def _metadata_rows(found):
@@ -98,22 +93,21 @@ def _last_figures(entries):
     for name, value in entries.items():
         if isinstance(value, dict):
             yield from _last_figures(value)
-        elif isinstance(value, list):
-            if value:
-                yield name, f"{value[-1]:.4g}" if isinstance(value[-1], float) else value[-1]
-        else:
+        elif not isinstance(value, list):
             yield name, value
+        elif value:
+            yield name, f"{value[-1]:.4g}" if isinstance(value[-1], float) else value[-1]
 
 
 def add_verify(commands: Commands) -> None:
     """`se-keras verify A B`."""
-    parser = add_command(commands, "verify", verify, json_output=True)
-    parser.add_argument("a", metavar="A", type=Path, help="a .keras file, a .tflite file, or a SavedModel's folder")
-    parser.add_argument("b", metavar="B", type=Path, help="the same; errors are relative to the range of A's outputs")
-    parser.add_argument("--images", metavar="IMAGES", help=f"{IMAGES}; default: noise")
-    add_folder_options(parser)
-    parser.add_argument("--layers", action="store_true", help="compare two .keras files layer by layer")
-    parser.add_argument("--tolerance", type=float, metavar="X", help="exit with status 1 if the max error exceeds X")
+    add = add_command(commands, "verify", verify, json_output=True)
+    add("a", metavar="A", type=Path, help="a .keras file, a .tflite file, or a SavedModel's folder")
+    add("b", metavar="B", type=Path, help="the same; errors are relative to the range of A's outputs")
+    add("--images", metavar="IMAGES", help=f"{IMAGES}; default: noise")
+    add_folder_options(add)
+    add("--layers", action="store_true", help="compare two .keras files layer by layer")
+    add("--tolerance", type=float, metavar="X", help="exit with status 1 if the max error exceeds X")
 
 
 def verify(options: argparse.Namespace, console: Console) -> int | None:
@@ -166,12 +160,10 @@ def verify(options: argparse.Namespace, console: Console) -> int | None:
 
 
 def _print_verification(found, options):
-    rows = [("outputs", found.agreement)]
-    if options.layers:
-        rows = [*found.layers, *rows]
     print_line(f"{options.b} compared with {options.a}, on {options.images or 'noise'}")
-    table = new_table("", "max error", "mean error", "cosine", "top-1", "images")
-    for name, result in rows:
-        errors = (f"{result.max_error:.1e}", f"{result.mean_error:.1e}", f"{result.cosine:.6f}")
-        table.add_row(name, *errors, f"{result.top1:.1%}", str(result.samples))
-    print_table(table)
+    results = [*(found.layers if options.layers else ()), ("outputs", found.agreement)]
+    rows = (
+        (name, f"{x.max_error:.1e}", f"{x.mean_error:.1e}", f"{x.cosine:.6f}", f"{x.top1:.1%}", str(x.samples))
+        for name, x in results
+    )
+    print_table(("", "max error", "mean error", "cosine", "top-1", "images"), rows)

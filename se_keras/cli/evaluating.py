@@ -6,23 +6,19 @@ from pathlib import Path
 from rich.console import Console
 
 from .arguments import DATA, PROTOCOLS, Commands, add_command, add_corrupt_budget, one_of, read_normalization
-from .screen import new_table, print_json, print_line, print_table, show_progress
+from .screen import print_json, print_line, print_table, show_progress
 
 
 def add_evaluate(commands: Commands) -> None:
     """`se-keras evaluate MODEL ...`."""
-    parser = add_command(commands, "evaluate", evaluate, json_output=True)
-    parser.add_argument(
-        "models", metavar="MODEL", nargs="+", type=Path, help=".keras and .tflite files, folders of SavedModels"
-    )
-    parser.add_argument("--data", default="digits", help=f"{DATA} (default: digits)")
-    parser.add_argument("--split", default="test", choices=("test", "train"), help="default: %(default)s")
-    parser.add_argument("--protocol", help=f"{one_of(PROTOCOLS)} (default: plain for the digits, else 224)")
-    parser.add_argument(
-        "--normalize", nargs="+", metavar="VALUE", help="as for export; default: as the models were trained"
-    )
-    parser.add_argument("--confusion", type=Path, metavar="FILE", help="write the confusion matrix: .png, .svg or .csv")
-    add_corrupt_budget(parser)
+    add = add_command(commands, "evaluate", evaluate, json_output=True)
+    add("models", metavar="MODEL", nargs="+", type=Path, help=".keras and .tflite files, folders of SavedModels")
+    add("--data", default="digits", help=f"{DATA} (default: digits)")
+    add("--split", default="test", choices=("test", "train"), help="default: %(default)s")
+    add("--protocol", help=f"{one_of(PROTOCOLS)} (default: plain for the digits, else 224)")
+    add("--normalize", nargs="+", metavar="VALUE", help="as for export; default: as the models were trained")
+    add("--confusion", type=Path, metavar="FILE", help="write the confusion matrix: .png, .svg or .csv")
+    add_corrupt_budget(add)
 
 
 def evaluate(options: argparse.Namespace, console: Console) -> None:
@@ -45,15 +41,8 @@ def evaluate(options: argparse.Namespace, console: Console) -> None:
         data = sources.load(options.data, **_common_normalization(options, trained))
         _require_classes(options.models, trained, data)
         protocol = options.protocol or ("plain" if hasattr(data.test, "images") else "224")
-        split = getattr(data, options.split)
-        found = evaluate(
-            options.models,
-            split,
-            data,
-            protocol=protocol,
-            corrupt_budget=options.corrupt_budget,
-            progress=progress,
-        )
+        split, budget = getattr(data, options.split), options.corrupt_budget
+        found = evaluate(options.models, split, data, protocol=protocol, corrupt_budget=budget, progress=progress)
         if options.confusion:
             write_confusion(options.confusion, found, data.classes)
     paper = _paper_error(trained, data)
@@ -68,14 +57,14 @@ def evaluate(options: argparse.Namespace, console: Console) -> None:
             "confusion": found.confusion.tolist() if len(data.classes) <= 100 else None,
         }
         return print_json(report)
+    columns = ("", "accuracy", "95 % interval", "error", "paper's error")
+    published = "" if paper is None else f"{paper:.2f}%"
+    rows = (
+        (name, f"{x.value:.2%}", f"{x.low:.2%}..{x.high:.2%}", f"{1 - x.value:.2%}", error)
+        for name, x, error in (("top-1", found.top1, published), ("top-5", found.top5, ""))
+    )
     title = f"{' + '.join(map(str, options.models))} on {data.name}, protocol {protocol}"
-    caption = f"{found.images:,} images, {len(data.classes)} classes"
-    table = new_table("", "accuracy", "95 % interval", "error", "paper's error", title=title, caption=caption)
-    for name, share, error in (("top-1", found.top1, paper), ("top-5", found.top5, None)):
-        interval = f"{share.low:.2%}..{share.high:.2%}"
-        published = "" if error is None else f"{error:.2f}%"
-        table.add_row(name, f"{share.value:.2%}", interval, f"{1 - share.value:.2%}", published)
-    print_table(table)
+    print_table(columns, rows, title=title, caption=f"{found.images:,} images, {len(data.classes)} classes")
     if found.skipped:
         print_line(f"skipped, because they cannot be decoded: {', '.join(found.skipped)}")
     if options.confusion:
@@ -88,15 +77,14 @@ def _training_record(path):
 
     if path.suffix == ".keras":
         return training_of(path) or {}
-    if path.suffix == ".tflite" and path.is_file():
-        from se_keras.export.litert.metadata import read
+    if path.suffix != ".tflite" or not path.is_file():
+        return {}
+    from se_keras.export.litert.metadata import read
 
-        about = read(path.read_bytes())
-        if about is None:
-            return {}
-        normalization = about.normalization and dict(zip(("mean", "std"), map(list, about.normalization), strict=True))
-        return {"network": about.network, "classes": about.labels, "normalization": normalization}
-    return {}
+    if (about := read(path.read_bytes())) is None:
+        return {}
+    normalization = about.normalization and dict(zip(("mean", "std"), map(list, about.normalization), strict=True))
+    return {"network": about.network, "classes": about.labels, "normalization": normalization}
 
 
 def _common_normalization(options, trained):

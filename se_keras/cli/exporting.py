@@ -5,35 +5,25 @@ from pathlib import Path
 
 from rich.console import Console
 
-from .arguments import (
-    CALIBRATED,
-    IMAGES,
-    PRECISIONS,
-    TYPES,
-    Commands,
-    add_command,
-    add_folder_options,
-    one_of,
-    read_images,
-    read_normalization,
-)
+from . import arguments
+from .arguments import CALIBRATED, Commands, add_command, one_of
 from .screen import print_json, print_line, show_progress
 
 
 def add_export(commands: Commands) -> None:
     """`se-keras export MODEL -o OUTPUT`."""
-    parser = add_command(commands, "export", export, json_output=True)
-    parser.add_argument("model", metavar="MODEL", type=Path, help="a .keras file")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="FILE.tflite, or the SavedModel's folder")
-    parser.add_argument("--precision", default="float32", help=one_of(PRECISIONS, default="float32"))
-    parser.add_argument("--calibration", metavar="IMAGES", help=f"for {' and '.join(CALIBRATED)}: {IMAGES}")
-    add_folder_options(parser)
+    add = add_command(commands, "export", export, json_output=True)
+    add("model", metavar="MODEL", type=Path, help="a .keras file")
+    add("-o", "--output", type=Path, required=True, help="FILE.tflite, or the SavedModel's folder")
+    add("--precision", default="float32", help=one_of(arguments.PRECISIONS, default="float32"))
+    add("--calibration", metavar="IMAGES", help=f"for {' and '.join(CALIBRATED)}: {arguments.IMAGES}")
+    arguments.add_folder_options(add)
     for option in ("--input-type", "--output-type"):
-        parser.add_argument(option, default="float32", help=f"for int8: {one_of(TYPES, default='float32')}")
-    parser.add_argument("--keep-float", metavar="REGEX", help="layers that stay in float32, such as '.*_se_.*'")
-    parser.add_argument("--as-published", action="store_true", help="do not lower the model first")
-    parser.add_argument("--labels", help="'digits', or a text file with the name of one class per line")
-    parser.add_argument("--top", type=int, default=5, metavar="N", help="classes of a SavedModel's answer (default: 5)")
+        add(option, default="float32", help=f"for int8: {one_of(arguments.TYPES, default='float32')}")
+    add("--keep-float", metavar="REGEX", help="layers that stay in float32, such as '.*_se_.*'")
+    add("--as-published", action="store_true", help="do not lower the model first")
+    add("--labels", help="'digits', or a text file with the name of one class per line")
+    add("--top", type=int, default=5, metavar="N", help="classes of a SavedModel's answer (default: 5)")
 
 
 def export(options: argparse.Namespace, console: Console) -> None:
@@ -54,15 +44,12 @@ def export(options: argparse.Namespace, console: Console) -> None:
     from se_keras.export.verification import load_keras
     from se_keras.training.loop import training_of
 
-    to_file = options.output.suffix == ".tflite"
-    if not to_file and options.precision != "float32":
-        raise ValueError(
-            f"{options.precision} is for -o FILE.tflite: a SavedModel is float32. Received: {options.output}"
-        )
-    if options.calibration and options.precision not in CALIBRATED:
-        raise ValueError(
-            f"--calibration is for --precision {' and '.join(CALIBRATED)}. Received: --precision {options.precision}"
-        )
+    to_file, precision = options.output.suffix == ".tflite", options.precision
+    if not to_file and precision != "float32":
+        raise ValueError(f"{precision} is for -o FILE.tflite: a SavedModel is float32. Received: {options.output}")
+    if options.calibration and precision not in CALIBRATED:
+        possible = " and ".join(CALIBRATED)
+        raise ValueError(f"--calibration is for --precision {possible}. Received: --precision {precision}")
     with show_progress(console) as progress:
         progress(f"loading {options.model}")
         model = load_keras(options.model)
@@ -70,16 +57,16 @@ def export(options: argparse.Namespace, console: Console) -> None:
         if options.calibration:
             if Path(options.calibration).is_dir() and not options.normalize:
                 images.require_pixels(model)
-            calibration = read_images(options.calibration, options, model.inputs[0].shape[1:], progress)
+            calibration = arguments.read_images(options.calibration, options, model.inputs[0].shape[1:], progress)
         storage.check_writable(options.output)
         progress(f"exporting {model.name}")
         labels = options.labels and _labels(options.labels)
-        normalization = options.normalize and read_normalization(options.normalize)
+        normalization = options.normalize and arguments.read_normalization(options.normalize)
         lowering = not options.as_published
         if to_file:
             exported = to_litert(
                 model,
-                precision=options.precision,
+                precision=precision,
                 calibration=calibration,
                 input_type=options.input_type,
                 output_type=options.output_type,
@@ -109,8 +96,8 @@ def _print_manifest(path, manifest):
         squeezes = lowered["hoisted"] + lowered["unhoisted"]
         print_line(f"lowered: {lowered['hoisted']} of {squeezes} squeezes hoisted, {lowered['folded']} layers folded")
     top1, error = manifest["agreement"]["top1"], manifest["agreement"]["max_error"]
-    errors = f"top-1 agreement {top1:.1%}, max error {error:.0e} of the logits' range"
-    print_line(f"wrote {path}: {errors}, compared with the Keras model")
+    agreement = f"top-1 agreement {top1:.1%}, max error {error:.0e} of the logits' range"
+    print_line(f"wrote {path}: {agreement}, compared with the Keras model")
 
 
 def _labels(source):

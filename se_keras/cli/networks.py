@@ -4,19 +4,20 @@ import argparse
 from dataclasses import asdict
 
 from rich.console import Console
+from rich.table import Column
 
 from .arguments import Commands, add_command, input_shape
-from .screen import Output, new_table, print_json, print_line, print_table, show_progress
+from .screen import Output, print_json, print_line, print_table, show_progress
 
 PAPER_COLUMNS = "G MACs, million parameters, and top-1 error on ImageNet, or on CIFAR-10/CIFAR-100"
 
 
 def add_list(commands: Commands) -> None:
     """`se-keras list PART ...`."""
-    parser = add_command(commands, "list", list_networks, json_output=True)
-    parser.add_argument("part", nargs="*", metavar="PART", help="only networks with one of these in their names")
-    parser.add_argument("--counts", action="store_true", help="count again: builds each network (a minute for all)")
-    parser.add_argument("--markdown", action="store_true", help="print a Markdown table")
+    add = add_command(commands, "list", list_networks, json_output=True)
+    add("part", nargs="*", metavar="PART", help="only networks with one of these in their names")
+    add("--counts", action="store_true", help="count again: builds each network (a minute for all)")
+    add("--markdown", action="store_true", help="print a Markdown table")
 
 
 def list_networks(options: argparse.Namespace, console: Console) -> None:
@@ -28,13 +29,17 @@ def list_networks(options: argparse.Namespace, console: Console) -> None:
       se-keras list --markdown
       se-keras list --counts --json
     """
+    from se_keras import names
     from se_keras.figures import listing
 
+    parts = options.part or [""]
+    found = [name for name in names() if any(part in name for part in parts)]
+    if not found:
+        raise ValueError(f"No network's name has {' or '.join(map(repr, parts))} in it: se-keras list shows all")
     with show_progress(console) as progress:
-        rows = _counted(options.part, progress) if options.counts else listing()
-        rows = sorted((row for row in rows if _matches(row["name"], options.part)), key=_after_baseline)
-    if not rows:
-        raise ValueError(f"No network's name has {' or '.join(map(repr, options.part))} in it: se-keras list shows all")
+        rows = _counted(found, progress) if options.counts else [row for row in listing() if row["name"] in found]
+    # An SE network comes after its baseline.
+    rows.sort(key=lambda row: (row["name"].removeprefix("se_"), row["name"].startswith("se_")))
     if options.json:
         return print_json(rows)
     titles = ("network", "size", "parameters", "of SE", "G MACs", "paper", "error %")
@@ -42,40 +47,29 @@ def list_networks(options: argparse.Namespace, console: Console) -> None:
     if options.markdown:
         lines = [titles, ["---"] + ["---:"] * 4 + ["---"] * 2, *cells]
         return print_line("\n".join(f"| {' | '.join(line)} |" for line in lines))
-    table = new_table(*titles, caption=f"Paper: {PAPER_COLUMNS}.", padding=0)
-    for number, column in enumerate(table.columns):
-        column.no_wrap = True
-        column.justify = "right" if 1 <= number <= 4 else "left"
-    for line in cells:
-        table.add_row(*line)
-    print_table(table)
+    columns = [Column(title, no_wrap=True) for title in titles]
+    for column in columns[1:5]:
+        column.justify = "right"
+    print_table(columns, cells, caption=f"Paper: {PAPER_COLUMNS}.", padding=0)
 
 
-def _matches(name, parts):
-    return not parts or any(part in name for part in parts)
-
-
-def _after_baseline(row):
-    """The key that sorts an SE network after its baseline."""
-    return row["name"].removeprefix("se_"), row["name"].startswith("se_")
-
-
-def _counted(parts, progress):
+def _counted(names, progress):
     import keras
 
-    from se_keras import complexity, create, names
+    from se_keras import complexity, create
     from se_keras.catalogue import spec_of
     from se_keras.figures import PAPER
 
-    for name in names():
-        if _matches(name, parts):
-            progress(f"counting {name}")
-            with keras.StatelessScope(initialize_variables=False):  # counts need shapes, not values
-                counts = complexity(create(name))
-            keras.utils.clear_session()
-            spec, paper = spec_of(name), PAPER.get(name)
-            row = {"name": name, "input_shape": spec.input_shape, **_totals(counts)}
-            yield row | {"paper": paper and asdict(paper), "source": spec.source}
+    rows = []
+    for name in names:
+        progress(f"counting {name}")
+        with keras.StatelessScope(initialize_variables=False):  # counts need shapes, not values
+            counts = complexity(create(name))
+        keras.utils.clear_session()
+        spec, paper = spec_of(name), PAPER.get(name)
+        row = {"name": name, "input_shape": spec.input_shape, **_totals(counts)}
+        rows.append(row | {"paper": paper and asdict(paper), "source": spec.source})
+    return rows
 
 
 def _list_cells(row):
@@ -100,10 +94,10 @@ def _list_cells(row):
 
 def add_show(commands: Commands) -> None:
     """`se-keras show NAME`."""
-    parser = add_command(commands, "show", show, json_output=True)
-    parser.add_argument("network", metavar="NAME")
-    parser.add_argument("--size", type=int, help="height and width to count at (default: the network's own)")
-    parser.add_argument("--layers", action="store_true", help="layer by layer")
+    add = add_command(commands, "show", show, json_output=True)
+    add("network", metavar="NAME")
+    add("--size", type=int, help="height and width to count at (default: the network's own)")
+    add("--layers", action="store_true", help="layer by layer")
 
 
 def show(options: argparse.Namespace, console: Console) -> None:
@@ -130,20 +124,18 @@ def show(options: argparse.Namespace, console: Console) -> None:
         about = {"name": options.network, "input_shape": shape, **_totals(counts), "source": spec.source}
         return print_json(about | {"se": se, "layers": layers})
     Output().print(f"[bold]{options.network}[/bold]: {spec.source}")
-    table = new_table(show_header=False)
-    table.add_row("input", "x".join(map(str, shape)))
-    table.add_row("parameters", f"{counts.trainable:,} trained, {counts.statistics:,} BatchNorm statistics")
-    table.add_row("of which SE", f"{counts.se_trainable:,} ({counts.se_trainable / counts.trainable:.1%})")
-    table.add_row("multiply-adds", f"{counts.macs / 1e9:.4f} G, of which SE {counts.se_macs / 1e9:.4f} G")
-    config = ", ".join(f"{field} {value}" for field, value in se.items()) if se else "none: a baseline"
-    table.add_row("squeeze-and-excitation", config)
-    print_table(table)
+    rows = {
+        "input": "x".join(map(str, shape)),
+        "parameters": f"{counts.trainable:,} trained, {counts.statistics:,} BatchNorm statistics",
+        "of which SE": f"{counts.se_trainable:,} ({counts.se_trainable / counts.trainable:.1%})",
+        "multiply-adds": f"{counts.macs / 1e9:.4f} G, of which SE {counts.se_macs / 1e9:.4f} G",
+        "squeeze-and-excitation": ", ".join(f"{field} {x}" for field, x in se.items()) if se else "none: a baseline",
+    }
+    print_table((), rows.items())
     if options.layers:
-        table = new_table("layer", "type", "output", "parameters", "multiply-adds")
-        for layer in counts.layers:
-            output = "x".join(map(str, layer.output_shape))
-            table.add_row(layer.name, layer.type, output, f"{layer.trainable:,}", f"{layer.macs:,}")
-        print_table(table)
+        columns = ("layer", "type", "output", "parameters", "multiply-adds")
+        layers = ((x, "x".join(map(str, x.output_shape))) for x in counts.layers)
+        print_table(columns, ((x.name, x.type, output, f"{x.trainable:,}", f"{x.macs:,}") for x, output in layers))
 
 
 def _totals(counts):

@@ -7,14 +7,13 @@ from rich.console import Console
 
 from .arguments import Commands, add_command
 from .benchmarking import print_overhead
-from .screen import new_table, print_json, print_line, print_table, show_progress
+from .screen import print_json, print_line, print_table, show_progress
 
 
 def add_quickstart(commands: Commands) -> None:
     """`se-keras quickstart`."""
-    parser = add_command(commands, "quickstart", quickstart, json_output=True)
-    folder = Path("se_keras_quickstart")
-    parser.add_argument("-o", "--output", type=Path, default=folder, help="folder (default: %(default)s)")
+    add = add_command(commands, "quickstart", quickstart, json_output=True)
+    add("-o", "--output", type=Path, default=Path("se_keras_quickstart"), help="folder (default: %(default)s)")
 
 
 def quickstart(options: argparse.Namespace, console: Console) -> None:
@@ -27,19 +26,20 @@ def quickstart(options: argparse.Namespace, console: Console) -> None:
     from se_keras import storage
     from se_keras.quickstart import quickstart
 
-    storage.check_writable(options.output / "report.json")
+    file = options.output / "report.json"
+    storage.check_writable(file)
     with show_progress(console) as progress:
         report = quickstart(options.output, progress=progress)
     if options.json:
         return print_json(report)
-    table = new_table("", "test accuracy", "size", "top-1 as Keras", "max error", title="Trained on the digits")
-    for name, run in report["training"].items():
-        table.add_row(name, f"{run['test_accuracy']:.1%}", f"{run['parameters'] / 1e3:,.0f}k weights", "", "")
+    rows = [
+        (name, f"{run['test_accuracy']:.1%}", f"{run['parameters'] / 1e3:,.0f}k weights", "", "")
+        for name, run in report["training"].items()
+    ]
     for name, made in report["exports"].items():
         accuracy = f"{made['test_accuracy']:.1%}" if "test_accuracy" in made else ""
         top1, error = made["agreement"]["top1"], made["agreement"]["max_error"]
-        table.add_row(name, accuracy, f"{made['bytes'] / 1e3:,.0f} kB", f"{top1:.1%}", f"{error:.0e}")
-    print_table(table)
+        rows.append((name, accuracy, f"{made['bytes'] / 1e3:,.0f} kB", f"{top1:.1%}", f"{error:.0e}"))
+    print_table(("", "test accuracy", "size", "top-1 as Keras", "max error"), rows, title="Trained on the digits")
     print_overhead(report)
-    file = options.output / "report.json"
     print_line(f"Everything is in {options.output}; the figures are in {file} ({report['seconds']:.0f} s)")

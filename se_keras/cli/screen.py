@@ -6,15 +6,16 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 USER_ERRORS = (ValueError, TypeError, OSError)
+EXIT_DISAGREEMENT = 1  # two models do not compute the same
 
 
 class Output(Console):
@@ -40,17 +41,15 @@ def print_json(value: Any) -> None:
     print(json.dumps(json.loads(json.dumps(value), parse_constant=lambda _: None), indent=2))
 
 
-def print_table(table: Table) -> None:
-    """Prints a table on stdout."""
+def print_table(columns: Sequence[str | Column], rows: Iterable[Iterable[str]], **options: Any) -> None:
+    """Prints a table that fits 80 characters; without columns, one without titles; `options` are those of rich."""
+    options = {"box": box.SIMPLE_HEAD, "padding": (0, 1, 0, 0), "show_header": bool(columns), **options}
+    table = Table(*columns, **options)
+    for column in table.columns[:1]:
+        column.no_wrap = True  # names can be copied
+    for row in rows:
+        table.add_row(*row)
     Output().print(table)
-
-
-def new_table(*columns: str, **options: Any) -> Table:
-    """A table that fits 80 characters; `options` are those of `rich.table.Table`."""
-    table = Table(*columns, **{"box": box.SIMPLE_HEAD, "padding": (0, 1, 0, 0), **options})
-    if columns:
-        table.columns[0].no_wrap = True  # names can be copied
-    return table
 
 
 def ratio_cells(ratio: Mapping[str, float]) -> tuple[str, str]:

@@ -9,17 +9,15 @@ from rich.console import Console
 from rich.markup import escape
 
 from .arguments import Commands, add_command, input_shape
-from .screen import new_table, print_json, print_line, print_message, print_table, ratio_cells, show_progress
-
-EXIT_DISAGREEMENT = 1
+from .screen import EXIT_DISAGREEMENT, print_json, print_line, print_message, print_table, ratio_cells, show_progress
 
 
 def add_serve_config(commands: Commands) -> None:
     """`se-keras serve-config FOLDER`."""
-    parser = add_command(commands, "serve-config", serve_config)
-    parser.add_argument("folder", metavar="FOLDER", type=Path, help="with a folder for each model: MODEL/VERSION/")
-    parser.add_argument("--root", default="/models", help="the folder on the server (default: %(default)s)")
-    parser.add_argument("--replace", action="store_true", help="replace files that differ")
+    add = add_command(commands, "serve-config", serve_config)
+    add("folder", metavar="FOLDER", type=Path, help="with a folder for each model: MODEL/VERSION/")
+    add("--root", default="/models", help="the folder on the server (default: %(default)s)")
+    add("--replace", action="store_true", help="replace files that differ")
 
 
 def serve_config(options: argparse.Namespace, console: Console) -> None:
@@ -38,13 +36,13 @@ def serve_config(options: argparse.Namespace, console: Console) -> None:
 
 def add_serve_check(commands: Commands) -> None:
     """`se-keras serve-check URL --manifest DIR`."""
-    parser = add_command(commands, "serve-check", serve_check, json_output=True)
-    parser.add_argument("url", metavar="URL", nargs="?", help="address of the REST API: http://HOST:8501")
-    parser.add_argument("--grpc", metavar="HOST:PORT", help="the gRPC API: HOST:8500; needs se-keras[serving]")
+    add = add_command(commands, "serve-check", serve_check, json_output=True)
+    add("url", metavar="URL", nargs="?", help="address of the REST API: http://HOST:8501")
+    add("--grpc", metavar="HOST:PORT", help="the gRPC API: HOST:8500; needs se-keras[serving]")
     manifest = "an exported model's folder (its highest version), or that of a version"
-    parser.add_argument("--manifest", metavar="DIR", type=Path, required=True, help=manifest)
-    parser.add_argument("--model", metavar="NAME", help="its name on the server (default: the name of its folder)")
-    parser.add_argument("--timeout", type=float, default=30, metavar="S", help="seconds for an answer (default: 30)")
+    add("--manifest", metavar="DIR", type=Path, required=True, help=manifest)
+    add("--model", metavar="NAME", help="its name on the server (default: the name of its folder)")
+    add("--timeout", type=float, default=30, metavar="S", help="seconds for an answer (default: 30)")
 
 
 def serve_check(options: argparse.Namespace, console: Console) -> int | None:
@@ -66,10 +64,8 @@ def serve_check(options: argparse.Namespace, console: Console) -> int | None:
     if options.json:
         print_json({"model": name, "answers": [{**vars(x), "agrees": x.agrees} for x in answers]})
     else:
-        table = new_table("", "signature", "version", "max error", "at most")
-        for x in answers:
-            table.add_row(x.protocol, x.signature, str(x.version), f"{x.error:.1e}", f"{x.tolerance:g}")
-        print_table(table)
+        rows = ((x.protocol, x.signature, str(x.version), f"{x.error:.1e}", f"{x.tolerance:g}") for x in answers)
+        print_table(("", "signature", "version", "max error", "at most"), rows)
     if errors := ", ".join(f"{x.protocol} {x.signature} by {x.error:.1e}" for x in answers if not x.agrees):
         print_message(console, f"{name} does not compute what {saved.path} does: {errors} of the largest value")
         return EXIT_DISAGREEMENT
@@ -77,16 +73,15 @@ def serve_check(options: argparse.Namespace, console: Console) -> int | None:
 
 def add_benchmark_serving(commands: Commands) -> None:
     """`se-keras benchmark-serving`."""
-    parser = add_command(commands, "benchmark-serving", benchmark_serving, json_output=True)
-    parser.add_argument("--network", default="se_resnet50", help="compared with its baseline (default: %(default)s)")
+    add = add_command(commands, "benchmark-serving", benchmark_serving, json_output=True)
+    add("--network", default="se_resnet50", help="compared with its baseline (default: %(default)s)")
     callers = "threads that send requests at once (default: 1 4 16)"
-    parser.add_argument("--callers", type=int, nargs="+", default=[1, 4, 16], help=callers)
-    batches = "images in a request (default: 1 8 32)"
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32], help=batches)
-    parser.add_argument("--size", type=int, help="height and width (default: the network's own)")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="default: one for each processor")
-    parser.add_argument("--blocks", type=int, default=10, help="measurements of each load (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=2, metavar="S", help="per measurement (default: %(default)s)")
+    add("--callers", type=int, nargs="+", default=[1, 4, 16], help=callers)
+    add("--batches", type=int, nargs="+", default=[1, 8, 32], help="images in a request (default: 1 8 32)")
+    add("--size", type=int, help="height and width (default: the network's own)")
+    add("--threads", type=int, default=os.cpu_count(), help="default: one for each processor")
+    add("--blocks", type=int, default=10, help="measurements of each load (default: %(default)s)")
+    add("--seconds", type=float, default=2, metavar="S", help="per measurement (default: %(default)s)")
 
 
 def benchmark_serving(options: argparse.Namespace, console: Console) -> None:
@@ -144,23 +139,20 @@ def _print_load(report):
     size = "x".join(map(str, served["input_shape"][:2]))
     title = escape(f"{served['network']} at {size} as a SavedModel, published and lowered")
     caption = f"{environment['processor']}, TensorFlow {environment['versions']['tensorflow']}"
-    columns = ("images", "images/s", "lowered", "gain", "95 % interval", "p99 ms", "lowered")
-    table = new_table("callers", *columns, title=title, caption=caption)
+    columns = ("callers", "images", "images/s", "lowered", "gain", "95 % interval", "p99 ms", "lowered")
+    rows = []
     for callers, batch, gain in served["gains"]:
         pair = [loads[served["network"], form, callers, batch] for form in ("published", "lowered")]
-        rates = (f"{x['images_per_second']:.1f}" for x in pair)
-        table.add_row(str(callers), str(batch), *rates, *ratio_cells(gain), *(f"{x['p99_ms']:.0f}" for x in pair))
-    print_table(table)
+        rates, waits = (f"{x['images_per_second']:.1f}" for x in pair), (f"{x['p99_ms']:.0f}" for x in pair)
+        rows.append((str(callers), str(batch), *rates, *ratio_cells(gain), *waits))
+    print_table(columns, rows, title=title, caption=caption)
 
 
 def _print_serving_overhead(report):
     """What squeeze-and-excitation costs in a SavedModel and in a LiteRT file."""
     served = report["serving"]
     title = escape(f"{served['network']} compared with {served['baseline']}, one image at a time")
-    table = new_table("", "ratio", "95 % interval", title=title)
-    for form, ratio in served["overheads"].items():
-        table.add_row(f"SavedModel {form}", *ratio_cells(ratio))
-    for record in report["litert"]:
-        table.add_row(f"LiteRT {record['precision']} {record['form']}", *ratio_cells(record["comparison"]["ratio"]))
-    table.add_row("paper, ResNet-50", f"{report['paper']['ratio']:.3f}", "")
-    print_table(table)
+    rows = [(f"SavedModel {form}", *ratio_cells(ratio)) for form, ratio in served["overheads"].items()]
+    rows += [(f"LiteRT {x['precision']} {x['form']}", *ratio_cells(x["comparison"]["ratio"])) for x in report["litert"]]
+    rows.append(("paper, ResNet-50", f"{report['paper']['ratio']:.3f}", ""))
+    print_table(("", "ratio", "95 % interval"), rows, title=title)

@@ -2,55 +2,49 @@
 
 import argparse
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 from rich.console import Console
 
 from .arguments import DATA, RECIPES, SAMPLINGS, STRATEGIES, Commands, add_command, add_corrupt_budget, one_of
-from .screen import new_table, print_json, print_line, print_message, print_table, show_progress
+from .screen import print_json, print_line, print_message, print_table, show_progress
 
 
 def add_train(commands: Commands) -> None:
     """`se-keras train NAME -o FOLDER`."""
-    parser = add_command(commands, "train", train, json_output=True)
-    parser.add_argument("network", metavar="NAME")
-    parser.add_argument("--data", default="digits", help=f"{DATA} (default: digits)")
-    parser.add_argument("-o", "--output", type=Path, help="folder of the run")
-    parser.add_argument("--recipe", help=f"{one_of(RECIPES)} (default: digits for the digits, else paper_imagenet)")
-    parser.add_argument("--dry-run", action="store_true", help="print the whole recipe with its sources, and exit")
-    parser.add_argument("--epochs", type=int, help="passes over the data (default: the recipe's)")
-    parser.add_argument("--batch-size", type=int, help="images per step; scales the learning rate in proportion")
-    parser.add_argument("--learning-rate", type=float, help="the initial one (default: the recipe's, scaled)")
-    sampling = f"{one_of(SAMPLINGS)}, which draws each class equally often (default: the recipe's)"
-    parser.add_argument("--sampling", help=sampling)
-    parser.add_argument("--seed", type=int, help="for initial weights and the order of images (default: the recipe's)")
-    parser.add_argument("--size", type=int, help="height and width of the images (default: the network's own)")
-    parser.add_argument("--weights", help="initial weights: imagenet, or a file (default: random)")
-    _add_execution(parser)
+    add = add_command(commands, "train", train, json_output=True)
+    add("network", metavar="NAME")
+    add("--data", default="digits", help=f"{DATA} (default: digits)")
+    add("-o", "--output", type=Path, help="folder of the run")
+    add("--recipe", help=f"{one_of(RECIPES)} (default: digits for the digits, else paper_imagenet)")
+    add("--dry-run", action="store_true", help="print the whole recipe with its sources, and exit")
+    add("--epochs", type=int, help="passes over the data (default: the recipe's)")
+    add("--batch-size", type=int, help="images per step; scales the learning rate in proportion")
+    add("--learning-rate", type=float, help="the initial one (default: the recipe's, scaled)")
+    add("--sampling", help=f"{one_of(SAMPLINGS)}, which draws each class equally often (default: the recipe's)")
+    add("--seed", type=int, help="for initial weights and the order of images (default: the recipe's)")
+    add("--size", type=int, help="height and width of the images (default: the network's own)")
+    add("--weights", help="initial weights: imagenet, or a file (default: random)")
+    _add_execution(add)
 
 
-def _add_execution(parser):
+def _add_execution(add):
     """The options that change where and how fast a network is trained, and not what it learns."""
-    parser.add_argument("--strategy", default="none", help=one_of(STRATEGIES, default="none"))
-    parser.add_argument("--workers", metavar="HOST:PORT,...", help="instead of TF_CONFIG; the first one writes files")
-    parser.add_argument("--index", type=int, help="position of this worker in the list, from 0")
-    wait = "seconds to wait for all workers (default: 600)"
-    parser.add_argument("--wait", type=float, default=600, metavar="S", help=wait)
-    parser.add_argument("--tpu", help="name or address of the TPU (default: the local one)")
+    add("--strategy", default="none", help=one_of(STRATEGIES, default="none"))
+    add("--workers", metavar="HOST:PORT,...", help="instead of TF_CONFIG; the first one writes files")
+    add("--index", type=int, help="position of this worker in the list, from 0")
+    add("--wait", type=float, default=600, metavar="S", help="seconds to wait for all workers (default: 600)")
+    add("--tpu", help="name or address of the TPU (default: the local one)")
     policies = ("float32", "mixed_float16", "mixed_bfloat16")
-    precision = "dtype policy of the layers; weights stay in float32"
-    parser.add_argument("--precision", default="float32", choices=policies, help=precision)
-    parser.add_argument("--jit-compile", action="store_true", help="compile the forward and backward pass with XLA")
-    steps = "steps to run before signals are checked again"
-    parser.add_argument("--steps-per-execution", type=int, default=1, metavar="N", help=steps)
-    parts = "parts into which each batch is split, to save memory"
-    parser.add_argument("--accumulate", type=int, default=1, metavar="N", help=parts)
-    parser.add_argument("--checkpoint-steps", type=int, metavar="N", help="save every N steps, not only after epochs")
-    add_corrupt_budget(parser)
-    parser.add_argument("--cache", action="store_true", help="keep the test images in memory")
-    service = "a tf.data service that prepares the images, grpc://host:port"
-    parser.add_argument("--service", metavar="ADDRESS", help=service)
+    add("--precision", default="float32", choices=policies, help="dtype policy of the layers; weights stay in float32")
+    add("--jit-compile", action="store_true", help="compile the forward and backward pass with XLA")
+    add("--steps-per-execution", type=int, default=1, metavar="N", help="steps to run before signals are checked again")
+    add("--accumulate", type=int, default=1, metavar="N", help="parts into which each batch is split, to save memory")
+    add("--checkpoint-steps", type=int, metavar="N", help="save every N steps, not only after epochs")
+    add_corrupt_budget(add)
+    add("--cache", action="store_true", help="keep the test images in memory")
+    add("--service", metavar="ADDRESS", help="a tf.data service that prepares the images, grpc://host:port")
 
 
 def train(options: argparse.Namespace, console: Console) -> int | None:
@@ -68,8 +62,7 @@ def train(options: argparse.Namespace, console: Console) -> int | None:
     from se_keras.catalogue import spec_of
     from se_keras.training import distribution, sources
 
-    recipe = _recipe(options)
-    spec = spec_of(options.network)
+    recipe, spec = _recipe(options), spec_of(options.network)
     if options.dry_run:
         from se_keras.training.schedules import plan
 
@@ -86,19 +79,14 @@ def train(options: argparse.Namespace, console: Console) -> int | None:
     from se_keras.training.loop import MODEL_FILE, Execution, fit
     from se_keras.training.stopping import EXIT_SAVED, Preempted
 
-    execution = Execution(
-        steps_per_execution=options.steps_per_execution,
-        accumulate=options.accumulate,
-        jit_compile=options.jit_compile,
-        checkpoint_steps=options.checkpoint_steps,
-        corrupt_budget=options.corrupt_budget,
-        cache=options.cache,
-        service=options.service,
-    )
+    execution = Execution(**{field.name: getattr(options, field.name) for field in fields(Execution)})
     data = sources.load(options.data, mean=spec.mean, std=spec.std)
     keras.config.set_dtype_policy(options.precision)
     keras.utils.set_random_seed(recipe.seed)
-    shape = _shape(options, spec, data)
+    images = getattr(data.train, "images", None)
+    shape = spec.input_shape if images is None else images.shape[1:]
+    if options.size is not None:
+        shape = (options.size, options.size, len(data.mean))
     model = create(options.network, classes=len(data.classes), input_shape=shape, weights=options.weights)
     with show_progress(console) as progress:
 
@@ -142,13 +130,6 @@ def _cluster(options):
     return Cluster(workers=tuple(options.workers.split(",")), index=options.index)
 
 
-def _shape(options, spec, data):
-    if options.size is not None:
-        return (options.size, options.size, len(data.mean))
-    images = getattr(data.train, "images", None)
-    return spec.input_shape if images is None else images.shape[1:]
-
-
 def _line(network, now):
     """Progress of a training, in one line."""
     parts = [f"training {network}: epoch {now.epoch} of {now.epochs}"]
@@ -163,19 +144,17 @@ def _print_plan(options, plan):
     """What a training would do: the sizes of the data, and the whole recipe."""
     if options.json:
         return print_json(plan)
-    table = new_table(show_header=False, title=f"{plan['network']} on {plan['data']}, a dry run")
-    for name in ("training_images", "test_images", "classes", "steps_per_epoch"):
-        table.add_row(name.replace("_", " "), f"{plan[name]:,}")
-    for name, value in plan["recipe"].items():
-        if isinstance(value, dict):
-            value = ", ".join(f"{key} {_text(x)}" for key, x in value.items())
-        table.add_row(name.replace("_", " "), _text(value))
+    rows = {name: f"{plan[name]:,}" for name in ("training_images", "test_images", "classes", "steps_per_epoch")}
+    rows |= {name: _text(value) for name, value in plan["recipe"].items()}
     rates = (f"{rate:.4g} from epoch {epoch + 1}" for epoch, rate in plan["learning_rate_at_epoch"].items())
-    table.add_row("learning rate", ", ".join(rates))
-    print_table(table)
+    rows["learning rate"] = ", ".join(rates)
+    title = f"{plan['network']} on {plan['data']}, a dry run"
+    print_table((), ((name.replace("_", " "), text) for name, text in rows.items()), title=title)
 
 
 def _text(value):
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_text(x)}" for key, x in value.items())
     if isinstance(value, tuple):
         return " to ".join(f"{x:.3g}" for x in value) if len(value) == 2 else ", ".join(map(str, value))
     return f"{value:.4g}" if isinstance(value, float) else str(value)
@@ -183,9 +162,9 @@ def _text(value):
 
 def add_curves(commands: Commands) -> None:
     """`se-keras curves RUN ... -o FILE`."""
-    parser = add_command(commands, "curves", curves)
-    parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="folders of runs")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="a .png, .svg or .pdf file")
+    add = add_command(commands, "curves", curves)
+    add("runs", metavar="RUN", nargs="+", type=Path, help="folders of runs")
+    add("-o", "--output", type=Path, required=True, help="a .png, .svg or .pdf file")
 
 
 def curves(options: argparse.Namespace, console: Console) -> None:
@@ -213,10 +192,10 @@ def curves(options: argparse.Namespace, console: Console) -> None:
 
 def add_pack(commands: Commands) -> None:
     """`se-keras pack FOLDER -o FOLDER`."""
-    parser = add_command(commands, "pack", pack, json_output=True)
-    parser.add_argument("images", metavar="FOLDER", type=Path, help="with a folder for each class")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="folder of the shards")
-    parser.add_argument("--shards", type=int, default=8, metavar="N", help="files per split (default: %(default)s)")
+    add = add_command(commands, "pack", pack, json_output=True)
+    add("images", metavar="FOLDER", type=Path, help="with a folder for each class")
+    add("-o", "--output", type=Path, required=True, help="folder of the shards")
+    add("--shards", type=int, default=8, metavar="N", help="files per split (default: %(default)s)")
 
 
 def pack(options: argparse.Namespace, console: Console) -> None:
