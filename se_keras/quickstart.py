@@ -38,14 +38,9 @@ def quickstart(
 
     Args:
         folder: Gets a run of each network (`model.keras`, `run.json`), `digits.tflite` and `digits_int8.tflite`
-            with their manifests, `savedmodel/<version>`, and the report. An interrupted training in it is resumed.
+            with their manifests, `savedmodel/<version>`, and `report.json`. Training in it is resumed.
         recipe: For both networks.
         measured: The network whose overhead is measured, at its own input size, with one thread.
-        blocks: Of the comparison.
-        progress: Called with a message before each part.
-
-    Returns:
-        The report, as in `report.json`.
 
     Raises:
         ValueError: If an export does not agree with its network, or if operators are not delegated to XNNPACK.

@@ -78,6 +78,7 @@ class Comparison:
 
 
 FEWEST_BLOCKS = 10  # before a narrow interval may end a comparison
+_RESAMPLES = 2000  # of the bootstrap
 
 
 class Blocks:
@@ -188,11 +189,9 @@ def check_plan(blocks: int, runs: int, warmup: int = 0) -> None:
         raise ValueError(f"At least 2 blocks of 1 run. Received: blocks={blocks}, runs={runs}, warmup={warmup}")
 
 
-def ratio_of(
-    numerators: Sequence[float], denominators: Sequence[float], seed: int = 0, *, resamples: int = 2000
-) -> Ratio:
+def ratio_of(numerators: Sequence[float], denominators: Sequence[float], seed: int = 0) -> Ratio:
     """The `Ratio` of two lists of measurements; measurements at the same place in the lists belong to one block."""
     logs = np.log(numerators) - np.log(denominators)
-    picks = np.random.default_rng(seed).integers(len(logs), size=(resamples, len(logs)))
+    picks = np.random.default_rng(seed).integers(len(logs), size=(_RESAMPLES, len(logs)))
     low, high = np.quantile(np.median(logs[picks], axis=1), (0.025, 0.975))
     return Ratio(median=float(np.exp(np.median(logs))), low=float(np.exp(low)), high=float(np.exp(high)))

@@ -13,13 +13,9 @@ FOLDER = "/sys/class/powercap"
 
 @dataclass(frozen=True)
 class Meter:
-    """The counters of all packages, in microjoules.
+    """The counters of all packages, in microjoules."""
 
-    Args:
-        counters: `(file, largest value)` of each package; after the largest value the counter starts at 0 again.
-    """
-
-    counters: tuple[tuple[Path, int], ...]
+    counters: tuple[tuple[Path, int], ...]  # file and largest value of each; after that a counter starts at 0 again
 
     def read(self) -> tuple[int, ...]:
         """The values of the counters, for `between`."""

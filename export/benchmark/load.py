@@ -101,16 +101,11 @@ def serving_load(
     cells = [(n, batch) for batch in dict.fromkeys((1, *batches)) for n in dict.fromkeys((1, *callers))]
     with tempfile.TemporaryDirectory() as folder:
         paths, shape = _export(network, {network: config, baseline: None}, Path(folder), input_shape, progress)
-        plan = {
-            "paths": list(paths.values()),
-            "threads": threads,
-            "seconds": seconds,
-            "blocks": blocks,
-            "cells": [
-                (n, batch, [path for (name, _), path in paths.items() if name == network or n == batch == 1])
-                for n, batch in cells
-            ],
-        }
+        calls = [
+            (n, batch, [path for (name, _), path in paths.items() if name == network or n == batch == 1])
+            for n, batch in cells
+        ]
+        plan = {"paths": list(paths.values()), "threads": threads, "seconds": seconds, "blocks": blocks, "cells": calls}
         rows = _measure(plan, progress)
     measured = {
         (n, batch, name, variant): found

@@ -33,8 +33,7 @@ def read(path: FilePath) -> Json:
     """Reads results that `se-keras benchmark` wrote.
 
     Raises:
-        FileNotFoundError: If the file does not exist.
-        ValueError: If it has no results, incomplete ones, or those of another version.
+        FileNotFoundError, ValueError: If there is no such file, or if its results are incomplete or of another version.
     """
     path = Path(path)
     try:
@@ -94,13 +93,13 @@ def as_html(results: Sequence[Json]) -> str:
 def _claim(record):
     """What the interval of a record allows to say."""
     ratio = record["comparison"]["ratio"]
-    median, low, high = (_percent(ratio[name]) for name in ("median", "low", "high"))
+    median, interval = _percent(ratio["median"]), _interval(ratio)
     pair = f"{_network(record)} in {record['precision']} takes"
     if not record["is_real"]:
-        noise = f"the difference, {median} [{low} to {high}], is not larger than the noise of this machine"
+        noise = f"the difference, {median} [{interval}], is not larger than the noise of this machine"
         return f"{pair} as long as {record['baseline']}: {noise}"
     difference = f"{100 * abs(ratio['median'] - 1):.1f} % {'more' if ratio['median'] > 1 else 'less'}"
-    claim = f"{pair} {difference} time than {record['baseline']} [{low} to {high}]"
+    claim = f"{pair} {difference} time than {record['baseline']} [{interval}]"
     if not _is_the_papers_pair(record):
         return claim
     below = "less than" if ratio["high"] < PAPER["ratio"] else "as much as"
@@ -210,17 +209,16 @@ def _footprints(records):
         names = (record["baseline"], record["network"])
         for side, name, footprint in zip("ab", names, record.get("footprints") or (), strict=False):
             spread = record["comparison"].get(side) or {}
-            rows.append(
-                (
-                    f"{name}, {_setting(record)}",
-                    f"{footprint['bytes'] / 1e6:.1f}",
-                    f"{footprint['init_ms']:.0f}",
-                    f"{footprint['first_ms']:.1f}",
-                    _known(footprint["peak_mb"], ".0f"),
-                    " / ".join(f"{spread[q]:.3g}" for q in ("p50", "p90", "p99")) if spread else "",
-                    _known(record["comparison"].get(f"{side}_mj"), ".3g"),
-                )
+            cells = (
+                f"{name}, {_setting(record)}",
+                f"{footprint['bytes'] / 1e6:.1f}",
+                f"{footprint['init_ms']:.0f}",
+                f"{footprint['first_ms']:.1f}",
+                _known(footprint["peak_mb"], ".0f"),
+                " / ".join(f"{spread[q]:.3g}" for q in ("p50", "p90", "p99")) if spread else "",
+                _known(record["comparison"].get(f"{side}_mj"), ".3g"),
             )
+            rows.append(cells)
     titles = ("", "MB", "init ms", "first run ms", "peak MB", "p50 / p90 / p99 ms", "mJ a run")
     return f"<h3>Files, start and memory</h3>{_table(titles, rows)}" if rows else ""
 

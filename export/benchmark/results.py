@@ -131,10 +131,9 @@ def require_pair(baseline: LiteRTRunner, network: LiteRTRunner) -> tuple[int, ..
 
 def described(baseline: LiteRTModel, network: LiteRTModel) -> dict[str, Any]:
     """The fields of an `Overhead` that the manifests and contents of two files give."""
-    precisions = dict.fromkeys(side.manifest["precision"] for side in (baseline, network))
     return {
         "baseline": baseline.manifest["network"],
         "network": network.manifest["network"],
-        "precision": "/".join(precisions),
+        "precision": "/".join(dict.fromkeys(side.manifest["precision"] for side in (baseline, network))),
         "sha256": (sha256(baseline.content), sha256(network.content)),
     }

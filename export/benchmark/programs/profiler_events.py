@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 CPU = 1  # of LiteRtHwAccelerators
-_MAX_RANK = 8
+_RANK = 8  # the largest
 _LITERT, _XNNPACK = 1, 8  # types of events: of LiteRT itself, and of an operator inside a delegate
 Pointer = ctypes.c_void_p
 _TEXTS = []  # options that the library reads as long as the process lives
@@ -27,11 +27,7 @@ _FREE = ctypes.CFUNCTYPE(None, Pointer)(lambda _: None)  # does nothing: the tex
 class Layout(ctypes.Structure):
     """LiteRtLayout: the rank in the low seven bits, sizes, strides."""
 
-    _fields_ = [
-        ("bits", ctypes.c_uint),
-        ("sizes", ctypes.c_int32 * _MAX_RANK),
-        ("strides", ctypes.c_uint32 * _MAX_RANK),
-    ]
+    _fields_ = [("bits", ctypes.c_uint), ("sizes", ctypes.c_int32 * _RANK), ("strides", ctypes.c_uint32 * _RANK)]
 
 
 class TensorType(ctypes.Structure):

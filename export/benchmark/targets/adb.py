@@ -188,30 +188,24 @@ class Phone:
             return False
 
     def _call(self, *arguments):
+        command = ["adb", *arguments]
         try:
             result = subprocess.run(
-                ["adb", *arguments],
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=_LONGEST_CALL,
+                command, stdin=subprocess.DEVNULL, capture_output=True, errors="replace", timeout=_LONGEST_CALL
             )
         except subprocess.TimeoutExpired:
             raise PhoneLost(f"The phone no longer answers: adb waited for {_LONGEST_CALL} seconds") from None
         output = f"{result.stdout}\n{result.stderr}"
         if result.returncode and _GONE.search(result.stderr):
             raise PhoneLost(f"The phone no longer answers: {first_line(result.stderr)}")
-        if result.returncode or "not executable" in output:
-            if "No space left" in output:
-                raise OSError(f"The phone has no space left in {FOLDER}")
-            if "not executable" in output or "cannot execute" in output or "Exec format error" in output:
-                raise OSError(
-                    "The phone cannot run this benchmark_model: take the one for its processor, such as arm64"
-                )
-            lines = [line.strip() for line in output.splitlines() if line.strip()] or ["it printed no message"]
-            raise OSError(f"adb {arguments[-2]} fails with status {result.returncode}: {lines[-1]}")
-        return result.stdout
+        if not result.returncode and "not executable" not in output:
+            return result.stdout
+        if "No space left" in output:
+            raise OSError(f"The phone has no space left in {FOLDER}")
+        if any(text in output for text in ("not executable", "cannot execute", "Exec format error")):
+            raise OSError("The phone cannot run this benchmark_model: take the one for its processor, such as arm64")
+        lines = [line.strip() for line in output.splitlines() if line.strip()] or ["it printed no message"]
+        raise OSError(f"adb {arguments[-2]} fails with status {result.returncode}: {lines[-1]}")
 
 
 def environment(serial: str | None = None) -> Json:
