@@ -204,6 +204,7 @@ def test_single_run_has_no_fastest():
     assert parse(counts + timings).fastest_us is None
 
 
+@pytest.mark.slow
 def test_command_measures_on_a_phone_what_is_missing(phone, capfd):
     home = phone(lost_after=6 + 2)
     assert command_on(home, "--blocks", "5") == 0

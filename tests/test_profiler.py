@@ -27,12 +27,14 @@ def profiles(pair):
     return {name: profile(file, runs=20) for name, file in pair.items()}
 
 
+@pytest.mark.slow
 def test_every_operator_but_fused_padding_has_a_kernel(profiles):
     for found in profiles.values():
         assert {row.operator for row in found.rows if not row.kernel} <= {"PAD", "RESHAPE"}
         assert found.others == ()
 
 
+@pytest.mark.slow
 def test_sum_of_the_operators_is_the_time_of_the_run(profiles):
     for found in profiles.values():
         # What is left is the runtime's own work around XNNPACK, and what another program took meanwhile.
@@ -40,6 +42,7 @@ def test_sum_of_the_operators_is_the_time_of_the_run(profiles):
         assert found.unattributed < 0.1 * found.total_us
 
 
+@pytest.mark.slow
 def test_every_block_has_its_squeeze_excitation_and_scale(profiles):
     blocks = {
         f"stage{stage}_block{number + 1}"
@@ -60,6 +63,7 @@ def test_squeeze_by_the_maximum_has_its_kernel():
     assert all(row.kernel for row in rows)
 
 
+@pytest.mark.slow
 def test_squeeze_and_excitation_is_what_differs(profiles):
     def others(found):
         return [(row.operator, row.layer) for row in found.rows if row.part not in ("squeeze", "excitation", "scale")]
@@ -67,6 +71,7 @@ def test_squeeze_and_excitation_is_what_differs(profiles):
     assert others(profiles["se"]) == others(profiles["plain"])
 
 
+@pytest.mark.slow
 def test_sums_by_stage_are_those_of_the_rows(profiles):
     found = profiles["se"]
     assert sum(found.by("stage").values()) + found.unattributed == pytest.approx(found.total_us)
@@ -110,6 +115,7 @@ def test_file_that_is_none_is_refused_in_one_line(content):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_file_that_was_cut_off_is_refused(pair):
     file = pair["se"]
     cut = LiteRTModel(content=file.content[: len(file.content) // 2], manifest=file.manifest)
@@ -117,6 +123,7 @@ def test_file_that_was_cut_off_is_refused(pair):
         profile(cut)
 
 
+@pytest.mark.slow
 def test_runtime_without_the_functions_is_told(pair, monkeypatch, tmp_path):
     other = tmp_path / "events.py"
     with open(events.__file__) as file:
@@ -128,6 +135,7 @@ def test_runtime_without_the_functions_is_told(pair, monkeypatch, tmp_path):
         profile(pair["se"], runs=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong", [{"runs": 0}, {"runs": 1.5}, {"threads": 0}])
 def test_plan_that_cannot_be_done_is_refused(pair, wrong):
     ((name, value),) = wrong.items()

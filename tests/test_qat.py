@@ -205,6 +205,7 @@ def test_int8_file_with_grouped_convolutions_is_all_xnnpacks():
 # Quantization-aware fine-tuning.
 
 
+@pytest.mark.slow
 def test_twin_starts_where_post_training_quantization_ends(trained, data):
     tf_keras_model = qat.quantize_aware(trained, data.train.images[:100])
     started = qat.to_litert(tf_keras_model, trained, held_out=data.test.images).manifest["agreement"]
@@ -226,6 +227,7 @@ def require_not_below(model, data, exported):
     assert chance > 0.05, f"{lost} digits lost, {won} won"
 
 
+@pytest.mark.slow
 def test_fine_tuning_never_raises_the_loss_on_the_images_that_it_is_judged_by(trained, data):
     model = qat.quantize_aware(trained, data.train.images[:100])
     model.compile(loss=LOSS)
@@ -247,6 +249,7 @@ def test_fine_tuning_of_a_residual_network_is_never_below_post_training(data, tm
     require_not_below(model, data, exported)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The int8 file is far from the Keras model")
 def test_fine_tuning_recovers_what_post_training_lost(uneven, data):
     full = float((uneven.predict(data.test.images, verbose=0).argmax(axis=1) == data.test.labels).mean())
@@ -352,6 +355,7 @@ def test_pruned_network_still_knows_digits(pruned, data):
     assert (found == data.test.labels).mean() > 0.9
 
 
+@pytest.mark.slow
 def test_pruned_files_are_sparse_and_compress_well(pruned, trained, data):
     dense, sparse = (qat.compression(to_litert(model).content) for model in (trained, pruned))
     print(f"\ndense: {dense}\npruned: {sparse}")
@@ -360,6 +364,7 @@ def test_pruned_files_are_sparse_and_compress_well(pruned, trained, data):
     assert sparse.compressed_bytes < 0.5 * dense.compressed_bytes
 
 
+@pytest.mark.slow
 def test_fine_tuning_a_pruned_network_keeps_its_zeros(pruned, data):
     exported = aware(pruned, data, keep_zeros=True)
     before, after = zeros(pruned), qat.compression(exported.content).sparsity

@@ -50,6 +50,7 @@ def test_command_of_the_readme_is_one_that_se_keras_takes(command):
     assert callable(options.command)
 
 
+@pytest.mark.slow
 def test_python_of_the_readme_runs_from_top_to_bottom(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     keras.utils.set_random_seed(0)

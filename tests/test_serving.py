@@ -528,6 +528,7 @@ def loaded():
     return result, lines
 
 
+@pytest.mark.slow
 def test_load_is_of_each_form_for_each_number_of_callers_and_images(loaded):
     result, lines = loaded
     rows = [(x.network, x.variant, x.callers, x.batch) for x in result.loads]
@@ -538,6 +539,7 @@ def test_load_is_of_each_form_for_each_number_of_callers_and_images(loaded):
     assert lines[:2] == ["exporting se_resnet11_digits", "exporting resnet11_digits"]
 
 
+@pytest.mark.slow
 def test_load_counts_every_request(loaded):
     for x in loaded[0].loads:
         assert x.requests >= 2 * x.callers  # each caller at least once in each block
@@ -546,6 +548,7 @@ def test_load_counts_every_request(loaded):
         assert x.images_per_second * x.p50_ms / 1000 < x.callers * x.batch * 3
 
 
+@pytest.mark.slow
 def test_load_has_the_overhead_of_both_forms(loaded):
     assert set(loaded[0].overheads) == {"published", "lowered"}
     assert all(x.low <= x.median <= x.high for x in loaded[0].overheads.values())
