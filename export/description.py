@@ -1,13 +1,22 @@
-"""How an exported model describes itself: labels, normalization, training."""
+"""How an exported model describes itself: labels, normalization and training, and the manifest with what made it."""
 
+import itertools
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
+
+from se_keras.environment import versions
 from se_keras.errors import first_line
 from se_keras.normalization import Normalization
-from se_keras.typing import Json
+from se_keras.storage import sha256
+from se_keras.typing import Array, Json, Outputs
+
+from .lowering import Lowering
+from .outputs import Agreement
 
 LABELS_FILE = "labels.txt"
 
@@ -97,3 +106,134 @@ def _training(training: Any) -> Json:
         return json.loads(json.dumps(training, allow_nan=False))
     except (TypeError, ValueError) as error:
         raise type(error)(f"training must be a dict for JSON: {first_line(error)}") from None
+
+
+_RULE = (
+    "x becomes (1664525 x + 1013904223) mod 2^32, beginning with the seed; each value is low + (high - low) x / 2^32 "
+    "in double precision, rounded down for integers; last axis first; the checksum is of the bytes, little-endian"
+)
+
+
+# Largest accepted error, as a share of the largest output. Other kernels add in another order: in float32 that makes
+# 3e-7 on the digits between XNNPACK and LiteRT's reference kernels. Sums of integers are exact, but other kernels round
+# them differently, and a difference of one step grows through the layers: 0.04 between the same two.
+_FLOAT32_TOLERANCE = 1e-4
+
+
+_OTHER_TOLERANCE = 0.1
+
+
+_VALUES = 64  # kept of each output
+
+
+def manifest(
+    *,
+    network: str,
+    precision: str,
+    signature: Json,
+    lowering: Lowering | None,
+    agreement: Agreement,
+    held_out: bool,
+    **more: Any,
+) -> Json:
+    """The manifest as a dict for JSON.
+
+    Args:
+        network: Name of the model.
+        precision: Name of the precision.
+        signature: `{"inputs": {name: {"shape", "dtype"}}, "outputs": ...}`.
+        lowering: None for a model that was exported as published.
+        agreement: How well the export agrees with the Keras model.
+        held_out: Whether `agreement` was measured on images that were not used for calibration.
+        **more: Further entries.
+    """
+    return {
+        "schema": 1,
+        "network": network,
+        "precision": precision,
+        "signature": signature,
+        "lowering": lowering and lowering.counts(),
+        "agreement": asdict(agreement) | {"held_out": held_out},
+        **more,
+        "versions": versions(),
+    }
+
+
+def reference_outputs(
+    runner: Any, *, low: float, high: float, precision: str, shape: Sequence[int] | None = None, seed: int = 0
+) -> Json:
+    """The outputs of `runner` for random images, as a dict for JSON. `reference_error` compares another run with it.
+
+    At most 64 values of each output are kept: all, every second one, every third one, and so on.
+
+    Args:
+        runner: Runs the exported model: a `LiteRTRunner` or a `SavedModelRunner`.
+        low: Lowest value of the images. For integers, the lowest of their type is used.
+        high: Highest value of the images; likewise.
+        precision: Name of the precision, which determines the tolerance.
+        shape: Of the images, batch first. Default: the runner's.
+        seed: Of the random images.
+    """
+    dtype = runner.input_dtype
+    if dtype.kind in "iu":
+        low, high = np.iinfo(dtype).min, np.iinfo(dtype).max + 1
+    record = {
+        "input": {
+            "rule": _RULE,
+            "seed": seed,
+            "low": float(low),
+            "high": float(high),
+            "shape": list(shape or runner.input_shape),
+            "dtype": dtype.name,
+        },
+        "outputs": {},
+        "tolerance": _FLOAT32_TOLERANCE if precision == "float32" else _OTHER_TOLERANCE,
+    }
+    images = _images(record["input"])
+    record["input"]["sha256"] = sha256(images.tobytes())
+    for name, values in runner(images).items():
+        every = math.ceil(values.size / _VALUES)
+        # str() gives the shortest decimal that is the same float32.
+        record["outputs"][name] = {"every": every, "values": [float(str(x)) for x in values.reshape(-1)[::every]]}
+    return record
+
+
+def reference_error(runner: Callable[[Array], Outputs], record: Json) -> float:
+    """The largest difference between the outputs of `runner` and the reference outputs: a share of the largest value.
+
+    Infinite if an output is not finite.
+
+    Args:
+        runner: Runs the exported model.
+        record: What `reference_outputs` returned.
+
+    Raises:
+        ValueError: If the input cannot be reproduced, or if names or sizes of the outputs differ.
+    """
+    images = _images(record["input"])
+    if sha256(images.tobytes()) != record["input"]["sha256"]:
+        raise ValueError("The reference input cannot be reproduced: its SHA-256 differs from the manifest's")
+    outputs, largest = runner(images), 0.0
+    if sorted(outputs) != sorted(record["outputs"]):
+        raise ValueError(f"The reference outputs are {sorted(record['outputs'])}. Received: {sorted(outputs)}")
+    for name, reference in record["outputs"].items():
+        actual = outputs[name].reshape(-1)[:: reference["every"]]
+        expected = np.asarray(reference["values"], dtype=actual.dtype)
+        if actual.shape != expected.shape:
+            raise ValueError(f"{name} has {expected.size} reference values. Received: {actual.size}")
+        if not np.isfinite(actual).all():
+            return math.inf
+        difference = np.abs(actual.astype("float64") - expected).max()
+        largest = max(largest, float(difference / (np.abs(expected).max() or 1)))
+    return largest
+
+
+def _images(recipe: Json) -> Array:
+    """The images that a record describes; its `rule` says how."""
+    states = itertools.accumulate(
+        range(math.prod(recipe["shape"])), lambda x, _: (1664525 * x + 1013904223) % 2**32, initial=recipe["seed"]
+    )
+    uniform = np.fromiter(itertools.islice(states, 1, None), dtype="float64") / 2**32
+    dtype = np.dtype(recipe["dtype"]).newbyteorder("<")
+    values = recipe["low"] + (recipe["high"] - recipe["low"]) * uniform
+    return (np.floor(values) if dtype.kind in "iu" else values).astype(dtype).reshape(recipe["shape"])

@@ -10,7 +10,7 @@ import pytest
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from keras import layers
 
-from se_keras.export import inspect, manifest, to_litert
+from se_keras.export import description, inspect, to_litert
 from se_keras.export.litert import file
 from se_keras.export.litert.file import LiteRTRunner
 from se_keras.export.litert.inspection import ReferenceCheck
@@ -172,13 +172,13 @@ def test_golden_input_is_made_by_its_rule(files):
         x = (1664525 * x + 1013904223) % 2**32
         values.append(record["low"] + (record["high"] - record["low"]) * x / 2**32)
     images = np.array(values, "<f4").reshape(record["shape"])
-    np.testing.assert_array_equal(manifest._images(record), images)
-    assert manifest.sha256(images.tobytes()) == record["sha256"]
+    np.testing.assert_array_equal(description._images(record), images)
+    assert description.sha256(images.tobytes()) == record["sha256"]
 
 
 def test_golden_input_of_integers_takes_all_of_them():
     recipe = {"shape": [1, 64, 64, 3], "dtype": "uint8", "seed": 0, "low": 0, "high": 256}
-    images = manifest._images(recipe)
+    images = description._images(recipe)
     assert images.dtype == np.uint8 and set(images.reshape(-1)) == set(range(256))
 
 
@@ -191,8 +191,8 @@ def test_output_that_is_no_number_is_infinitely_far(value):
         return {"x": np.array([[1, value, 1]], "float32")}
 
     ones.input_dtype = np.dtype("float32")
-    record = manifest.reference_outputs(ones, low=0.0, high=1.0, precision="float32", shape=(1, 2, 2, 1))
-    assert (manifest.reference_error(ones, record), manifest.reference_error(broken, record)) == (0, np.inf)
+    record = description.reference_outputs(ones, low=0.0, high=1.0, precision="float32", shape=(1, 2, 2, 1))
+    assert (description.reference_error(ones, record), description.reference_error(broken, record)) == (0, np.inf)
 
 
 def test_golden_output_of_many_values_is_every_nth(files):
@@ -202,9 +202,9 @@ def test_golden_output_of_many_values_is_every_nth(files):
         def __call__(self, images):
             return {"features": np.arange(200, dtype="float32").reshape(1, 200)}
 
-    record = manifest.reference_outputs(Wide(), low=0, high=1, precision="float32")
+    record = description.reference_outputs(Wide(), low=0, high=1, precision="float32")
     assert record["outputs"]["features"] == {"every": 4, "values": [float(i) for i in range(0, 200, 4)]}
-    assert manifest.reference_error(Wide(), record) == 0
+    assert description.reference_error(Wide(), record) == 0
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -214,7 +214,7 @@ def test_other_kernels_are_within_the_tolerance(files, precision):
     options = {"experimental_op_resolver_type": OpResolverType.BUILTIN_REF}
     runner._interpreter = interpreter(files[precision], **options)
     record = json.loads(manifest_of(files[precision]).read_text())["golden"]
-    assert manifest.reference_error(runner, record) <= record["tolerance"]
+    assert description.reference_error(runner, record) <= record["tolerance"]
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

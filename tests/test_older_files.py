@@ -16,8 +16,8 @@ import tf_keras
 from se_keras.export import inspect, qat, to_litert, to_savedmodel, verify
 from se_keras.export.benchmark.report import as_html, as_markdown, headline, read
 from se_keras.export.benchmark.results import Cell
+from se_keras.export.description import reference_error
 from se_keras.export.litert.file import load_litert
-from se_keras.export.manifest import reference_error
 from se_keras.export.serving.savedmodel import load_savedmodel
 from se_keras.layers import ChannelShuffle, ShakeShake, SqueezeExcite
 from se_keras.training import RECIPES, fit, load, training_of

@@ -20,7 +20,7 @@ from export_fixtures import Subclassed, grouped_network, images_for, scattered
 from keras import layers
 
 from se_keras.catalogue import create
-from se_keras.export import manifest
+from se_keras.export import description
 from se_keras.export.benchmark.programs import serving_session as session
 from se_keras.export.model import check_images, predict, trace
 from se_keras.export.outputs import agreement
@@ -476,7 +476,7 @@ def test_manifest_has_every_signature(exports):
 def test_manifest_has_a_golden_output_that_the_server_gives(exports, saved):
     for path in (exports / "lowered" / "1", exports / "published" / "1", saved.path):
         found = savedmodel.load_savedmodel(path)
-        assert manifest.reference_error(found.runner(), found.manifest["golden"]) <= 1e-6
+        assert description.reference_error(found.runner(), found.manifest["golden"]) <= 1e-6
     assert saved.manifest["golden_file"] is None
 
 

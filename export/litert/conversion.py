@@ -18,9 +18,8 @@ from se_keras.normalization import Normalization
 from se_keras.storage import sha256
 from se_keras.typing import Images, Json, OnMessage
 
-from ..description import Metadata, describe
+from ..description import Metadata, describe, manifest, reference_outputs
 from ..lowering import Lowering, lower
-from ..manifest import manifest, reference_outputs
 from ..model import (
     SIGNATURE,
     check_images,

@@ -11,8 +11,7 @@ import numpy as np
 from se_keras.storage import sha256
 from se_keras.typing import FilePath, Json
 
-from ..description import Metadata
-from ..manifest import reference_error
+from ..description import Metadata, reference_error
 from . import metadata
 from .file import LiteRTRunner, load_litert, plain_interpreter
 from .flatbuffer import schema

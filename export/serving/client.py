@@ -19,7 +19,7 @@ from se_keras import storage
 from se_keras.errors import first_line
 from se_keras.typing import Array, FilePath, Json, Outputs
 
-from ..manifest import reference_error
+from ..description import reference_error
 from ..model import SIGNATURE
 from .signatures import IMAGE_BYTES
 

@@ -20,9 +20,8 @@ from se_keras.graph import functional
 from se_keras.images import evaluation_image
 from se_keras.typing import Array, FilePath, Json, Outputs
 
-from ..description import LABELS_FILE, describe
+from ..description import LABELS_FILE, describe, manifest, reference_outputs
 from ..lowering import lower
-from ..manifest import manifest, reference_outputs
 from ..model import (
     _FREE_SIZE,
     SIGNATURE,
