@@ -41,7 +41,13 @@ def weights(model):
     return {weight.path: keras.ops.convert_to_numpy(weight).copy() for weight in model.weights}
 
 
-@pytest.fixture(scope="module", params=NETWORKS)
+def parameters():
+    """The names of the networks; those with many layers in the long tests."""
+    long = ("se_resnet164", "se_resnet50")
+    return [pytest.param(name, marks=pytest.mark.slow if name in long else ()) for name in NETWORKS]
+
+
+@pytest.fixture(scope="module", params=parameters())
 def row(request):
     """The name of each network, the model, and the model without three channels in eight."""
     model = network(request.param)

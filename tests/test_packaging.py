@@ -80,23 +80,27 @@ def information(wheel):
         return Parser().parsestr(file.read(name).decode())
 
 
+@pytest.mark.slow
 def test_wheel_has_every_module_of_the_checkout_and_no_other(wheel):
     with zipfile.ZipFile(wheel) as file:
         assert sorted(name for name in file.namelist() if name.endswith(".py")) == modules()
 
 
+@pytest.mark.slow
 def test_wheel_has_the_data_files_of_the_checkout(wheel):
     with zipfile.ZipFile(wheel) as file:
         data = {name for name in file.namelist() if not name.endswith(".py") and ".dist-info/" not in name}
     assert data == {"se_keras/networks.json", "se_keras/py.typed", "se_keras/export/benchmark/report.html"}
 
 
+@pytest.mark.slow
 def test_wheel_has_two_packages_at_its_top(wheel):
     with zipfile.ZipFile(wheel) as file:
         top = {name.partition("/")[0] for name in file.namelist()}
     assert top == {"se_keras", "se_keras_cli", f"se_keras-{se_keras.__version__}.dist-info"}
 
 
+@pytest.mark.slow
 def test_every_folder_of_modules_is_a_package(wheel):
     with zipfile.ZipFile(wheel) as file:
         names = set(file.namelist())
@@ -108,12 +112,14 @@ def test_checkout_has_each_package_where_its_name_says(link):
     assert os.readlink(ROOT / link) == LINKS[link]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["LICENSE", "README.md", "setup.cfg", "pyproject.toml", "se_keras/export/__init__.py"])
 def test_sdist_has_what_a_build_needs(sdist, name):
     with tarfile.open(sdist) as file:
         assert f"se_keras-{se_keras.__version__}/{name}" in file.getnames()
 
 
+@pytest.mark.slow
 def test_sdist_has_every_module_of_the_checkout_once(sdist):
     with tarfile.open(sdist) as file:
         names = [name.partition("/")[2] for name in file.getnames() if name.endswith(".py")]
@@ -126,12 +132,14 @@ print(json.dumps([module.__file__ for module in (se_keras, se_keras.export, se_k
 """
 
 
+@pytest.mark.slow
 def test_wheel_is_imported_from_where_it_was_installed(installed, tmp_path):
     files = json.loads(run("-c", WHERE, folder=tmp_path, PYTHONPATH=str(installed)))
     names = ["se_keras/__init__.py", "se_keras/export/__init__.py", "se_keras/export/litert/__init__.py"]
     assert files == [str(installed / name) for name in (*names, "se_keras_cli/__init__.py")]
 
 
+@pytest.mark.slow
 def test_wheel_brings_the_command(installed, tmp_path):
     out = run(installed / "bin" / "se-keras", "--version", folder=tmp_path, PYTHONPATH=str(installed))
     assert out == f"se-keras {se_keras.__version__}\n"
@@ -160,6 +168,7 @@ def test_cli_is_refused_under_the_name_of_its_folder():
         importlib.import_module("se_keras.cli")
 
 
+@pytest.mark.slow
 def test_version_is_one(wheel, sdist, information):
     version = se_keras.__version__
     assert metadata.version("se-keras") == information["Version"] == version
@@ -167,6 +176,7 @@ def test_version_is_one(wheel, sdist, information):
     assert sdist.name == f"se_keras-{version}.tar.gz"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "extra, requirements", [("test", {"pytest", "ruff", "build"}), ("parity", {"torch", "timm"})]
 )  # fmt: skip
@@ -176,11 +186,13 @@ def test_extra_brings_its_requirements(information, extra, requirements):
     assert requirements <= {line.partition(">=")[0] for line in lines}
 
 
+@pytest.mark.slow
 def test_wheel_requires_what_the_packages_import(information):
     required = {line.partition(">=")[0] for line in information.get_all("Requires-Dist") if "extra ==" not in line}
     assert {"tensorflow", "keras", "numpy", "ai-edge-litert", "ai-edge-quantizer", "rich", "scikit-learn"} <= required
 
 
+@pytest.mark.slow
 def test_metadata_have_the_readme_and_the_license(information, wheel):
     assert information.get_payload().strip() == (ROOT / "README.md").read_text().strip()
     assert "Apache-2.0" in (information["License-Expression"], information["License"])

@@ -105,6 +105,7 @@ def test_xnnpack_takes_every_operator(precision, exported):
     assert exported(precision).runner().undelegated() == []
 
 
+@pytest.mark.slow
 def test_xnnpack_takes_depthwise_convolutions_too():
     small = create("se_mobilenet_025", input_shape=(64, 64, 3), classes=10)
     images = images_for(small, samples=16)
@@ -330,6 +331,7 @@ def test_average_pooling_and_concatenations_stay_on_xnnpack_in_int8():
     assert difference(outputs_of(pooled, inputs), [actual]) < 0.03
 
 
+@pytest.mark.slow
 def test_kernel_of_more_than_32_mib_is_quantized():
     keras.utils.set_random_seed(0)
     images = keras.Input((4, 4, 1024))

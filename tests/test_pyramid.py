@@ -103,6 +103,7 @@ def shapes(levels):
 # Levels.
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("name", LEVELS)
 def test_levels_of_the_network_with_its_top_are_as_published(name, sketch):
     assert shapes(pyramid(sketch(name)).output) == published(name)
@@ -115,6 +116,7 @@ def test_levels_without_the_top_at_a_free_size_are_as_published(name, sketch):
     assert shapes(free.compute_output_spec(images)) == published(name)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("name", READERS)
 @pytest.mark.parametrize("beyond", [0, 9])
 def test_size_of_the_image_does_not_matter_to_the_names_of_levels(name, beyond, sketch):
@@ -130,6 +132,7 @@ def test_rounding_at_every_stage_does_not_matter_to_the_names_of_levels(sketch):
     assert shapes(maps.output) == {"P2": (10, 10, 64), "P3": (5, 5, 128), "P4": (3, 3, 256), "P5": (2, 2, 512)}
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("name, site", [(name, site) for name in READERS for site in spec_of(name).sites])
 def test_level_is_what_the_next_stage_reads_wherever_blocks_recalibrate(name, site, sketch):
     model = sketch(name, se=SEConfig(site=site, ratio=4))
@@ -247,12 +250,14 @@ def test_two_images_that_meet_in_front_of_the_network_are_both_inputs():
     }
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("name", SMALL)
 def test_lowered_network_has_the_same_levels(name):
     model = trained(create(name, include_top=False, input_shape=SMALL[name]))
     agrees(pyramid(lower(model)), pyramid(model), images_for(model))
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("site", spec_of("se_resnet11_digits").sites)
 def test_lowered_network_has_the_same_levels_wherever_blocks_recalibrate(site):
     model = trained(create("se_resnet11_digits", se=SEConfig(site=site)))

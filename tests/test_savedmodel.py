@@ -144,6 +144,7 @@ def names_in(folder):
 # In the server.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", range(len(BATCHES)))
 @pytest.mark.parametrize("form", ["lowered", "published"])
 def test_server_without_keras_and_xla_gives_keras_probabilities(served, network, batches, form, size):
@@ -153,6 +154,7 @@ def test_server_without_keras_and_xla_gives_keras_probabilities(served, network,
     np.testing.assert_allclose(answer["probabilities"], expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["lowered", "published"])
 def test_logits_are_those_of_the_probabilities(served, form):
     for logits, answer in zip(served[form]["logits"], served[form]["serving_default"], strict=True):
@@ -160,6 +162,7 @@ def test_logits_are_those_of_the_probabilities(served, form):
         assert (logits["logits"].sum(axis=1) != 1).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["lowered", "published"])
 def test_picture_is_classified_by_name_and_what_is_none_is_left_out(served, network, files, form):
     pixels = tf.io.decode_png(files[0]).numpy()
@@ -170,6 +173,7 @@ def test_picture_is_classified_by_name_and_what_is_none_is_left_out(served, netw
     np.testing.assert_allclose(answer["scores"], [expected[best], np.zeros(3)], rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["lowered", "published"])
 def test_warm_up_requests_are_one_for_each_signature_and_are_answered(served, form):
     answers = {key[1:]: outputs for key, outputs in served[form].items() if key[0] == "warm-up"}
@@ -178,6 +182,7 @@ def test_warm_up_requests_are_one_for_each_signature_and_are_answered(served, fo
     assert {len(x) for outputs in answers.values() for x in outputs.values()} == {1}
 
 
+@pytest.mark.slow
 def test_server_refuses_grouped_convolutions_as_keras_writes_them(served):
     # The reason for `_remove_xla`. If Keras stops requesting XLA, it can be deleted.
     assert "XLA" in served["keras"]
@@ -203,6 +208,7 @@ def test_networks_of_the_catalogue_with_grouped_convolutions_are_served(tmp_path
         assert agreement(outputs, answer, as_logits="probabilities" in outputs).max_error < 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["lowered", "published"])
 def test_signatures_have_the_names_that_clients_use(served, form):
     assert served[form]["signatures"] == {
@@ -212,12 +218,14 @@ def test_signatures_have_the_names_that_clients_use(served, form):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["lowered", "published"])
 def test_nothing_asks_for_xla(exports, form):
     assert b"_XlaMustCompile" not in (exports / form / "1" / "saved_model.pb").read_bytes()
     assert b"_XlaMustCompile" in (exports / "keras" / "saved_model.pb").read_bytes()
 
 
+@pytest.mark.slow
 def test_lowered_graph_has_no_batchnorm(exports):
     for form, names in {"lowered": False, "published": True}.items():
         content = (exports / form / "1" / "saved_model.pb").read_bytes()
@@ -457,6 +465,7 @@ def test_manifest_says_how_the_export_was_made(saved):
     assert saved.manifest["versions"]["tensorflow"] == tf.__version__
 
 
+@pytest.mark.slow
 def test_manifest_has_every_signature(exports):
     record = json.loads((exports / "lowered" / "1" / "assets.extra" / "manifest.json").read_text())
     images = {"images": {"shape": [None, 8, 8, 3], "dtype": "float32"}}
@@ -473,6 +482,7 @@ def test_manifest_has_every_signature(exports):
     }
 
 
+@pytest.mark.slow
 def test_manifest_has_a_golden_output_that_the_server_gives(exports, saved):
     for path in (exports / "lowered" / "1", exports / "published" / "1", saved.path):
         found = savedmodel.load_savedmodel(path)
@@ -488,6 +498,7 @@ def test_batches_are_gathered_up_to_the_largest_size_that_is_allowed(saved):
     assert allowed == sorted(allowed) and allowed[0] == 1 and allowed[-1] == most == 32
 
 
+@pytest.mark.slow
 def test_manifest_of_the_published_form_has_no_lowering(exports):
     record = json.loads((exports / "published" / "1" / "assets.extra" / "manifest.json").read_text())
     assert record["lowering"] is None
@@ -498,6 +509,7 @@ def test_manifest_has_the_agreement_on_the_held_out_images(saved):
     assert saved.manifest["agreement"]["max_error"] <= 1e-5
 
 
+@pytest.mark.slow
 def test_noise_counts_as_not_calibrated_on_as_it_does_in_litert(exports):
     # `manifest`: "whether it was measured on inputs that calibration did not see".
     record = json.loads((exports / "lowered" / "1" / "assets.extra" / "manifest.json").read_text())

@@ -281,6 +281,7 @@ def test_mixed_precision_trains_with_a_scaled_loss(few, tmp_path, mixed_float16)
 # Interrupted and resumed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("epoch, step", [(1, 0), (1, 3), (2, STEPS)])
 @pytest.mark.parametrize("number, error", [(signal.SIGTERM, Preempted), (signal.SIGINT, KeyboardInterrupt)])
 def test_run_that_a_signal_ended_goes_on_to_the_same_weights(few, tmp_path, uninterrupted, epoch, step, number, error):
@@ -349,6 +350,7 @@ INTERRUPTIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("interruption", INTERRUPTIONS.values(), ids=INTERRUPTIONS)
 def test_run_killed_anywhere_goes_on_from_its_last_checkpoint(few, tmp_path, uninterrupted, interruption):
     with interruption(), pytest.raises((Stop, OSError)):
