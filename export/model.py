@@ -15,7 +15,7 @@ from se_keras.typing import Array, FilePath, Images, Json, Outputs
 from .outputs import Agreement, agreement, in_batches, logit_range, noise
 
 SIGNATURE = "serving_default"
-_FREE_SIZE = 64  # of images, if the model leaves their size free
+FREE_SIZE = 64  # of images, if the model leaves their size free
 # Logits can be compared by their probabilities if their range is between these. At the lower limit, float32 resolves
 # differences of 1e-3 to 1e-5 of the range; at the upper one, probabilities come near 1e-30, the least that is compared.
 _LOGIT_RANGE = (0.01, 60)
@@ -111,7 +111,7 @@ def check_images(model: keras.Model, *, shape: Sequence[int] | None = None, samp
         shape: `(height, width, channels)`. Default: the model's, with 64 for free sizes.
         samples: Number of images.
     """
-    shape = shape or [size or _FREE_SIZE for size in model.inputs[0].shape[1:]]
+    shape = shape or [size or FREE_SIZE for size in model.inputs[0].shape[1:]]
     normal = noise(shape, samples=samples)
     exponent, images, as_logits = 0, normal, ends_in_softmax(model)
     for _ in range(8):

@@ -18,11 +18,10 @@ from se_keras.typing import Array, FilePath, Images, ImageShape, Outputs
 
 from .litert.file import LiteRTModel, load_litert
 from .lowering import lower
-from .model import check_images, predict, require_one_input
+from .model import FREE_SIZE, check_images, predict, require_one_input
 from .outputs import LEAST_PROBABILITY, Agreement, agreement, in_batches, noise
 from .serving.savedmodel import SavedModel, load_savedmodel
 
-_FREE_SIZE = 64  # of noise, if both models leave the size free
 _LAYER_SAMPLES = 4  # the outputs of all layers of a large network take some 100 MB for each image
 
 
@@ -199,7 +198,7 @@ _KINDS = {keras.Model: _keras, LiteRTModel: _litert, SavedModel: _savedmodel}
 
 def _noise_for(a: Runnable, b: Runnable, shape: ImageShape) -> Images:
     """Noise, scaled for the first Keras model of the two, if there is one."""
-    fixed = tuple(size or _FREE_SIZE for size in shape)
+    fixed = tuple(size or FREE_SIZE for size in shape)
     model = a.model or b.model
     return check_images(model, shape=fixed) if model else noise(fixed)
 

@@ -282,7 +282,8 @@ def test_ray_trains_with_two_workers(tmp_path):
 
 
 def test_pods_of_the_kubernetes_job_know_each_other(tmp_path, monkeypatch):
-    yaml = pytest.importorskip("yaml")
+    import yaml
+
     service, job = yaml.safe_load_all((EXAMPLES / "train_on_kubernetes.yaml").read_text())
     pod = job["spec"]["template"]["spec"]
     (container,) = pod["containers"]

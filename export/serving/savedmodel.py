@@ -23,7 +23,7 @@ from se_keras.typing import Array, FilePath, Json, Outputs
 from ..description import LABELS_FILE, describe, manifest, reference_outputs
 from ..lowering import lower
 from ..model import (
-    _FREE_SIZE,
+    FREE_SIZE,
     SIGNATURE,
     check_images,
     class_count,
@@ -254,7 +254,7 @@ def _requests(runner, file):
 
 def _one_image(shape):
     """The shape of a batch of one image."""
-    return (1, *(size or _FREE_SIZE for size in shape[1:]))
+    return (1, *(size or FREE_SIZE for size in shape[1:]))
 
 
 def _batching():
