@@ -16,8 +16,9 @@ from se_keras.export.benchmark.results import PAPER
 from se_keras.export.benchmark.targets.host import measure
 from se_keras.export.litert.conversion import to_litert
 from se_keras.export.serving.savedmodel import to_savedmodel
+from se_keras.runs import MODEL_FILE, training_of
 from se_keras.training.data import digits
-from se_keras.training.loop import MODEL_FILE, fit, training_of
+from se_keras.training.loop import fit
 from se_keras.training.recipes import DIGITS, Recipe
 from se_keras.typing import FilePath, Json, OnMessage
 

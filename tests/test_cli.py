@@ -31,9 +31,10 @@ from se_keras.export.benchmark import overhead
 from se_keras.export.litert import conversion, flatbuffer, metadata, quantization
 from se_keras.export.litert.file import load_litert
 from se_keras.export.litert.metadata import detach
+from se_keras.runs import MODEL_FILE, RUN_FILE
 from se_keras.training import checkpoint, distribution, recipes, record, sources
 from se_keras.training import data as datasets
-from se_keras.training.loop import MODEL_FILE, RUN_FILE, fit
+from se_keras.training.loop import fit
 from se_keras.training.recipes import DIGITS
 from se_keras.training.stopping import EXIT_SAVED
 from se_keras_cli import screen

@@ -15,9 +15,9 @@ import pytest
 import tensorflow as tf
 from worker import STEPS, run
 
+from se_keras.runs import RUN_FILE
 from se_keras.training import checkpoint
 from se_keras.training.distribution import Cluster, Replicas, cluster_from_environment, replicas
-from se_keras.training.loop import RUN_FILE
 
 ENVIRONMENT = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
 

@@ -10,8 +10,8 @@ import tensorflow as tf
 import se_keras.quickstart as module
 import se_keras_cli
 from se_keras.export.litert.file import load_litert
+from se_keras.runs import MODEL_FILE, RUN_FILE
 from se_keras.training import checkpoint, record
-from se_keras.training.loop import MODEL_FILE, RUN_FILE
 from se_keras.training.recipes import DIGITS
 
 pytestmark = pytest.mark.slow

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 import se_keras
+from se_keras.runs import MODEL_FILE, RUN_FILE
 from se_keras.training import Execution, Preempted, checkpoint, fit, record
 from se_keras.training.data import Arrays, Files, SkippedFiles, digits, folder
-from se_keras.training.loop import MODEL_FILE, RUN_FILE
 from se_keras.training.recipes import DIGITS, Augmentation
 from se_keras.training.stopping import EXIT_SAVED
 

@@ -73,7 +73,7 @@ def evaluate(options: argparse.Namespace, console: Console) -> None:
 
 def _training_record(path):
     """What is known of a model's training: `network`, `classes` and `normalization`, as far as its files have them."""
-    from se_keras.training.loop import training_of
+    from se_keras.runs import training_of
 
     if path.suffix == ".keras":
         return training_of(path) or {}

@@ -42,7 +42,7 @@ def export(options: argparse.Namespace, console: Console) -> None:
     from se_keras import images, storage
     from se_keras.export import to_litert, to_savedmodel
     from se_keras.export.verification import load_keras
-    from se_keras.training.loop import training_of
+    from se_keras.runs import training_of
 
     to_file, precision = options.output.suffix == ".tflite", options.precision
     if not to_file and precision != "float32":

@@ -76,7 +76,8 @@ def train(options: argparse.Namespace, console: Console) -> int | None:
     import keras
 
     from se_keras import create
-    from se_keras.training.loop import MODEL_FILE, Execution, fit
+    from se_keras.runs import MODEL_FILE
+    from se_keras.training.loop import Execution, fit
     from se_keras.training.stopping import EXIT_SAVED, Preempted
 
     execution = Execution(**{field.name: getattr(options, field.name) for field in fields(Execution)})
@@ -173,7 +174,7 @@ def curves(options: argparse.Namespace, console: Console) -> None:
     Examples:
       se-keras curves runs/plain runs/se -o curves.png
     """
-    from se_keras.training.loop import RUN_FILE
+    from se_keras.runs import RUN_FILE
     from se_keras.training.record import draw_curves
 
     runs = {}

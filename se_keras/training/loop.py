@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from se_keras import storage
 from se_keras.errors import first_line
+from se_keras.runs import MODEL_FILE, RUN_FILE
 from se_keras.training import checkpoint, record
 from se_keras.training.data import Data, EpochOrder, SkippedFiles
 from se_keras.training.distribution import Replicas, Strategy, replicas
@@ -22,10 +23,8 @@ from se_keras.training.recipes import Execution, Recipe
 from se_keras.training.schedules import after_plateaus, steps_per_epoch
 from se_keras.training.step import Trainer, averaged, batch_norm_frozen, optimizer_for
 from se_keras.training.stopping import stop_requests
-from se_keras.typing import FilePath, Json
+from se_keras.typing import FilePath
 
-MODEL_FILE = "model.keras"
-RUN_FILE = "run.json"
 _DRAW_SECONDS = 10  # curves are drawn after epochs that took longer, and at the end
 
 Figures = dict[str, list[float]]  # one value for each epoch
@@ -110,17 +109,6 @@ def fit(
     with strategy.strategy.scope():  # the weights that were evaluated
         run.optimizer.finalize_variable_values(run.model.trainable_variables)
     return run.model, run.figures
-
-
-def training_of(model_file: FilePath) -> Json | None:
-    """How `fit` trained a model file, from the run.json in its folder; None if there is none, ValueError if damaged."""
-    run = Path(model_file).with_name(RUN_FILE)
-    if Path(model_file).name != MODEL_FILE or not run.is_file():
-        return None
-    try:
-        return json.loads(run.read_text())
-    except ValueError as error:
-        raise ValueError(f"{str(run)!r} is no record of a run: {first_line(error)}") from None
 
 
 class _Run:
