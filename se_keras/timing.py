@@ -85,6 +85,10 @@ class Blocks:
     """The blocks that were measured so far. The arguments are those of `compare`."""
 
     def __init__(self, *, within: float | None = None, seconds: float | None = None, seed: int = 0):
+        if within is not None and not 0 < within < math.inf:
+            raise ValueError(f"within must be a finite number above 0. Received: within={within!r}")
+        if seconds is not None and not 0 <= seconds < math.inf:
+            raise ValueError(f"seconds must be a finite number of at least 0. Received: seconds={seconds!r}")
         self._within, self._seconds, self._seed, self._began = within, seconds, seed, time.monotonic()
         self._times = {"a": [], "b": [], "control": []}
 
@@ -153,13 +157,17 @@ def compare(
         seed: Of the order and of the bootstrap.
         meter: Read before and after each run.
         progress: Called after each block with the number of blocks done.
+
+    Raises:
+        ValueError: If a number is out of its range.
     """
     check_plan(blocks, runs, warmup)
+    found = Blocks(within=within, seconds=seconds, seed=seed)
     sides = {"a": a, "b": b, "control": control}
     for side in list(sides.values()) * warmup:
         side()
     order = random.Random(seed)
-    found, every, microjoules = Blocks(within=within, seconds=seconds, seed=seed), defaultdict(list), defaultdict(int)
+    every, microjoules = defaultdict(list), defaultdict(int)
     for block in range(blocks):
         fastest = dict.fromkeys(sides, math.inf)
         for name in order.sample(list(sides) * runs, len(sides) * runs):

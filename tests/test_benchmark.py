@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import os
 import platform
 import random
@@ -381,9 +382,23 @@ def test_files_with_different_inputs_are_no_pair(narrow):
         measure(narrow, tiny(size=5), variant="lowered")
 
 
+@pytest.mark.parametrize(
+    "limit, message",
+    [
+        ({"within": math.nan}, "within must be a finite number above 0. Received: within=nan"),
+        ({"within": -0.01}, "within must be a finite number above 0. Received: within=-0.01"),
+        ({"seconds": math.inf}, "seconds must be a finite number of at least 0. Received: seconds=inf"),
+        ({"seconds": -1}, "seconds must be a finite number of at least 0. Received: seconds=-1"),
+    ],
+)
+def test_limits_that_end_nothing_are_refused_before_anything_runs(limit, message):
+    with pytest.raises(ValueError, match=message):
+        compare(pytest.fail, pytest.fail, pytest.fail, **limit)
+
+
 def test_number_of_threads_goes_to_every_file(narrow, wide):
     assert measure(narrow, wide, variant="lowered", threads=2, blocks=2, runs=1).threads == 2
-    with pytest.raises(ValueError, match="threads must be an int of at least 1"):
+    with pytest.raises(ValueError, match="threads must be an int of 1 to 1024"):
         measure(narrow, wide, variant="lowered", threads=0)
 
 

@@ -891,7 +891,7 @@ def test_runner_refuses_random_bytes_behind_the_magic(seed):
 
 @pytest.mark.parametrize("threads", [0, -1, 1.0, True, None, "2"])
 def test_number_of_threads_that_is_none_is_an_error(tiny, threads):
-    with pytest.raises(ValueError, match="threads must be an int of at least 1. Received: threads="):
+    with pytest.raises(ValueError, match="threads must be an int of 1 to 1024. Received: threads="):
         tiny[1].runner(threads=threads)
 
 

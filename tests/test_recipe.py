@@ -53,6 +53,7 @@ def test_recipe_is_json(name):
     [
         ("epochs", 0),
         ("epochs", 2.5),
+        ("epochs", 10**20),
         ("batch_size", 0),
         ("batch_size", 1.5),
         ("learning_rate", 0.0),

@@ -157,9 +157,9 @@ def _dequantized(values: Array, tensor: Json) -> Array:
 
 
 def check_threads(threads: Any) -> None:
-    """Raises ValueError if `threads` is not an int of at least 1."""
-    if type(threads) is not int or threads < 1:
-        raise ValueError(f"threads must be an int of at least 1. Received: threads={threads!r}")
+    """Raises ValueError if `threads` is not an int of 1 to 1024."""
+    if type(threads) is not int or not 1 <= threads <= 1024:
+        raise ValueError(f"threads must be an int of 1 to 1024. Received: threads={threads!r}")
 
 
 def load_litert(path: FilePath) -> LiteRTModel:

@@ -2,6 +2,7 @@
 
 import argparse
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -35,6 +36,44 @@ Handler = Callable[[argparse.Namespace, Console], int | None]
 AddArgument = Callable[..., argparse.Action]
 
 
+def _number(parse: Callable[[str], Any], rule: str, is_valid: Callable[[Any], bool]) -> Callable[[str], Any]:
+    """The type of an option: a function that argparse calls with the text, and whose error it shows."""
+
+    def read(text: str) -> Any:
+        try:
+            if is_valid(value := parse(text)):
+                return value
+        except ValueError:
+            pass
+        raise argparse.ArgumentTypeError(f"must be {rule}. Received: {text[:40]!r}")
+
+    return read
+
+
+# TensorFlow counts in 64 bits, which a product of two of these fits.
+POSITIVE = _number(int, "an int of 1 to 2147483647", lambda x: 0 < x < 2**31)
+COUNT = _number(int, "an int of 0 to 2147483647", lambda x: 0 <= x < 2**31)
+SEED = _number(int, "an int of 0 to 4294967295", lambda x: 0 <= x < 2**32)  # numpy's largest
+THREADS = _number(int, "an int of 1 to 1024", lambda x: 1 <= x <= 1024)
+BLOCKS = _number(int, "an int of 2 to 2147483647: at least 2 blocks make an interval", lambda x: 2 <= x < 2**31)
+RATE = _number(float, "a finite number above 0", lambda x: 0 < x < math.inf)
+SHARE = _number(float, "a finite number of at least 0", lambda x: 0 <= x < math.inf)
+SECONDS = _number(float, "0 to 1000000000 seconds", lambda x: 0 <= x <= 1e9)
+TIMEOUT = _number(float, "above 0 and at most 1000000000 seconds", lambda x: 0 < x <= 1e9)
+
+
+def only_for(options: argparse.Namespace, names: str, what: str, received: object, *, possible: object) -> None:
+    """Refuses options that would have no effect.
+
+    Raises:
+        ValueError: If not `possible`, and one of the options, such as "--top --limit", was given: it is for `what`.
+    """
+    for name in () if possible else names.split():
+        value = getattr(options, name.removeprefix("--").replace("-", "_"))
+        if value is not None and value is not False:
+            raise ValueError(f"{name} is for {what}. Received: {received}")
+
+
 def add_command(commands: Commands, name: str, handler: Handler, *, json_output: bool = False) -> AddArgument:
     """Adds a command whose help is the docstring of its handler, and returns its parser's `add_argument`."""
     description, examples, usage = (inspect.getdoc(handler) or "").partition("Examples:")
@@ -55,13 +94,13 @@ def add_command(commands: Commands, name: str, handler: Handler, *, json_output:
 def add_folder_options(add: AddArgument) -> None:
     """Adds the options for a folder of images."""
     add("--normalize", nargs="+", metavar="VALUE", help=NORMALIZE)
-    add("--limit", type=int, metavar="N", help=f"images to use of a folder (default: {LIMIT})")
+    add("--limit", type=POSITIVE, metavar="N", help=f"images to use of a folder (default: {LIMIT})")
 
 
 def add_corrupt_budget(add: AddArgument) -> None:
     """Adds the option for files that cannot be decoded."""
     skipped = "files that may be skipped if they cannot be decoded"
-    add("--corrupt-budget", type=int, default=0, metavar="N", help=skipped)
+    add("--corrupt-budget", type=COUNT, default=0, metavar="N", help=skipped)
 
 
 def one_of(names: Sequence[str], default: str | None = None) -> str:

@@ -12,31 +12,45 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from .arguments import PRECISIONS, SITES, VARIANTS, Commands, add_command, input_shape, one_of
+from .arguments import (
+    BLOCKS,
+    POSITIVE,
+    PRECISIONS,
+    RATE,
+    SECONDS,
+    SITES,
+    THREADS,
+    VARIANTS,
+    Commands,
+    add_command,
+    input_shape,
+    one_of,
+    only_for,
+)
 from .screen import print_json, print_line, print_message, print_table, ratio_cells, show_progress
 
 SLOWEST = 10  # operators that `profile` shows
 SIZE = "height and width (default: the network's own)"
-BLOCKS = "paired measurements (default: %(default)s)"
+PAIRS = "paired measurements (default: %(default)s)"
 
 
 def add_benchmark(commands: Commands) -> None:
     """`se-keras benchmark`."""
     add = add_command(commands, "benchmark", benchmark, json_output=True)
     network = "networks to compare with their baselines (default: se_resnet50)"
-    add("--network", nargs="+", default=["se_resnet50"], metavar="NAME", help=network)
+    add("--network", nargs="+", metavar="NAME", help=network)
     add("--files", type=Path, nargs=2, metavar=("A", "B"), help="two .tflite files instead: B relative to A")
     output = "keep each result as it is measured; the same command measures what is missing"
     add("-o", "--output", type=Path, metavar="FILE.json", help=output)
-    add("--precision", nargs="+", default=["float32", "int8"], help=f"{one_of(PRECISIONS)} (default: float32 int8)")
-    add("--form", nargs="+", default=[*VARIANTS], help=f"{one_of(VARIANTS)} (default: both)")
+    add("--precision", nargs="+", help=f"{one_of(PRECISIONS)} (default: float32 int8)")
+    add("--form", nargs="+", help=f"{one_of(VARIANTS)} (default: both)")
     add("--site", help=f"where in a block SE is: {one_of(SITES)} (default: the network's own)")
-    add("--stages", type=int, nargs="+", metavar="N", help="the stages with SE: 2 to 5 of a ResNet")
-    add("--size", type=int, help=SIZE)
-    add("--threads", type=int, nargs="+", default=[1], metavar="N", help="default: 1")
-    add("--blocks", type=int, default=30, help=BLOCKS)
-    add("--within", type=float, metavar="X", help="stop when the interval is this narrow, such as 0.01")
-    add("--seconds", type=float, metavar="S", help="stop a comparison after this time")
+    add("--stages", type=POSITIVE, nargs="+", metavar="N", help="the stages with SE: 2 to 5 of a ResNet")
+    add("--size", type=POSITIVE, help=SIZE)
+    add("--threads", type=THREADS, nargs="+", default=[1], metavar="N", help="default: 1")
+    add("--blocks", type=BLOCKS, default=30, help=PAIRS)
+    add("--within", type=RATE, metavar="X", help="stop when the interval is this narrow, such as 0.01")
+    add("--seconds", type=SECONDS, metavar="S", help="stop a comparison after this time")
     add("--profile", action="store_true", help="profile the files too, for the report")
     add("--allow-undelegated", action="store_true", help="measure even if operators are not delegated to XNNPACK")
     _add_phone(add)
@@ -47,7 +61,7 @@ def _add_phone(add):
     add("--serial", metavar="S", help="serial number of the phone, if there are several")
     add("--benchmark-model", metavar="PATH", help="LiteRT's binary for the phone, or device:/path of one on it")
     rest = "seconds for the phone to cool down between blocks (default: 5)"
-    add("--rest", type=float, default=5.0, metavar="S", help=rest)
+    add("--rest", type=SECONDS, metavar="S", help=rest)
 
 
 def benchmark(options: argparse.Namespace, console: Console) -> None:
@@ -63,13 +77,14 @@ def benchmark(options: argparse.Namespace, console: Console) -> None:
     """
     from se_keras import storage
     from se_keras.export.benchmark import results
-    from se_keras.timing import check_plan
 
     if options.profile and (options.files or options.adb):
         raise ValueError("--profile is for --network on this machine: se-keras profile A --against B profiles files")
+    ours = "--network --precision --form --site --stages --size"
+    only_for(options, ours, "networks of the catalogue", "--files, which are as they are", possible=not options.files)
+    only_for(options, "--serial --benchmark-model --rest", "a phone, with --adb", "no --adb", possible=options.adb)
     if options.adb and options.benchmark_model is None:
         raise ValueError("--adb needs --benchmark-model PATH, LiteRT's binary for the phone: docs/phone.md")
-    check_plan(options.blocks, 1)
     with show_progress(console) as progress:
         measure, environment = _device(options, progress)
         report = {"schema": 1, "environment": environment, "overhead": [], "paper": results.PAPER}
@@ -103,7 +118,8 @@ def _device(options, progress):
     if not options.adb:
         return partial(host.measure, **plan), environment()
     adb.require_binary(options.benchmark_model)  # before a minute of exporting
-    phone = {name: getattr(options, name) for name in ("benchmark_model", "serial", "rest")}
+    phone = {name: getattr(options, name) for name in ("benchmark_model", "serial")}
+    phone |= {} if options.rest is None else {"rest": options.rest}
     return partial(adb.measure, **plan, **phone, progress=progress), adb.environment(options.serial)
 
 
@@ -134,13 +150,13 @@ def _measured(options, kept, measure, progress) -> Iterator[Any]:
             a, b, names=names, threads=options.threads, kept=kept, measure=measure, progress=progress
         )
         return
-    for network in options.network:
+    for network in options.network or ["se_resnet50"]:
         se, other = spec_of(network).se, {"site": options.site, "stages": options.stages and tuple(options.stages)}
         se = se and replace(se, **{field: value for field, value in other.items() if value})
         yield from overhead.overheads(
             network,
-            precisions=options.precision,
-            variants=options.form,
+            precisions=options.precision or ["float32", "int8"],
+            variants=options.form or VARIANTS,
             se=se,
             input_shape=input_shape(network, options.size),
             threads=options.threads,
@@ -198,8 +214,8 @@ def add_profile(commands: Commands) -> None:
     add = add_command(commands, "profile", profile, json_output=True)
     add("file", metavar="FILE", type=Path, help="a .tflite file")
     add("--against", metavar="BASELINE", type=Path, help="a file to compare it with")
-    add("--threads", type=int, default=1, help="default: %(default)s")
-    add("--runs", type=int, default=50, help="default: %(default)s")
+    add("--threads", type=THREADS, default=1, help="default: %(default)s")
+    add("--runs", type=POSITIVE, default=50, help="default: %(default)s")
 
 
 def profile(options: argparse.Namespace, console: Console) -> None:
@@ -265,11 +281,12 @@ def report(options: argparse.Namespace, console: Console) -> None:
     from se_keras import storage
     from se_keras.export.benchmark.report import as_html, as_markdown, read
 
+    if options.markdown == (options.output is not None):
+        received = "both" if options.markdown else "neither"
+        raise ValueError(f"-o FILE.html writes the report, --markdown prints a table. Received: {received}")
     results = [read(path) for path in options.results]
     if options.markdown:
         return print_line(as_markdown(results))
-    if options.output is None:
-        raise ValueError("-o FILE.html writes the report, --markdown prints a table. Received: neither")
     storage.write_bytes(options.output, as_html(results).encode())
     print_line(f"wrote {options.output}")
 
@@ -278,11 +295,11 @@ def add_benchmark_input(commands: Commands) -> None:
     """`se-keras benchmark-input FOLDER`."""
     add = add_command(commands, "benchmark-input", benchmark_input, json_output=True)
     add("images", metavar="FOLDER", nargs="?", type=Path, help="folder of images (default: made of photographs)")
-    add("--batch-size", type=int, default=64, help="default: %(default)s")
-    add("--size", type=int, default=224, help="height and width (default: %(default)s)")
-    add("--blocks", type=int, default=10, help=BLOCKS)
+    add("--batch-size", type=POSITIVE, default=64, help="default: %(default)s")
+    add("--size", type=POSITIVE, default=224, help="height and width (default: %(default)s)")
+    add("--blocks", type=BLOCKS, default=10, help=PAIRS)
     epoch = "images to read while the memory is watched (default: %(default)s)"
-    add("--epoch", type=int, default=20_000, metavar="N", help=epoch)
+    add("--epoch", type=POSITIVE, default=20_000, metavar="N", help=epoch)
 
 
 def benchmark_input(options: argparse.Namespace, console: Console) -> None:
@@ -317,9 +334,9 @@ def add_benchmark_training(commands: Commands) -> None:
     """`se-keras benchmark-training`."""
     add = add_command(commands, "benchmark-training", benchmark_training, json_output=True)
     add("--network", default="se_resnet50", help="default: %(default)s")
-    add("--batch-size", type=int, default=8, help="default: %(default)s")
-    add("--size", type=int, help=SIZE)
-    add("--blocks", type=int, default=10, help=BLOCKS)
+    add("--batch-size", type=POSITIVE, default=8, help="default: %(default)s")
+    add("--size", type=POSITIVE, help=SIZE)
+    add("--blocks", type=BLOCKS, default=10, help=PAIRS)
 
 
 def benchmark_training(options: argparse.Namespace, console: Console) -> None:

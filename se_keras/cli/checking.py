@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from .arguments import IMAGES, Commands, add_command, add_folder_options, read_images
+from .arguments import IMAGES, SHARE, Commands, add_command, add_folder_options, only_for, read_images
 from .screen import EXIT_DISAGREEMENT, Output, print_json, print_line, print_message, print_table, show_progress
 
 LAYER_TOLERANCE = 1e-3
@@ -107,7 +107,7 @@ def add_verify(commands: Commands) -> None:
     add("--images", metavar="IMAGES", help=f"{IMAGES}; default: noise")
     add_folder_options(add)
     add("--layers", action="store_true", help="compare two .keras files layer by layer")
-    add("--tolerance", type=float, metavar="X", help="exit with status 1 if the max error exceeds X")
+    add("--tolerance", type=SHARE, metavar="X", help="exit with status 1 if the max error exceeds X")
 
 
 def verify(options: argparse.Namespace, console: Console) -> int | None:
@@ -122,10 +122,9 @@ def verify(options: argparse.Namespace, console: Console) -> int | None:
     from se_keras.export import verify
     from se_keras.export.verification import images_shape, runnable
 
-    if options.normalize and not Path(options.images or "").is_dir():
-        raise ValueError(f"--normalize is for a folder of images. Received: {options.images or 'noise'}")
-    if options.tolerance is not None and not options.tolerance >= 0:
-        raise ValueError(f"--tolerance is a share of the range, at least 0. Received: {options.tolerance}")
+    from_folder = options.images is not None and Path(options.images).is_dir()
+    received = "no --images" if options.images is None else options.images
+    only_for(options, "--normalize --limit", "a folder of images", received, possible=from_folder)
     with show_progress(console) as progress:
         progress(f"loading {options.a}")
         a = runnable(options.a)

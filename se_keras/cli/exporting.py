@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.console import Console
 
 from . import arguments
-from .arguments import CALIBRATED, Commands, add_command, one_of
+from .arguments import CALIBRATED, Commands, add_command, one_of, only_for
 from .screen import print_json, print_line, show_progress
 
 
@@ -19,11 +19,11 @@ def add_export(commands: Commands) -> None:
     add("--calibration", metavar="IMAGES", help=f"for {' and '.join(CALIBRATED)}: {arguments.IMAGES}")
     arguments.add_folder_options(add)
     for option in ("--input-type", "--output-type"):
-        add(option, default="float32", help=f"for int8: {one_of(arguments.TYPES, default='float32')}")
+        add(option, help=f"for int8: {one_of(arguments.TYPES, default='float32')}")
     add("--keep-float", metavar="REGEX", help="layers that stay in float32, such as '.*_se_.*'")
     add("--as-published", action="store_true", help="do not lower the model first")
     add("--labels", help="'digits', or a text file with the name of one class per line")
-    add("--top", type=int, default=5, metavar="N", help="classes of a SavedModel's answer (default: 5)")
+    add("--top", type=arguments.POSITIVE, metavar="N", help="classes of a SavedModel's answer (default: 5)")
 
 
 def export(options: argparse.Namespace, console: Console) -> None:
@@ -47,6 +47,7 @@ def export(options: argparse.Namespace, console: Console) -> None:
     to_file, precision = options.output.suffix == ".tflite", options.precision
     if not to_file and precision != "float32":
         raise ValueError(f"{precision} is for -o FILE.tflite: a SavedModel is float32. Received: {options.output}")
+    _check_output(options, to_file)
     if options.calibration and precision not in CALIBRATED:
         possible = " and ".join(CALIBRATED)
         raise ValueError(f"--calibration is for --precision {possible}. Received: --precision {precision}")
@@ -68,8 +69,8 @@ def export(options: argparse.Namespace, console: Console) -> None:
                 model,
                 precision=precision,
                 calibration=calibration,
-                input_type=options.input_type,
-                output_type=options.output_type,
+                input_type=options.input_type or "float32",
+                output_type=options.output_type or "float32",
                 keep_float=options.keep_float,
                 lowering=lowering,
                 labels=labels,
@@ -80,8 +81,9 @@ def export(options: argparse.Namespace, console: Console) -> None:
             exported.save(options.output)
             path = options.output
         else:
+            top = options.top or 5
             exported = to_savedmodel(
-                model, options.output, lowering=lowering, labels=labels, normalization=normalization, top=options.top
+                model, options.output, lowering=lowering, labels=labels, normalization=normalization, top=top
             )
             path = exported.path
     if options.json:
@@ -89,6 +91,16 @@ def export(options: argparse.Namespace, console: Console) -> None:
     if calibration is not None:
         print_line(f"calibrated on {exported.manifest['calibration_images']} of {len(calibration)} images")
     _print_manifest(path, exported.manifest)
+
+
+def _check_output(options, to_file):
+    """Refuses a target and options that do not go together."""
+    suffix, received = options.output.suffix, f"-o {options.output}"
+    if suffix.lower() == ".tflite" and not to_file:
+        raise ValueError(f"A LiteRT file's name ends in .tflite, in small letters. Received: {received}")
+    only_for(options, "--input-type --output-type --keep-float", "-o FILE.tflite", received, possible=to_file)
+    only_for(options, "--top", "a SavedModel's folder with --labels", received, possible=options.labels and not to_file)
+    only_for(options, "--limit", "--calibration FOLDER", "no --calibration", possible=options.calibration)
 
 
 def _print_manifest(path, manifest):

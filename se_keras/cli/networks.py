@@ -6,7 +6,7 @@ from dataclasses import asdict
 from rich.console import Console
 from rich.table import Column
 
-from .arguments import Commands, add_command, input_shape
+from .arguments import POSITIVE, Commands, add_command, input_shape, only_for
 from .screen import Output, print_json, print_line, print_table, show_progress
 
 PAPER_COLUMNS = "G MACs, million parameters, and top-1 error on ImageNet, or on CIFAR-10/CIFAR-100"
@@ -32,6 +32,7 @@ def list_networks(options: argparse.Namespace, console: Console) -> None:
     from se_keras import names
     from se_keras.figures import listing
 
+    only_for(options, "--markdown", "a table", "--json", possible=not options.json)
     parts = options.part or [""]
     found = [name for name in names() if any(part in name for part in parts)]
     if not found:
@@ -96,7 +97,7 @@ def add_show(commands: Commands) -> None:
     """`se-keras show NAME`."""
     add = add_command(commands, "show", show, json_output=True)
     add("network", metavar="NAME")
-    add("--size", type=int, help="height and width to count at (default: the network's own)")
+    add("--size", type=POSITIVE, help="height and width to count at (default: the network's own)")
     add("--layers", action="store_true", help="layer by layer")
 
 

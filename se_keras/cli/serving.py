@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from .arguments import Commands, add_command, input_shape
+from .arguments import BLOCKS, POSITIVE, THREADS, TIMEOUT, Commands, add_command, input_shape
 from .screen import EXIT_DISAGREEMENT, print_json, print_line, print_message, print_table, ratio_cells, show_progress
 
 
@@ -42,7 +42,7 @@ def add_serve_check(commands: Commands) -> None:
     manifest = "an exported model's folder (its highest version), or that of a version"
     add("--manifest", metavar="DIR", type=Path, required=True, help=manifest)
     add("--model", metavar="NAME", help="its name on the server (default: the name of its folder)")
-    add("--timeout", type=float, default=30, metavar="S", help="seconds for an answer (default: 30)")
+    add("--timeout", type=TIMEOUT, default=30, metavar="S", help="seconds for an answer (default: 30)")
 
 
 def serve_check(options: argparse.Namespace, console: Console) -> int | None:
@@ -76,12 +76,12 @@ def add_benchmark_serving(commands: Commands) -> None:
     add = add_command(commands, "benchmark-serving", benchmark_serving, json_output=True)
     add("--network", default="se_resnet50", help="compared with its baseline (default: %(default)s)")
     callers = "threads that send requests at once (default: 1 4 16)"
-    add("--callers", type=int, nargs="+", default=[1, 4, 16], help=callers)
-    add("--batches", type=int, nargs="+", default=[1, 8, 32], help="images in a request (default: 1 8 32)")
-    add("--size", type=int, help="height and width (default: the network's own)")
-    add("--threads", type=int, default=os.cpu_count(), help="default: one for each processor")
-    add("--blocks", type=int, default=10, help="measurements of each load (default: %(default)s)")
-    add("--seconds", type=float, default=2, metavar="S", help="per measurement (default: %(default)s)")
+    add("--callers", type=POSITIVE, nargs="+", default=[1, 4, 16], help=callers)
+    add("--batches", type=POSITIVE, nargs="+", default=[1, 8, 32], help="images in a request (default: 1 8 32)")
+    add("--size", type=POSITIVE, help="height and width (default: the network's own)")
+    add("--threads", type=THREADS, default=os.cpu_count(), help="default: one for each processor")
+    add("--blocks", type=BLOCKS, default=10, help="measurements of each load (default: %(default)s)")
+    add("--seconds", type=TIMEOUT, default=2, metavar="S", help="per measurement (default: %(default)s)")
 
 
 def benchmark_serving(options: argparse.Namespace, console: Console) -> None:
@@ -96,10 +96,8 @@ def benchmark_serving(options: argparse.Namespace, console: Console) -> None:
     from se_keras.export.benchmark.overhead import overheads
     from se_keras.export.benchmark.results import PAPER
     from se_keras.export.benchmark.targets.host import measure
-    from se_keras.export.litert.file import check_threads
 
     shape = input_shape(options.network, options.size)
-    check_threads(options.threads)
     with show_progress(console) as progress:
         load = serving_load(
             options.network,

@@ -7,7 +7,22 @@ from pathlib import Path
 
 from rich.console import Console
 
-from .arguments import DATA, RECIPES, SAMPLINGS, STRATEGIES, Commands, add_command, add_corrupt_budget, one_of
+from .arguments import (
+    COUNT,
+    DATA,
+    POSITIVE,
+    RATE,
+    RECIPES,
+    SAMPLINGS,
+    SECONDS,
+    SEED,
+    STRATEGIES,
+    Commands,
+    add_command,
+    add_corrupt_budget,
+    one_of,
+    only_for,
+)
 from .screen import print_json, print_line, print_message, print_table, show_progress
 
 
@@ -19,12 +34,12 @@ def add_train(commands: Commands) -> None:
     add("-o", "--output", type=Path, help="folder of the run")
     add("--recipe", help=f"{one_of(RECIPES)} (default: digits for the digits, else paper_imagenet)")
     add("--dry-run", action="store_true", help="print the whole recipe with its sources, and exit")
-    add("--epochs", type=int, help="passes over the data (default: the recipe's)")
-    add("--batch-size", type=int, help="images per step; scales the learning rate in proportion")
-    add("--learning-rate", type=float, help="the initial one (default: the recipe's, scaled)")
+    add("--epochs", type=POSITIVE, help="passes over the data (default: the recipe's)")
+    add("--batch-size", type=POSITIVE, help="images per step; scales the learning rate in proportion")
+    add("--learning-rate", type=RATE, help="the initial one (default: the recipe's, scaled)")
     add("--sampling", help=f"{one_of(SAMPLINGS)}, which draws each class equally often (default: the recipe's)")
-    add("--seed", type=int, help="for initial weights and the order of images (default: the recipe's)")
-    add("--size", type=int, help="height and width of the images (default: the network's own)")
+    add("--seed", type=SEED, help="for initial weights and the order of images (default: the recipe's)")
+    add("--size", type=POSITIVE, help="height and width of the images (default: the network's own)")
     add("--weights", help="initial weights: imagenet, or a file (default: random)")
     _add_execution(add)
 
@@ -33,15 +48,17 @@ def _add_execution(add):
     """The options that change where and how fast a network is trained, and not what it learns."""
     add("--strategy", default="none", help=one_of(STRATEGIES, default="none"))
     add("--workers", metavar="HOST:PORT,...", help="instead of TF_CONFIG; the first one writes files")
-    add("--index", type=int, help="position of this worker in the list, from 0")
-    add("--wait", type=float, default=600, metavar="S", help="seconds to wait for all workers (default: 600)")
+    add("--index", type=COUNT, help="position of this worker in the list, from 0")
+    add("--wait", type=SECONDS, metavar="S", help="seconds to wait for all workers (default: 600)")
     add("--tpu", help="name or address of the TPU (default: the local one)")
     policies = ("float32", "mixed_float16", "mixed_bfloat16")
     add("--precision", default="float32", choices=policies, help="dtype policy of the layers; weights stay in float32")
     add("--jit-compile", action="store_true", help="compile the forward and backward pass with XLA")
-    add("--steps-per-execution", type=int, default=1, metavar="N", help="steps to run before signals are checked again")
-    add("--accumulate", type=int, default=1, metavar="N", help="parts into which each batch is split, to save memory")
-    add("--checkpoint-steps", type=int, metavar="N", help="save every N steps, not only after epochs")
+    steps = "steps to run before signals are checked again"
+    add("--steps-per-execution", type=POSITIVE, default=1, metavar="N", help=steps)
+    parts = "parts into which each batch is split, to save memory"
+    add("--accumulate", type=POSITIVE, default=1, metavar="N", help=parts)
+    add("--checkpoint-steps", type=POSITIVE, metavar="N", help="save every N steps, not only after epochs")
     add_corrupt_budget(add)
     add("--cache", action="store_true", help="keep the test images in memory")
     add("--service", metavar="ADDRESS", help="a tf.data service that prepares the images, grpc://host:port")
@@ -63,6 +80,9 @@ def train(options: argparse.Namespace, console: Console) -> int | None:
     from se_keras.training import distribution, sources
 
     recipe, spec = _recipe(options), spec_of(options.network)
+    received = f"--strategy {options.strategy}"
+    only_for(options, "--wait", "--strategy multi-worker", received, possible=options.strategy == "multi-worker")
+    only_for(options, "--tpu", "--strategy tpu", received, possible=options.strategy == "tpu")
     if options.dry_run:
         from se_keras.training.schedules import plan
 
@@ -70,8 +90,9 @@ def train(options: argparse.Namespace, console: Console) -> int | None:
         return _print_plan(options, plan(options.network, recipe, data))
     if options.output is None:
         raise ValueError("-o FOLDER is needed: the folder of the run. Received: none")
+    wait = {} if options.wait is None else {"timeout": options.wait}
     # Several workers must be connected before TensorFlow does anything else.
-    replicas = distribution.replicas(options.strategy, cluster=_cluster(options), tpu=options.tpu, timeout=options.wait)
+    replicas = distribution.replicas(options.strategy, cluster=_cluster(options), tpu=options.tpu, **wait)
 
     import keras
 
@@ -101,6 +122,8 @@ def train(options: argparse.Namespace, console: Console) -> int | None:
             print_message(console, f"stopped by SIGTERM. {saved}")
             return EXIT_SAVED
     file, epochs = options.output / MODEL_FILE, len(figures["loss"])
+    if options.json:
+        return print_json({"path": str(file), "epochs": epochs, "figures": figures})
     print_line(f"{file}: test accuracy {figures['val_accuracy'][-1]:.1%} after {epochs} epochs")
 
 
@@ -196,7 +219,7 @@ def add_pack(commands: Commands) -> None:
     add = add_command(commands, "pack", pack, json_output=True)
     add("images", metavar="FOLDER", type=Path, help="with a folder for each class")
     add("-o", "--output", type=Path, required=True, help="folder of the shards")
-    add("--shards", type=int, default=8, metavar="N", help="files per split (default: %(default)s)")
+    add("--shards", type=POSITIVE, default=8, metavar="N", help="files per split (default: %(default)s)")
 
 
 def pack(options: argparse.Namespace, console: Console) -> None:

@@ -14,7 +14,7 @@ CROPS, SCHEDULES, SAMPLINGS = get_args(Crop), get_args(Schedule), get_args(Sampl
 
 
 def _is_int(value: Any, least: int) -> bool:
-    return type(value) is int and value >= least
+    return type(value) is int and least <= value < 2**32  # a seed's limit in numpy; products of two fit 64 bits
 
 
 def _check(values, **valid):

@@ -12,6 +12,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -256,8 +257,8 @@ def measure(
     shape = require_pair(baseline.runner(), network.runner())
     check_plan(blocks, runs)
     check_threads(threads)
-    if not rest >= 0:
-        raise ValueError(f"rest must be 0 seconds or more. Received: rest={rest!r}")
+    if not 0 <= rest <= threading.TIMEOUT_MAX:
+        raise ValueError(f"rest must be 0 seconds or more, and finite. Received: rest={rest!r}")
     require_binary(benchmark_model)
     phone = Phone(serial)
     flags = (f"--num_threads={threads}", "--use_xnnpack=true", f"--num_runs={runs}", "--warmup_runs=3", "--min_secs=0")
