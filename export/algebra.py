@@ -9,6 +9,7 @@ used. Until then, a rewrite may change the layer or take it into another one. Ea
 - `compose`: two consecutive pointwise affine maps are one.
 - `average`: average pooling is a depthwise convolution.
 - `unshuffle`: a convolution of shuffled channels is one of the original channels, with shuffled weights.
+- `absorb`: a convolution without padding takes in a scale and a shift of each channel of its input.
 - `rectify`: a ReLU of a concatenation is a concatenation of ReLUs.
 """
 
@@ -21,6 +22,7 @@ import numpy as np
 from keras import layers
 
 from se_keras.layers import ops
+from se_keras.normalization import Normalization
 from se_keras.typing import Array, Json
 
 
@@ -64,6 +66,11 @@ class Affine:
         return self.kind is layers.Dense or (
             self.kind is layers.Conv2D and self.config["kernel_size"] == one and self.config["strides"] == one
         )
+
+    @property
+    def is_channelwise(self) -> bool:
+        """Whether y = s x + t, with a scale and a shift of each channel."""
+        return self.kind is layers.DepthwiseConv2D and self.kernel.shape[:2] + self.kernel.shape[3:] == (1, 1, 1)
 
     @property
     def matrix(self) -> Array:
@@ -164,6 +171,25 @@ def hoist_mean(value: Value, *, name: str) -> Value:
         if matrix.shape[0] <= matrix.shape[1]:
             return fully_connected(Emitted(pool(value.x.tensor)), matrix, value.bias, name=f"{name}_affine")
     return Emitted(pool(value.tensor))
+
+
+def normalized(x: Value, normalization: Normalization, *, channels: int, name: str) -> Affine:
+    """(x - mean) / std = x / std - mean / std, of each channel, as a depthwise convolution of one position."""
+    mean, std = (np.broadcast_to(values, channels) for values in normalization)
+    config = {"kernel_size": (1, 1), "strides": (1, 1), "padding": "valid", "name": name}
+    return Affine(
+        x, (1 / std).reshape(1, 1, channels, 1), -mean / std, layers.DepthwiseConv2D, without_training(config)
+    )
+
+
+def absorb(convolution: Affine, first: Affine) -> Affine:
+    """W (s x + t) + b = (W s) x + (b + sum of W t): a convolution takes in a scale and a shift of its input.
+
+    Only without padding, which adds zeros after the shift and not before it.
+    """
+    scale, shift = first.kernel.reshape(-1, 1), first.bias
+    bias = convolution.bias + np.einsum("hwio,i->o", convolution.kernel, shift)
+    return replace(convolution, x=first.x, kernel=convolution.kernel * scale, bias=bias)
 
 
 def compose(first: Affine, second: Affine) -> Affine:

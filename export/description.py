@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -45,6 +46,29 @@ class Metadata:
         if self.normalization is not None:
             object.__setattr__(self, "normalization", Normalization(*self.normalization))
 
+    def completed(self) -> "Metadata":
+        """The description with the labels and the normalization of its training record, where it has none itself."""
+        known = known_from(self.training)
+        return replace(
+            self,
+            labels=self.labels or known.get("labels"),
+            normalization=self.normalization or known.get("normalization"),
+        )
+
+
+def known_from(run: Json | None) -> Json:
+    """The `labels`, and the `normalization` of pixels in 0 to 255, that the record of a run has (run.json)."""
+    run, known = run or {}, {}
+    classes = run.get("classes")
+    if isinstance(classes, (list, tuple)) and classes and all(isinstance(name, str) for name in classes):
+        known["labels"] = tuple(classes)
+    recorded = run.get("pixels") or run.get("normalization")  # runs of version 0.1 have only the latter
+    if isinstance(recorded, dict) and {"mean", "std"} <= recorded.keys():
+        found = Normalization.of((recorded["mean"], recorded["std"]), channels=np.size(recorded["mean"]))
+        of_digits = run.get("data") == "digits" and "pixels" not in run  # whose pixels are in 0 to 1
+        known["normalization"] = found.scaled(255) if of_digits else found
+    return known
+
 
 def describe(
     *,
@@ -56,31 +80,65 @@ def describe(
     normalization: Any = None,
     training: Json | None = None,
     converted: Metadata | None = None,
+    default: Normalization | None = None,
+    override: bool = False,
 ) -> Metadata:
-    """Checks what a user says about a model, and returns it as `Metadata`.
+    """Checks what a user says about a model, and returns it with what is known already.
 
     Args:
         network: Name of the network.
         precision: Name of the precision.
         channels: Number of channels of the input.
         classes: Number of classes; None for a network that does not classify.
-        labels: Names of the classes.
-        normalization: `(mean, std)`, each a number or one for each channel.
-        training: How the network was trained, for JSON.
+        labels: Names of the classes. Default: those in `training`.
+        normalization: `(mean, std)`, each a number or one for each channel. Default: that in `training`.
+        training: How the network was trained, for JSON, such as the content of run.json.
         converted: The metadata of the same network in another precision: defaults for the last three arguments.
+        default: The normalization if nothing else says it.
+        override: Whether labels and a normalization are taken that contradict `training` or `converted`.
 
     Raises:
-        TypeError, ValueError: If an argument is not valid, or does not fit the number of channels or classes.
+        TypeError, ValueError: If an argument is not valid, does not fit the number of channels or classes, or
+            contradicts what is known.
     """
-    known: Any = {}
-    if labels is not None:
-        known["labels"] = _labels(labels, classes)
-    if normalization is not None:
-        known["normalization"] = Normalization.of(normalization, channels=channels)
-    if training is not None:
-        known["training"] = _training(training)
     base = converted or Metadata(network=network, precision=precision)
-    return replace(base, network=network, precision=precision, **known)
+    if training is not None:
+        base = replace(base, training=_training(training))
+    base = base.completed()
+    if base.labels is not None:
+        base = replace(base, labels=None if classes is None else _labels(base.labels, classes))
+    if base.normalization is not None:
+        base = replace(base, normalization=Normalization.of(base.normalization, channels=channels))
+    if labels is not None:
+        base = replace(base, labels=agreed("labels", _labels(labels, classes), base.labels, override=override))
+    if normalization is not None:
+        checked = Normalization.of(normalization, channels=channels)
+        base = replace(base, normalization=agreed("normalization", checked, base.normalization, override=override))
+    return replace(base, network=network, precision=precision, normalization=base.normalization or default)
+
+
+def agreed(what: str, given: Any, known: Any, *, override: bool = False) -> Any:
+    """Labels or a normalization that a user gives for a model of which something is known from its training.
+
+    Returns what is known if `given` is the same, and `given` if nothing is known or with `override`. Else raises
+    ValueError with the difference.
+    """
+    if known is None or override:
+        return given
+    if isinstance(known, Normalization):
+        difference = None if known.agrees(given) else f"{_text(known)}. Received: {_text(given)}"
+    else:
+        pairs = enumerate(itertools.zip_longest(known, given))
+        difference = next((f"class {i} is {a!r}. Received: {b!r}" for i, (a, b) in pairs if a != b), None)
+    if difference:
+        rule = f"The {what} must be as in its training, unless override=True (--override)"
+        raise ValueError(f"{rule}: {difference}")
+    return known
+
+
+def _text(normalization: Normalization) -> str:
+    mean, std = (", ".join(f"{value:.6g}" for value in values) for values in normalization)
+    return f"(pixel - ({mean})) / ({std})"
 
 
 def _labels(labels: Any, classes: int | None) -> tuple[str, ...]:
@@ -103,9 +161,12 @@ def _training(training: Any) -> Json:
     if not isinstance(training, dict):
         raise TypeError(f"training must be a dict for JSON. Received: {type(training).__name__}")
     try:
-        return json.loads(json.dumps(training, allow_nan=False))
+        record = json.loads(json.dumps(training, allow_nan=False))
     except (TypeError, ValueError) as error:
         raise type(error)(f"training must be a dict for JSON: {first_line(error)}") from None
+    if os.path.isabs(str(record.get("source"))):  # of the machine that trained: it is not for those who get the file
+        del record["source"]
+    return record
 
 
 _RULE = (

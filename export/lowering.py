@@ -17,6 +17,7 @@ from keras import layers
 from se_keras.errors import first_line
 from se_keras.graph import calls, endpoints, input_shape_of, parts, producer, structures
 from se_keras.layers import ChannelShuffle, ShakeShake, SqueezeExcite, ops
+from se_keras.normalization import Normalization
 
 from . import algebra
 from .algebra import Affine, Concatenated, Emitted, Gated, Shuffled, Value
@@ -67,13 +68,17 @@ class Lowering:
         )
 
 
-def lower(model: keras.Model, *, input_shape: Sequence[int] | None = None) -> keras.Model:
+def lower(
+    model: keras.Model, *, input_shape: Sequence[int] | None = None, normalization: Normalization | None = None
+) -> keras.Model:
     """Rewrites a functional model as an equal, cheaper one of stock Keras layers: folds layers, and hoists squeezes.
 
     Args:
         model: Any functional or Sequential Keras model. Models inside it are inlined, and the names of their layers get
             the name of their model as a prefix.
         input_shape: `(height, width, channels)` of the new model, which then has one input. Default: `model`'s.
+        normalization: Becomes a part of the new model, which then takes pixels: of its first convolution if that does
+            not pad, else a layer of its own, `normalized_pixels`.
 
     Returns:
         A new float32 `keras.Model` for inference, with the same inputs and outputs to about 1e-6 of their range. It
@@ -99,7 +104,7 @@ def lower(model: keras.Model, *, input_shape: Sequence[int] | None = None) -> ke
     inputs = {id(x): _like(x, shape) for x in endpoints(model)[0]}
     input_structure, output_structure = structures(model)
     try:
-        values = rewriter.add(model, {key: Emitted(x) for key, x in inputs.items()})
+        values = rewriter.add(model, {key: _first(x, normalization) for key, x in inputs.items()})
         outputs = keras.tree.map_structure(lambda x: values[id(x)].tensor, output_structure)
     except ValueError as error:
         if shape is None:
@@ -172,6 +177,8 @@ class _Rewriter:
         affine = Affine(
             x, kernel, bias, type(layer), algebra.without_training(layer.get_config() | {"name": self._name(name)})
         )
+        if isinstance(x, Affine) and x.is_channelwise and x not in self._shared and _is_absorbing(layer):
+            return algebra.absorb(affine, x)
         return algebra.unshuffle(affine, x) if isinstance(x, Shuffled) and x not in self._shared else affine
 
     def _average_pooling(self, layer, call, inputs, name):
@@ -308,6 +315,17 @@ def _reads_last_axis(batchnorm, call):
 def _values(weight):
     """In float64, so that folding rounds only once, at the end."""
     return ops.convert_to_numpy(weight).astype("float64")
+
+
+def _first(x, normalization):
+    """The value of an input: its tensor, or the tensor normalized."""
+    if normalization is None:
+        return Emitted(x)
+    return algebra.normalized(Emitted(x), normalization, channels=x.shape[-1], name="normalized_pixels")
+
+
+def _is_absorbing(layer):
+    return type(layer) is layers.Conv2D and layer.groups == 1 and layer.padding == "valid"
 
 
 def _like(x, input_shape):

@@ -8,8 +8,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from se_keras.catalogue import names, spec_of
 from se_keras.graph import calls, gives_probabilities, producer, structures
+from se_keras.images import scales_pixels
 from se_keras.layers import ops
+from se_keras.normalization import Normalization
 from se_keras.typing import Array, FilePath, Images, Json, Outputs
 
 from .outputs import Agreement, agreement, in_batches, logit_range, noise
@@ -135,6 +138,22 @@ def predict(model: keras.Model, images: Array) -> Outputs:
         return dict(zip(names, map(ops.convert_to_numpy, outputs), strict=True))
 
     return in_batches(run, images)
+
+
+def default_normalization(model: keras.Model) -> Normalization | None:
+    """The normalization of pixels in 0 to 255 for a model without a record of its training; None if it is unknown.
+
+    A model whose first layer scales pixels takes them as they are. A network of the catalogue with the published number
+    of classes, such as one with released weights, takes what its row says.
+    """
+    if scales_pixels(model):
+        return Normalization((0.0,), (1.0,))
+    shape = model.inputs[0].shape
+    if model.name not in names() or model.inputs[0].name != "images" or len(shape) != 4:
+        return None
+    row = spec_of(model.name)
+    is_published = shape[-1] == row.input_shape[-1] and class_count(model) == row.classes
+    return Normalization.of(row.normalization, channels=shape[-1]) if is_published else None
 
 
 def require_one_input(model: keras.Model) -> None:

@@ -4,7 +4,7 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,15 @@ import numpy as np
 from se_keras.errors import first_line
 from se_keras.graph import calls, functional, gives_probabilities, producer
 from se_keras.images import calibration_images
+from se_keras.normalization import Normalization
+from se_keras.runs import training_of
 from se_keras.typing import Array, FilePath, Images, ImageShape, Outputs
 
+from .description import Metadata, agreed
+from .litert import metadata
 from .litert.file import LiteRTModel, load_litert
 from .lowering import lower
-from .model import FREE_SIZE, check_images, predict, require_one_input
+from .model import FREE_SIZE, check_images, default_normalization, predict, require_one_input
 from .outputs import LEAST_PROBABILITY, Agreement, agreement, in_batches, noise
 from .serving.savedmodel import SavedModel, load_savedmodel
 
@@ -51,6 +55,9 @@ class Runnable:
         name: For messages.
         run: From images to outputs, `{name: array}`.
         input_shape: Batch first. A free size is None.
+        about: What its files say: labels, normalization and training, from the run.json next to a .keras file, the
+            metadata of a .tflite file, or the manifest of a SavedModel.
+        default: The normalization that is assumed of a model whose files do not say any.
         model: The functional Keras model, if it is one.
         is_quantized: Whether an output is quantized, as in integer files.
     """
@@ -58,11 +65,24 @@ class Runnable:
     name: str
     run: Callable[[Array], Outputs]
     input_shape: tuple[int | None, ...]
+    about: Metadata
+    default: Normalization | None = None
     model: keras.Model | None = None
     is_quantized: bool = False
 
+    @property
+    def normalization(self) -> Normalization | None:
+        """The normalization of pixels in 0 to 255; None if it is unknown."""
+        return self.about.normalization or self.default
 
-def verify(a: Any, b: Any, inputs: Any = None) -> Verification:
+    def normalized(self, given: Any, *, override: bool = False) -> "Runnable":
+        """The model with a given normalization. Raises ValueError if its files say another one, unless `override`."""
+        checked = Normalization.of(given, channels=self.input_shape[-1] or 1)
+        known = agreed(f"normalization of {self.name}", checked, self.about.normalization, override=override)
+        return replace(self, about=replace(self.about, normalization=known))
+
+
+def verify(a: Any, b: Any, inputs: Any = None, *, normalization: Any = None, override: bool = False) -> Verification:
     """Compares the outputs of two models on the same images, and their layers if both are Keras models.
 
     A model and its lowered model are compared at each layer that has a counterpart, whatever its name: for example, a
@@ -74,8 +94,11 @@ def verify(a: Any, b: Any, inputs: Any = None) -> Verification:
             or a SavedModel's folder. TF Serving's `base_path` means its highest version. Errors are shares of the
             range of its outputs.
         b: The model to compare with it.
-        inputs: Images as the models take them: an array `(samples, height, width, channels)`, an iterable of images or
-            batches, such as a `tf.data.Dataset`, or a folder, whose pixels stay 0 to 255. Default: noise.
+        inputs: Images as A takes them: an array `(samples, height, width, channels)`, or an iterable of images or
+            batches, such as a `tf.data.Dataset`. Or a folder of image files, which are normalized. Default: noise. If B
+            has another normalization, because it takes pixels, both get the same pixels.
+        normalization: `(mean, std)` of pixels in 0 to 255, if the files of A do not say it.
+        override: Whether a normalization is taken that contradicts the files of A.
 
     Warns:
         UserWarning: If most probabilities of A are 0, which hides every difference.
@@ -93,9 +116,14 @@ def verify(a: Any, b: Any, inputs: Any = None) -> Verification:
     ```
     """
     a, b = runnable(a), runnable(b)
+    if normalization is not None:
+        a = a.normalized(normalization, override=override)
     shape = images_shape(a, b)
     images = _noise_for(a, b, shape) if inputs is None else calibration_images(inputs, shape, what="Verification")
-    expected, actual = a.run(images), b.run(images)
+    if isinstance(inputs, (str, os.PathLike)):
+        images = of_pixels(a, b).apply(images)
+    images, same = _as_both_take(a, b, images)
+    expected, actual = a.run(images), b.run(same)
     as_logits = len(expected) == len(actual) == 1 and "probabilities" in {*expected, *actual}
     as_logits = as_logits and not (a.is_quantized or b.is_quantized)
     if len(expected) == len(actual) == 1:  # compared whatever their names
@@ -110,6 +138,24 @@ def verify(a: Any, b: Any, inputs: Any = None) -> Verification:
     if a.model is not None and b.model is not None:
         layers = _layers(a.model, b.model, images[:_LAYER_SAMPLES])
     return Verification(agreement=result, layers=layers)
+
+
+def of_pixels(*models: Runnable) -> Normalization:
+    """The normalization of the first model whose files say one; raises ValueError if none does."""
+    known = next((model.normalization for model in models if model.normalization), None)
+    if known is None:
+        rule = "The pixels of image files are 0 to 255: normalization (--normalize MEAN STD) says what becomes of them"
+        raise ValueError(f"{rule}. Received: {' and '.join(x.name for x in models)}, whose files do not say it")
+    return known
+
+
+def _as_both_take(a: Runnable, b: Runnable, images: Images) -> tuple[Images, Images]:
+    """The images of A, and the same as B takes them. If B's normalization is another one, both are of whole pixels."""
+    one, other = a.normalization, b.normalization
+    if one is None or other is None or one.agrees(other):
+        return images, images
+    pixels = np.clip(np.rint(one.undo(images)), 0, 255)
+    return one.apply(pixels), other.apply(pixels)
 
 
 def runnable(source: Any) -> Runnable:
@@ -174,6 +220,8 @@ def _keras(model: keras.Model, name: str | None) -> Runnable:
         name=name or model.name,
         run=lambda images: predict(model, images),
         input_shape=tuple(model.inputs[0].shape),
+        about=Metadata(network=model.name, precision="float32", training=name and training_of(name)).completed(),
+        default=default_normalization(model),
         model=model,
     )
 
@@ -184,13 +232,16 @@ def _litert(file: LiteRTModel, name: str | None) -> Runnable:
         name=name or file.manifest["network"],
         run=runner,
         input_shape=runner.input_shape,
+        about=(
+            metadata.read(file.content) or Metadata(network=file.manifest["network"], precision="unknown")
+        ).completed(),
         is_quantized=runner.has_quantized_outputs,
     )
 
 
 def _savedmodel(saved: SavedModel, name: str | None) -> Runnable:
     runner = saved.runner()
-    return Runnable(name=name or str(saved.path), run=runner, input_shape=runner.input_shape)
+    return Runnable(name=name or str(saved.path), run=runner, input_shape=runner.input_shape, about=saved.about)
 
 
 _KINDS = {keras.Model: _keras, LiteRTModel: _litert, SavedModel: _savedmodel}

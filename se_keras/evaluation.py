@@ -11,12 +11,13 @@ import numpy as np
 import tensorflow as tf
 
 from se_keras import storage
+from se_keras.export.description import agreed
 from se_keras.export.litert.file import LiteRTModel
 from se_keras.export.serving.savedmodel import SavedModel
 from se_keras.export.verification import runnable
 from se_keras.images import as_pixels, evaluation_image
 from se_keras.training.data import Data, EpochOrder, SkippedFiles, Split
-from se_keras.training.pipeline import PREFETCHED, normalized, read_batches
+from se_keras.training.pipeline import PREFETCHED, read_batches
 from se_keras.training.step import TOP
 from se_keras.typing import Array, FilePath, Json, OnMessage
 
@@ -102,6 +103,14 @@ PROTOCOLS: dict[ProtocolName, Protocol] = {
 }
 
 
+def protocol_for(models: Sequence[AnyModel], data: Data) -> ProtocolName:
+    """The usual protocol for models of this size: 224, 299 or 320, else plain."""
+    height = next((size for size in (runnable(model).input_shape[1] for model in models) if size), None)
+    if height is None:  # models of any size
+        return "plain" if hasattr(data.test, "images") else "224"
+    return next((name for name, protocol in PROTOCOLS.items() if protocol.size == height), "plain")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Share:
     """A share of the images, with the 95 % interval of Wilson's score (1927)."""
@@ -152,15 +161,19 @@ def evaluate(
     *,
     protocol: ProtocolName = "plain",
     corrupt_budget: int = 0,
+    normalization: Any = None,
+    override: bool = False,
     progress: OnMessage | None = None,
 ) -> Evaluation:
     """Evaluates a model, or several as an ensemble, whose probabilities are averaged.
 
     Args:
         models: One or several, or their paths.
-        split: Images of `data`, which has the classes and the normalization.
+        split: Images of `data`, which has the classes, and the normalization for models that are not known to have one.
         protocol: A name in `PROTOCOLS`.
         corrupt_budget: Number of files that are skipped if they cannot be decoded.
+        normalization: `(mean, std)` of pixels in 0 to 255, for all models. Default: that of each model's training.
+        override: Whether a normalization and classes are taken that contradict a model's training.
         progress: Called about ten times.
 
     Raises:
@@ -170,6 +183,10 @@ def evaluate(
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}. Received: {protocol!r}")
     loaded = [runnable(model) for model in (models if isinstance(models, (list, tuple)) else [models])]
+    if normalization is not None:
+        loaded = [model.normalized(normalization, override=override) for model in loaded]
+    for model in loaded:
+        agreed(f"classes of {model.name}", data.classes, model.about.labels, override=override)
     if not loaded or not len(split):
         raise ValueError(
             f"At least one model and one image are needed. Received: {len(loaded)} models, {len(split)} images"
@@ -178,7 +195,7 @@ def evaluate(
     size = _common_size(loaded, protocol, data)
     skipped = SkippedFiles(corrupt_budget)
     confusion, top5, done = np.zeros((classes, classes), "int64"), 0, 0
-    runs = [_probabilities(model, classes) for model in loaded]
+    runs = [_probabilities(model, data) for model in loaded]
     for views, labels, weights in _batches(split, data, PROTOCOLS[protocol], size, skipped):
         flat, is_image = views.reshape(-1, *views.shape[2:]), weights > 0
         each = [run(flat).reshape(*views.shape[:2], classes).mean(axis=1) for run in runs]
@@ -223,7 +240,7 @@ def _common_size(models, protocol, data):
 
 
 def _batches(split, data, protocol, size, skipped) -> Iterator:
-    """Views `(batch, number, height, width, channels)`, normalized, labels, and weights: 0 for padding."""
+    """Views `(batch, number, height, width, channels)` of pixels, labels, and weights: 0 for padding."""
     channels = len(data.mean)
 
     def read(index, content, label):
@@ -233,15 +250,19 @@ def _batches(split, data, protocol, size, skipped) -> Iterator:
     blank = tf.zeros((*size, channels))
     number = sum(len(protocol.views(blank, size, scale)) for scale in protocol.scales)
     order = EpochOrder(batch=min(max(1, _VIEWS_AT_ONCE // number), len(split)))
-    return normalized(read_batches(split, order, read, skipped), data).prefetch(PREFETCHED).as_numpy_iterator()
+    batches = read_batches(split, order, read, skipped).map(lambda _, *batch: batch)
+    return batches.prefetch(PREFETCHED).as_numpy_iterator()
 
 
-def _probabilities(model, classes):
-    """From images to probabilities, `(samples, classes)`."""
-    network = model.model
+def _probabilities(model, data):
+    """From pixels to probabilities, `(samples, classes)`."""
+    network, classes = model.model, len(data.classes)
     traced = None if network is None else tf.function(lambda images: network(images, training=False))
+    known = model.normalization
+    normalization = known.scaled(data.white / 255) if known else data.normalization
 
-    def probabilities(images):
+    def probabilities(pixels):
+        images = normalization.apply(pixels)
         outputs = tf.nest.flatten(traced(images)) if traced else model.run(images).values()
         values, *others = (np.asarray(x, "float64") for x in outputs)
         if others or values.shape != (len(images), classes):

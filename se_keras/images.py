@@ -67,14 +67,12 @@ def load_images(
     return normalization.apply(images)
 
 
-def require_pixels(model: keras.Model) -> None:
-    """Raises ValueError if no first layer of a model scales pixels of 0 to 255."""
+def scales_pixels(model: keras.Model) -> bool:
+    """Whether a first layer of a model scales pixels of 0 to 255, as `keras.layers.Rescaling(1 / 255)` does."""
     graph = functional(model)
     inputs = {id(x) for x in graph.inputs}
     readers = [call.operation for call in calls(graph) if any(id(x) in inputs for x in call.input_tensors)]
-    if not any(isinstance(reader, _SCALING) for reader in readers):
-        rule = f"A folder's pixels are 0 to 255, and {model.name} has no layer that scales them"
-        raise ValueError(f"{rule}: say how, with --normalize or with mean and std of load_images")
+    return any(isinstance(reader, _SCALING) for reader in readers)
 
 
 def _files(folder):

@@ -44,8 +44,19 @@ class Normalization(NamedTuple):
         return tuple((pixel - mean) / std for mean, std in zip(self.mean, self.std, strict=True))
 
     def undo(self, images: np.ndarray) -> np.ndarray:
-        """The pixels of normalized images, rounded to uint8."""
-        return np.clip(np.rint(images * np.array(self.std) + np.array(self.mean)), 0, 255).astype("uint8")
+        """The pixels of normalized images, in float32."""
+        return (images * np.array(self.std) + np.array(self.mean)).astype("float32")
+
+    def scaled(self, factor: float) -> "Normalization":
+        """The normalization of pixels that are `factor` times as large."""
+        return Normalization(*(tuple(value * factor for value in values) for values in self))
+
+    def agrees(self, other: "Normalization") -> bool:
+        """Whether two normalizations are the same but for rounded numbers: half a level of 255, and 1 % of std."""
+        if len(self.mean) > 1 < len(other.mean) != len(self.mean):
+            return False
+        (mean, std), (other_mean, other_std) = map(np.asarray, (self, other))
+        return np.allclose(mean, other_mean, rtol=0, atol=0.5) and np.allclose(std, other_std, rtol=0.01)
 
     def as_layer(self, name: str) -> keras.layers.Layer:
         """The normalization as a Keras layer."""

@@ -5,6 +5,7 @@ import re
 import tempfile
 import warnings
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import keras
@@ -13,7 +14,7 @@ import tensorflow as tf
 from tensorflow.lite.python.convert_phase import ConverterError
 
 from se_keras.graph import functional, producer
-from se_keras.images import calibration_images, require_pixels
+from se_keras.images import calibration_images
 from se_keras.normalization import Normalization
 from se_keras.storage import sha256
 from se_keras.typing import Images, Json, OnMessage
@@ -24,6 +25,7 @@ from ..model import (
     SIGNATURE,
     check_images,
     class_count,
+    default_normalization,
     ends_in_softmax,
     input_names,
     output_names,
@@ -58,6 +60,7 @@ def to_litert(
     labels: Iterable[str] | None = None,
     normalization: Any = None,
     training: Json | None = None,
+    override: bool = False,
     progress: OnMessage | None = None,
 ) -> LiteRTModel:
     """Converts a functional model to a LiteRT file of builtin operators, and compares the two.
@@ -74,8 +77,8 @@ def to_litert(
             `"int8"`: weights in int8 per channel and activations in int8 per tensor, for integer kernels: the fastest;
             `"int16x8"`: weights in int8 and activations in int16: a reference for accuracy; not delegated to XNNPACK.
         calibration: For int8 and int16x8: typical images, about a hundred. An array `(samples, height, width,
-            channels)`, an iterable of images or batches, such as a `tf.data.Dataset`, or a folder of image files, whose
-            pixels stay 0 to 255.
+            channels)`, an iterable of images or batches, such as a `tf.data.Dataset`, or a folder of image files, which
+            are normalized.
         held_out: Images to compare the model and the file on. Default: every fifth calibration image, which is then not
             used for calibration (all of them, if there are fewer than five); without calibration, noise.
         input_shape: `(height, width, channels)`; required if the model's size is free.
@@ -86,12 +89,14 @@ def to_litert(
         lowering: Whether to `lower` the model first; `False` exports it as published.
         converted: The same model's float32 file, which saves a conversion. Its metadata are the defaults of `labels`,
             `normalization` and `training`.
-        labels: Names of the classes, in the order of the outputs.
+        labels: Names of the classes, in the order of the outputs. Default: those in `training`.
         normalization: `(mean, std)`, each a number or one for each channel: the model takes (pixel - mean) / std of
-            pixels in 0 to 255. Apps need it, and the model does not contain it. MediaPipe takes one number for all
-            channels: if yours differ, use `create(..., include_preprocessing=True)` and (0, 1). With a normalization,
-            an integer input takes the pixels themselves.
+            pixels in 0 to 255. Apps need it, and the model does not contain it. Default: that in `training`, or that of
+            the catalogue for a network with the published classes. MediaPipe takes one number for all channels of a
+            float input. With a normalization, an integer input takes the pixels themselves: if it differs by channel,
+            it becomes a part of the file, and the file and the model are compared on pixels.
         training: How the model was trained, as a dict for JSON, such as that in `run.json`.
+        override: Whether labels and a normalization are taken that contradict `training` or `converted`.
         progress: Called with a line of text at each step.
 
     Raises:
@@ -119,12 +124,27 @@ def to_litert(
         normalization=normalization,
         training=training,
         converted=metadata.read(converted.content) if converted else None,
+        default=default_normalization(model),
+        override=override,
     )
-    exported = lower(model, input_shape=shape) if lowering else model
+    inside = about.normalization if input_type != "float32" and not _is_one_scale(about.normalization) else None
+    if inside and not lowering:
+        raise ValueError(
+            f"An integer input with a scale for each channel needs lowering. Received: {lowering=}, {inside}"
+        )
+    exported = lower(model, input_shape=shape, normalization=inside) if lowering else model
     float_layers = _matching_layers(exported, keep_float)
     calibration_set, comparison_set = _image_sets(
-        model, shape, calibration=calibration if precision in CALIBRATED else None, held_out=held_out
+        model,
+        shape,
+        calibration=calibration if precision in CALIBRATED else None,
+        held_out=held_out,
+        normalization=about.normalization,
     )
+    is_held_out = comparison_set is not calibration_set
+    if inside:  # the file takes pixels, which are integers
+        about = replace(about, normalization=Normalization((0.0,), (1.0,)))
+        calibration_set, comparison_set = inside.undo(calibration_set), inside.apply(_levels(comparison_set, inside))
     report(f"converting {model.name}")
     content = metadata.detach(converted.content) if converted else _convert(exported, (1, *shape), output_names(model))
     content = _quantized(
@@ -143,7 +163,8 @@ def to_litert(
         about=about,
         lowering=getattr(exported, "lowering", None),
         images=comparison_set,
-        held_out=comparison_set is not calibration_set,
+        inside=inside,
+        held_out=is_held_out,
         calibration_images=len(calibration_set),
         kept_float=list(float_layers),
     )
@@ -158,6 +179,7 @@ def compared_file(
     about: Metadata,
     lowering: Lowering | None,
     images: Images,
+    inside: Normalization | None = None,
     **more: Any,
 ) -> tuple[LiteRTModel, Agreement]:
     """The last step of every conversion: adds metadata and manifest, and compares the file with the model.
@@ -168,12 +190,14 @@ def compared_file(
         about: The metadata.
         lowering: None for a model that is exported as published.
         images: `(samples, height, width, channels)`, to compare on.
+        inside: The normalization that is a part of the file, which then takes pixels.
         more: Further entries of the manifest. `held_out` is whether the images were not used for calibration.
     """
     content = metadata.attach(content, about)
     runner = LiteRTRunner(content)
     as_logits = ends_in_softmax(model) and not runner.has_quantized_outputs
-    result = agreement(predict(model, images), runner(images), as_logits=as_logits)
+    taken = images if inside is None else _levels(images, inside)
+    result = agreement(predict(model, images), runner(taken), as_logits=as_logits)
     record = manifest(
         network=model.name,
         precision=about.precision,
@@ -182,7 +206,7 @@ def compared_file(
         agreement=result,
         bytes=len(content),
         sha256=sha256(content),
-        golden=reference_outputs(runner, low=images.min(), high=images.max(), precision=about.precision),
+        golden=reference_outputs(runner, low=taken.min(), high=taken.max(), precision=about.precision),
         **more,
     )
     return LiteRTModel(content=content, manifest=record), result
@@ -203,12 +227,19 @@ def _check_options(precision: Any, calibration: Any, input_type: Any, output_typ
         raise ValueError(f"keep_float is for a precision in {CALIBRATED}. Received: {precision=}")
 
 
+def _is_one_scale(normalization: Normalization | None) -> bool:
+    return normalization is None or len(normalization.mean) == 1
+
+
+def _levels(images: Images, normalization: Normalization) -> Images:
+    """The pixels of normalized images, whole numbers of 0 to 255."""
+    return np.clip(np.rint(normalization.undo(images)), 0, 255)
+
+
 def _range_of_pixels(normalization: Normalization | None) -> tuple[float, float] | None:
     """The range of an integer input whose steps are pixels; None if the normalization is unknown."""
     if normalization is None:
         return None
-    if len(normalization.mean) > 1:
-        raise ValueError(f"An integer input has one scale for all channels. Received: {normalization=}")
     return normalization.of_pixel(0)[0], normalization.of_pixel(255)[0]
 
 
@@ -235,22 +266,36 @@ def without_clamps(content: bytes, images: Images) -> bytes:
 
 
 def _image_sets(
-    model: keras.Model, shape: tuple[int, ...], *, calibration: Any, held_out: Any
+    model: keras.Model,
+    shape: tuple[int, ...],
+    *,
+    calibration: Any,
+    held_out: Any,
+    normalization: Normalization | None,
 ) -> tuple[Images, Images]:
     """The images to calibrate on, none without `calibration`, and the images to compare the model and the file on."""
     images, rest = np.zeros((0, *shape), "float32"), None
     if calibration is not None:
-        images = calibration_images(calibration, shape)
-        if isinstance(calibration, (str, os.PathLike)):
-            require_pixels(model)
+        images = _read(calibration, shape, normalization)
         if np.ptp(images) == 0:
             raise ValueError(f"Calibration images must not be constant. Received: {images.flat[0]} everywhere")
         every_fifth = np.arange(len(images)) % 5 == 4
         images, rest = (images[~every_fifth], images[every_fifth]) if len(images) >= 5 else (images, images)
         warn_of_other_range(model, images, stacklevel=4)
     if held_out is not None:
-        rest = calibration_images(held_out, shape)
+        rest = _read(held_out, shape, normalization)
     return images, check_images(model, shape=shape) if rest is None else rest
+
+
+def _read(images: Any, shape: tuple[int, ...], normalization: Normalization | None) -> Images:
+    """Images as the model takes them; those of a folder are normalized."""
+    if not isinstance(images, (str, os.PathLike)):
+        return calibration_images(images, shape)
+    if normalization is None:
+        raise ValueError(
+            f"The pixels of {str(images)!r} are 0 to 255: normalization (--normalize) says what becomes of them"
+        )
+    return normalization.apply(calibration_images(images, shape))
 
 
 def _quantized(

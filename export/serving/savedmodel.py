@@ -18,15 +18,17 @@ from se_keras import storage
 from se_keras.errors import first_line
 from se_keras.graph import functional
 from se_keras.images import evaluation_image
+from se_keras.normalization import Normalization
 from se_keras.typing import Array, FilePath, Json, Outputs
 
-from ..description import LABELS_FILE, describe, manifest, reference_outputs
+from ..description import LABELS_FILE, Metadata, describe, manifest, reference_outputs
 from ..lowering import lower
 from ..model import (
     FREE_SIZE,
     SIGNATURE,
     check_images,
     class_count,
+    default_normalization,
     ends_in_softmax,
     output_names,
     predict,
@@ -51,6 +53,18 @@ class SavedModel:
 
     path: Path
     manifest: Json
+
+    @property
+    def about(self) -> Metadata:
+        """What its manifest says of its labels, normalization and training."""
+        labels, normalization = (self.manifest.get(key) for key in ("labels", "normalization"))
+        return Metadata(
+            network=self.manifest["network"],
+            precision=self.manifest["precision"],
+            labels=labels and tuple(labels),
+            normalization=normalization and Normalization(normalization["mean"], normalization["std"]),
+            training=self.manifest.get("training"),
+        ).completed()
 
     def runner(self) -> "SavedModelRunner":
         """Loads the SavedModel to run it."""
@@ -113,6 +127,8 @@ def to_savedmodel(
     lowering: bool = True,
     labels: Sequence[str] | None = None,
     normalization: Any = None,
+    training: Json | None = None,
+    override: bool = False,
     top: int = 5,
 ) -> SavedModel:
     """Writes a functional model as a SavedModel that TF Serving loads.
@@ -130,9 +146,12 @@ def to_savedmodel(
         version: By default the next free number.
         held_out: Images for the comparison, `(samples, height, width, channels)`. Default: noise.
         lowering: Whether to `lower` the model first.
-        labels: Names of the classes, in the order of the outputs.
+        labels: Names of the classes, in the order of the outputs. Default: those in `training`.
         normalization: `(mean, std)`, each a number or one for each channel: the model takes (pixel - mean) / std of
-            pixels in 0 to 255.
+            pixels in 0 to 255. Default: that in `training`, or that of the catalogue for a network with the published
+            classes.
+        training: How the model was trained, as a dict for JSON, such as that in `run.json`.
+        override: Whether labels and a normalization are taken that contradict `training`.
         top: Number of classes that `image_bytes` returns. With fewer classes, it returns all.
 
     Raises:
@@ -142,18 +161,19 @@ def to_savedmodel(
     """
     model, target = functional(model), _target(Path(folder), version)
     require_one_input(model)
-    description = _description(model, labels, normalization, top)
+    description = _description(model, labels, normalization, training, override, top)
+    has_files = _takes_files(model, description)
     exported = lower(model) if lowering else model
     images = check_images(model) if held_out is None else np.asarray(held_out, dtype="float32")
     is_batch = images.ndim == 4 and len(images) > 0
     if not is_batch or any(b not in (a, None) for a, b in zip(images.shape, model.input_shape, strict=True)):
         raise ValueError(f"held_out must be images for {model.input_shape}. Received: {images.shape}")
     with storage.staged(target) as path:
-        _write_graph(exported, path, names=output_names(model), description=description, top=top)
+        _write_graph(exported, path, names=output_names(model), description=description if has_files else None, top=top)
         _remove_xla(path / _GRAPH)
         runner = SavedModelRunner(path)
         result = _compare(model, runner, images)
-        file = description.labels and _image_file(images[0], description.normalization)
+        file = _image_file(images[0], description.normalization) if has_files else None
         warmup.write(path, model.name, _requests(runner, file))
         (path / _BATCHING).write_text(_batching())
         record = manifest(
@@ -163,6 +183,9 @@ def to_savedmodel(
             lowering=getattr(exported, "lowering", None),
             agreement=result,
             held_out=True,  # nothing was calibrated
+            labels=description.labels,
+            normalization=description.normalization and description.normalization.to_json(),
+            training=description.training,
             signatures=runner.describe(),
             golden=_reference(runner, images),
             golden_file=file and _reference_file(runner, file, description.normalization),
@@ -186,24 +209,35 @@ def _target(folder, version):
     return target
 
 
-def _description(model, labels, normalization, top):
-    """The checked labels and normalization for `image_bytes`."""
-    if (labels is None) != (normalization is None):
-        given = "labels" if normalization is None else "normalization"
-        raise ValueError(f"image_bytes needs labels and normalization, both of them. Received: {given} alone")
+def _description(model, labels, normalization, training, override, top):
+    """What is known of the model: its labels and normalization are for `image_bytes`."""
     if type(top) is not int or top < 1:
         raise ValueError(f"top must be an int of at least 1. Received: top={top!r}")
     shape = model.inputs[0].shape[1:]
-    if labels is not None and (len(shape) != 3 or None in shape or shape[-1] not in (1, 3)):
-        raise ValueError(f"image_bytes needs images of a fixed size with 1 or 3 channels. Received: a model of {shape}")
-    return describe(
+    description = describe(
         network=model.name,
         precision="float32",
         channels=shape[-1],
         classes=class_count(model),
         labels=labels,
         normalization=normalization,
+        training=training,
+        default=default_normalization(model),
+        override=override,
     )
+    if (labels is not None or normalization is not None) and not _takes_files(model, description):
+        if None in (description.labels, description.normalization):
+            given = "labels" if description.normalization is None else "normalization"
+            raise ValueError(f"image_bytes needs labels and normalization, both of them. Received: {given} alone")
+        raise ValueError(f"image_bytes needs images of a fixed size with 1 or 3 channels. Received: a model of {shape}")
+    return description
+
+
+def _takes_files(model, description):
+    """Whether the SavedModel has the signature `image_bytes`."""
+    shape = model.inputs[0].shape[1:]
+    is_known = description.labels is not None and description.normalization is not None
+    return is_known and len(shape) == 3 and None not in shape and shape[-1] in (1, 3)
 
 
 def _write_graph(model, path, *, names, description, top):
@@ -215,7 +249,7 @@ def _write_graph(model, path, *, names, description, top):
         more[LOGITS] = (lambda batch: {"logits": as_logits(batch)}, spec)
     with tempfile.TemporaryDirectory() as scratch:
         tables = []
-        if description.labels is not None:
+        if description is not None:
             file = Path(scratch, LABELS_FILE)
             file.write_text("\n".join(description.labels), encoding="utf-8")
             serve, table = classify(
@@ -274,7 +308,8 @@ def _reference(runner, images):
 
 def _image_file(image, normalization):
     """A PNG file of a corner of a normalized image."""
-    return tf.io.encode_png(normalization.undo(image[:24, :24])).numpy()
+    pixels = np.clip(np.rint(normalization.undo(image[:24, :24])), 0, 255)
+    return tf.io.encode_png(pixels.astype("uint8")).numpy()
 
 
 def _reference_file(runner, file, normalization):

@@ -129,8 +129,8 @@ SPECS |= {
         classes=10,
         input_shape=(8, 8, 1),
         minimum_size=4,
-        mean=(0.0,),  # the pixels of the digits are in 0..1 already
-        std=(1.0,),
+        mean=(0.0,),
+        std=(255.0,),
         source="this project's own, for 8x8 digits",
     ),
 }

@@ -150,6 +150,8 @@ class Data(Generic[AnySplit]):
         train, test: Splits to train and to evaluate on, such as `Arrays` or `Files`.
         classes: Names in the order of the labels; a label of none of them raises ValueError.
         mean, std: Of each channel: images are normalized to (pixel - mean) / std.
+        white: The largest pixel. Default: 1 for arrays of floats without a larger value, else 255.
+        source: Where `load` finds the data again: a path or a name, if there is one.
     """
 
     name: str
@@ -158,6 +160,8 @@ class Data(Generic[AnySplit]):
     classes: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    white: float | None = None
+    source: str | None = None
 
     def __post_init__(self):
         for split in (self.train, self.test):
@@ -167,11 +171,20 @@ class Data(Generic[AnySplit]):
                     f"The labels of {len(self.classes)} classes are 0 to {len(self.classes) - 1}. "
                     f"Received: {invalid[0]} in {self.name}"
                 )
+        if self.white is None:
+            images = getattr(self.train, "images", None)
+            in_0_to_1 = images is not None and images.dtype.kind == "f" and bool(images.max(initial=0) <= 1)
+            object.__setattr__(self, "white", 1.0 if in_0_to_1 else 255.0)
 
     @property
     def normalization(self) -> Normalization:
         """What networks are trained with on these data."""
         return Normalization(self.mean, self.std)
+
+    @property
+    def normalization_of_pixels(self) -> Normalization:
+        """The same for pixels in 0 to 255, as image files have them."""
+        return self.normalization.scaled(255 / (self.white or 255))
 
 
 class SkippedFiles:
@@ -216,6 +229,7 @@ def digits() -> Data[Arrays]:
         classes=tuple(map(str, scans.target_names)),
         mean=(0.0,),
         std=(1.0,),
+        source="digits",
     )
 
 
@@ -250,7 +264,10 @@ def folder(
     else:
         files, classes = _files(root)
         train, test = _divided(files, classes, seed)
-    return Data(name=root.resolve().name, train=train, test=test, classes=classes, mean=tuple(mean), std=tuple(std))
+    root = root.resolve()
+    return Data(
+        name=root.name, train=train, test=test, classes=classes, mean=tuple(mean), std=tuple(std), source=str(root)
+    )
 
 
 def _divided(files, classes, seed):

@@ -267,6 +267,8 @@ class _Run:
 
     def _write_files(self, *, draw):
         entries = self.description | {
+            "pixels": self.data.normalization_of_pixels.to_json(),
+            "source": self.data.source,
             "strategy": self.replicas.name,
             "replicas": self.replicas.count,
             "execution": asdict(self.execution),

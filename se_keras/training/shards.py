@@ -146,7 +146,15 @@ def read(
     try:
         train, test = (_records(folder, index["splits"][name], check) for name in ("train", "test"))
         classes = tuple(index["classes"])
-        return Data(name=index["name"], train=train, test=test, classes=classes, mean=tuple(mean), std=tuple(std))
+        return Data(
+            name=index["name"],
+            train=train,
+            test=test,
+            classes=classes,
+            mean=tuple(mean),
+            std=tuple(std),
+            source=str(folder.resolve()),
+        )
     except (KeyError, TypeError) as error:
         raise ValueError(f"{str(folder / INDEX)!r} is no index of shards: {first_line(error)}") from None
 

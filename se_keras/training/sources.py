@@ -81,4 +81,5 @@ def tfds(name: str, mean: Sequence[float], std: Sequence[float]) -> Data[shards.
         classes=tuple(features["label"].names),
         mean=tuple(mean),
         std=tuple(std),
+        source=f"tfds:{name}",
     )
