@@ -12,7 +12,7 @@ def environment() -> Json:
     processor, flags = _processor()
     return {
         "processor": processor,
-        # Matrix units speed up int8 convolutions, not the multiplication by the gate: SE costs a larger share.
+        # Matrix units speed up int8 convolutions, not the multiplication by the gate: SE takes more of the time.
         "matrix_units": sorted(flag for flag in flags if flag in _MATRIX_UNITS),
         "cores": os.cpu_count(),
         "affinity": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
@@ -44,10 +44,10 @@ def _processor():
     return entries.get("model name") or platform.processor() or platform.machine(), flags.split()
 
 
-PACKAGES = ("se-keras", "keras", "tensorflow", "numpy")  # those that affect a training come first
-PACKAGES += ("ai-edge-litert", "ai-edge-quantizer", "tensorflow-model-optimization", "tf-keras")
+TRAINING_PACKAGES = ("se-keras", "keras", "tensorflow", "numpy")
+PACKAGES = (*TRAINING_PACKAGES, "ai-edge-litert", "ai-edge-quantizer", "tensorflow-model-optimization", "tf-keras")
 
 
 def versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
-    """Versions of the packages that affect an export."""
+    """Installed versions of packages; by default, of those that affect an export."""
     return {package: version(package) for package in packages}

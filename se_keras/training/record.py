@@ -10,7 +10,7 @@ from pathlib import Path
 import tensorflow as tf
 
 from se_keras import storage
-from se_keras.environment import PACKAGES, versions
+from se_keras.environment import TRAINING_PACKAGES, versions
 from se_keras.typing import FilePath, Json
 
 CSV, CURVES, EVENTS = "history.csv", ("curves.png", "curves.svg"), "tensorboard"
@@ -79,7 +79,7 @@ def draw_curves(target: FilePath, runs: Mapping[str, Mapping[str, Sequence[float
 def provenance() -> Json:
     """What made a run: versions, the system, and the SHA-256 of this package's sources, with or without git."""
     return {
-        "versions": versions(PACKAGES[:4]),  # a training does not export
+        "versions": versions(TRAINING_PACKAGES),
         "python": platform.python_version(),
         "system": platform.platform(),
         "source_sha256": source_sha256(Path(__file__).parents[2]),
