@@ -58,7 +58,7 @@ def gives_probabilities(layer: Any) -> bool:
 
 
 def parts(operation: Any) -> list[Any]:
-    """A layer and the layers inside it, such as those of a wrapper. An operation of keras.ops has no other parts."""
+    """A layer and the layers inside it, as in a wrapper; for an operation of keras.ops, the operation alone."""
     return list(operation._flatten_layers()) if isinstance(operation, keras.layers.Layer) else [operation]
 
 

@@ -14,7 +14,7 @@ from se_keras.normalization import Normalization
 from se_keras.typing import FilePath, Images, ImageShape, OnMessage
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png")
-RESIZE = 256 / 224  # of the shorter side to the crop's: section 5.1 of arXiv:1709.01507
+RESIZE = 256 / 224  # resized shorter side / side of the crop: section 5.1 of arXiv:1709.01507
 _SCALING = (keras.layers.Rescaling, keras.layers.Normalization)
 
 
@@ -30,20 +30,20 @@ def load_images(
 ) -> Images:
     """Reads the images of a folder and its subfolders, in the order of their paths.
 
-    Each image is cropped in the middle to the aspect ratio of `size`, and then scaled to `size`. Of an animation the
-    first frame is read. Transparency is dropped, and the orientation that a camera records is not applied.
+    Each image is cropped in the middle to the aspect ratio of `size`, and then scaled to `size`. Only the first frame
+    of an animation is read. Transparency is dropped. The EXIF orientation is not applied.
 
     Args:
-        folder: Its files with names in .bmp, .gif, .jpeg, .jpg or .png are read, except hidden ones.
+        folder: Files that end in .bmp, .gif, .jpeg, .jpg or .png are read, except hidden files.
         size: `(height, width)`.
         channels: 3 for RGB, 1 for gray. Other images are converted.
-        mean: Subtracted from the pixels, which are 0 to 255: a number, or one for each channel.
-        std: What they are then divided by. The default keeps 0 to 255.
-        limit: The largest number of images, which are spread evenly over the folder. Default: all.
+        mean: Subtracted from the pixels (0 to 255): a number, or one for each channel.
+        std: The divisor after that. The defaults keep 0 to 255.
+        limit: Maximum number of images, spread evenly over the folder. Default: all.
         progress: Called about ten times with a line of text.
 
     Raises:
-        FileNotFoundError, ValueError: If there is no such folder, or no image in it, or if one cannot be decoded.
+        FileNotFoundError, ValueError: If the folder does not exist or has no images, or if an image cannot be decoded.
     """
     folder = Path(folder)
     if type(channels) is not int or channels not in (1, 3):
@@ -100,7 +100,7 @@ def _decoded(path):
 
 
 def _with_channels(pixels, channels):
-    """Gray or RGB as float32. The last of 2 or 4 channels is the transparency, which is dropped."""
+    """Gray or RGB as float32. The last of 2 or 4 channels is transparency, and is dropped."""
     pixels = pixels[..., : (1 if pixels.shape[-1] < 3 else 3)].astype("float32")
     if pixels.shape[-1] == channels:
         return pixels
@@ -119,15 +119,15 @@ def decode(content: Any, channels: int = 3) -> Any:
 
 
 def as_pixels(content: Any, channels: int) -> Any:
-    """Pixels of the content of an image file, which is decoded, or of pixels, which are returned."""
+    """Decodes the bytes of an image file; pixels are returned unchanged."""
     return decode(content, channels) if content.dtype == tf.string else content
 
 
 def evaluation_image(content: Any, *, size: Sequence[int], channels: int, resize: float | None = None) -> Any:
     """The central crop of an image: its shorter side is scaled to `resize`, and `size` is cropped from the middle.
 
-    Without `resize`, it is scaled to 256/224 of the crop, unless the image has the network's size. Scaling is bilinear
-    and antialiased, as in Pillow and torchvision.
+    Without `resize`, the shorter side is scaled to 256/224 of the crop; an image of exactly `size` is returned as it
+    is. Scaling is bilinear and antialiased, as in Pillow and torchvision.
     """
     image = tf.cast(as_pixels(content, channels), "float32")
     height, width = size
@@ -151,8 +151,8 @@ def calibration_images(calibration: Any, shape: ImageShape, *, what: str = "Cali
 
     Args:
         calibration: An array of images, an iterable of images or batches, such as a `tf.data.Dataset`, or a folder of
-            images, whose pixels stay 0 to 255. Of tuples such as `(images, labels)`, the first element is used.
-        shape: `(height, width, channels)` of the model's input; None is the size of the first image.
+            images, whose pixels stay 0 to 255. From tuples such as `(images, labels)`, the first element is used.
+        shape: `(height, width, channels)` of the model's input; None stands for the size of the first image.
         what: The purpose of the images, for messages.
 
     Raises:

@@ -17,7 +17,7 @@ class Normalization(NamedTuple):
 
     @classmethod
     def of(cls, normalization: Any, *, channels: int) -> "Normalization":
-        """Checks `(mean, std)`, each a number or one for each channel. If all channels are equal, one value is kept."""
+        """Checks `(mean, std)`, each one number or one for each channel. Equal channels are stored as one value."""
         each = f"each a number or one for each of {channels} channels, std above zero"
         rule = f"normalization must be (mean, std), {each}"
         try:

@@ -17,9 +17,9 @@ from se_keras.typing import FilePath
 def staged(target: FilePath) -> Iterator[Path]:
     """Yields a temporary path that is renamed to `target` when the block ends, or removed when the block fails.
 
-    The block writes a file or a folder there. The temporary name is not numeric and not that of the target, so no
-    reader takes it for the finished result. An existing file is replaced atomically; an existing folder is refused.
-    On an OSError, such as for a full disk, `target` is unchanged.
+    The block writes a file or a folder there. The temporary name is neither numeric nor the name of the target, so no
+    reader mistakes it for the result. An existing file is replaced atomically; an existing folder is refused.
+    After an OSError, such as a full disk, `target` is unchanged.
     """
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -44,7 +44,7 @@ def remove_partial(folder: FilePath) -> None:
 
 
 def check_writable(target: FilePath) -> None:
-    """Raises OSError if `target` cannot be written: before the work starts, not after an hour of it."""
+    """Raises OSError if `target` cannot be written. Call this before long work."""
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=target.parent) as file:
@@ -62,10 +62,10 @@ def write_json(target: FilePath, value: Any) -> None:
 
 
 def write_together(contents: Mapping[Path, bytes]) -> None:
-    """Writes files that belong together, `{target: bytes}`: none is renamed to its target before all are on the disk.
+    """Writes files that belong together, `{target: bytes}`. None is renamed to its target before all are on disk.
 
-    The others describe the first. The old descriptions are removed before a new first file appears: whenever the
-    process is killed, no file is left with the description of another one.
+    The first file is described by the others. Their old versions are removed before the new first file appears, so a
+    killed process never leaves a file with the description of another file.
     """
     written = {}
     try:
@@ -92,7 +92,7 @@ def write_together(contents: Mapping[Path, bytes]) -> None:
 
 @contextlib.contextmanager
 def _set_aside(targets):
-    """Renames old files during the block. If the block fails, they get their names back; else they are removed."""
+    """Renames old files during the block. If the block fails, they get their names back; otherwise they are removed."""
     aside = {}
     try:
         for target in filter(Path.exists, targets):

@@ -1,8 +1,8 @@
-"""Times two callables in pairs, so that the ratio is right although the clock of the machine drifts.
+"""Times two callables in pairs, so that the ratio is right even if the clock rate of the machine drifts.
 
 A block runs A, B and the control, a second instance of A, in random order, and gives one ratio of B to A. A machine
-that slows down slows both sides of a ratio. The ratio of the control to A is the A/A control: how large a difference
-this machine measures where there is none.
+that slows down slows both sides of a ratio. The ratio of the control to A is the A/A control: the difference that this
+machine measures between equals.
 """
 
 import math
@@ -49,9 +49,9 @@ class Comparison:
         control: Time of the second instance of A over time of A: the A/A control.
         a_ms, b_ms: Median time of each side in a block, in milliseconds.
         blocks: Number of blocks.
-        runs: Of each side in a block; the fastest counts.
+        runs: Runs of each side in a block; the fastest counts.
         a, b: Percentiles of all runs; None where they are unknown.
-        a_mj, b_mj: Energy of a run, of the whole processor, in millijoules; None where the system does not report it.
+        a_mj, b_mj: Energy of the processor in a run, in millijoules; None where the system does not report it.
     """
 
     ratio: Ratio
@@ -77,7 +77,7 @@ class Comparison:
         return {"null" if field == "control" else field: value for field, value in asdict(self).items()}
 
 
-FEWEST_BLOCKS = 10  # before a narrow interval may end a comparison
+FEWEST_BLOCKS = 10  # measured before a narrow interval may end a comparison
 _RESAMPLES = 2000  # of the bootstrap
 
 
@@ -96,12 +96,12 @@ class Blocks:
         return len(self._times["a"])
 
     def add(self, times: Mapping[str, float]) -> None:
-        """Adds a block: `{side: nanoseconds}`, the sides being `a`, `b` and `control`."""
+        """Adds a block: `{side: nanoseconds}` of the sides `a`, `b` and `control`."""
         for side, nanoseconds in times.items():
             self._times[side].append(nanoseconds)
 
     def are_enough(self) -> bool:
-        """Whether the time is over, or the interval is as narrow as `within` asks."""
+        """Whether the time is over, or the interval is narrower than `within`."""
         if self._seconds is not None and len(self) > 1 and time.monotonic() - self._began > self._seconds:
             return True
         if self._within is None or len(self) < FEWEST_BLOCKS:
@@ -120,7 +120,7 @@ class Blocks:
 
 
 class EnergyMeter(Protocol):
-    """What `compare` needs of an energy meter."""
+    """The methods of an energy meter that `compare` needs."""
 
     def read(self) -> tuple[int, ...]:
         """A reading."""
@@ -150,11 +150,11 @@ def compare(
     Args:
         control: A second instance of A, made in the same way: the A/A control.
         blocks: Number of blocks, at least 2; each gives one ratio.
-        runs: Of each side in a block, in random order. The fastest counts: disturbances only make a run slower.
+        runs: Runs of each side in a block, in random order. The fastest counts: disturbances only make a run slower.
         warmup: Runs of each side before the first block.
-        within: Ends the comparison, after ten blocks, when the interval is this narrow: 0.01 for 1 % of the ratio.
+        within: Ends the comparison, after at least ten blocks, once the interval is narrower: 0.01 is 1 % of the ratio.
         seconds: Ends the comparison after this time, and at least two blocks.
-        seed: Of the order and of the bootstrap.
+        seed: Seed of the order and of the bootstrap.
         meter: Read before and after each run.
         progress: Called after each block with the number of blocks done.
 
@@ -192,13 +192,13 @@ def compare(
 
 
 def check_plan(blocks: int, runs: int, warmup: int = 0) -> None:
-    """Raises ValueError unless these numbers of blocks, runs and warm-up runs make a comparison."""
+    """Raises ValueError unless these numbers of blocks, runs and warm-up runs are enough for a comparison."""
     if blocks < 2 or runs < 1 or warmup < 0:
         raise ValueError(f"At least 2 blocks of 1 run. Received: blocks={blocks}, runs={runs}, warmup={warmup}")
 
 
 def ratio_of(numerators: Sequence[float], denominators: Sequence[float], seed: int = 0) -> Ratio:
-    """The `Ratio` of two lists of measurements; measurements at the same place in the lists belong to one block."""
+    """The `Ratio` of two lists of measurements; measurements with the same index belong to one block."""
     logs = np.log(numerators) - np.log(denominators)
     picks = np.random.default_rng(seed).integers(len(logs), size=(_RESAMPLES, len(logs)))
     low, high = np.quantile(np.median(logs[picks], axis=1), (0.025, 0.975))

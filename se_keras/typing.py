@@ -10,7 +10,7 @@ import numpy.typing as npt
 FilePath = str | os.PathLike[str]
 Array = npt.NDArray[Any]
 Images = npt.NDArray[np.float32]  # (samples, height, width, channels)
-Outputs = dict[str, Array]  # of a model, by name: (samples, ...) each
+Outputs = dict[str, Array]  # of a model by name, each (samples, ...)
 ImageShape = tuple[int | None, ...]  # (height, width, channels); None where a size is free
-OnMessage = Callable[[str], object]  # called with what is done next, in one line
-Json = dict[str, Any]  # what json.dumps takes
+OnMessage = Callable[[str], object]  # called with one line that says what comes next
+Json = dict[str, Any]  # for json.dumps
