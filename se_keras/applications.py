@@ -10,7 +10,7 @@ from se_keras.typing import FilePath
 
 
 def application(function: str, network: str) -> Callable[..., keras.Model]:
-    """Returns a function of that name that builds `network`. It has the signature of keras.applications, and `se`."""
+    """A function of this name that builds `network`: the signature of keras.applications, with more keywords."""
 
     def build(
         include_top: bool = True,

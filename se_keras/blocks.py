@@ -1,4 +1,4 @@
-"""What all families share: the fields of a row, the order of blocks, convolution with BatchNorm, the classifier."""
+"""Shared by all families: the fields of a row, the order of blocks, convolution with BatchNorm, the classifier."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,9 +11,9 @@ from se_keras.normalization import IMAGENET, Normalization
 from se_keras.recalibration import Hook, SEConfig, Site, recalibrator
 
 Padding = Literal["symmetric", "none"]  # "none" as in the first layers of Inception
-Kernel = int | tuple[int, int]  # (height, width) at stride 1 alone
+Kernel = int | tuple[int, int]  # (height, width) only with stride 1
 
-EPSILON = 1e-5  # of BatchNorm, as in the released networks; Keras' own is 1e-3
+EPSILON = 1e-5  # of BatchNorm, as in the released networks; the default of Keras is 1e-3
 TOP = "predictions"
 HEAD = (TOP, "fc1", "fc2")  # layers with weights after the features
 # "We adopt the weight initialisation strategy of [He et al. 2015]", section 5: variance 2 / fan-in. Uniform, because
@@ -63,7 +63,7 @@ def conv_bn_relu(
 def depthwise_bn(x: KerasTensor, kernel: int, *, strides: int = 1, name: str) -> KerasTensor:
     """Depthwise convolution without bias, padded symmetrically, then BatchNorm."""
     x, keras_padding = _padded(x, kernel, strides, "symmetric", name=name)
-    # Each output reads kernel x kernel values; Keras' own initializers count those of all channels.
+    # Each output reads kernel x kernel values; the initializers of Keras count those of all channels.
     limit = math.sqrt(6 / kernel**2)
     uniform: Any = initializers.RandomUniform(-limit, limit)  # pyright takes the type of the default, str
     x = layers.DepthwiseConv2D(
@@ -132,7 +132,7 @@ class NetworkSpec:
         dropout: Rate of the dropout in the classifier.
         classes: Default number of classes.
         input_shape: Default `(height, width, channels)`.
-        minimum_size: The smallest height and width that it accepts.
+        minimum_size: The smallest height and width that the network accepts.
         sites: The sites where its blocks can be recalibrated.
         mean, std: Preprocessing computes (pixel - mean) / std in each channel (RGB, pixels in 0 to 255).
         se: Squeeze-and-excitation, or None.
@@ -161,7 +161,7 @@ class NetworkSpec:
         raise NotImplementedError
 
     def each_block(self, counts: Iterable[int]) -> Iterator[tuple[int, int, Hook, str]]:
-        """Stage, number in the stage (from 1), hook and name of each block, from the number of blocks in each stage."""
+        """Yields stage, number (from 1), hook and name of each block; `counts` are the numbers of blocks by stage."""
         for stage, count in zip(self.stages, counts, strict=True):
             for block in range(1, count + 1):
                 name = f"stage{stage}_block{block}"
@@ -172,5 +172,5 @@ Spec = TypeVar("Spec", bound=NetworkSpec)
 
 
 def with_se(specs: dict[str, Spec], se: SEConfig) -> dict[str, Spec]:
-    """The rows, and for each its variant with `se`, named `se_...`."""
+    """The rows, and a variant of each with `se`, named `se_...`."""
     return specs | {f"se_{name}": replace(spec, se=se) for name, spec in specs.items()}

@@ -14,7 +14,7 @@ from se_keras.layers import SqueezeExcite
 
 @dataclass(frozen=True, kw_only=True)
 class LayerComplexity:
-    """One call of a layer. The parameters of a shared layer count at its first call, its multiply-adds at each."""
+    """One call of a layer. The parameters of a shared layer count at its first call, its multiply-adds at each call."""
 
     name: str
     type: str
@@ -32,9 +32,9 @@ class Complexity:
         trainable: Parameters that training changes: with gamma and beta of BatchNorm, without its moving statistics.
             The parameters of frozen layers count too.
         statistics: Moving means and variances of BatchNorm.
-        se_trainable: The share of `trainable` in SqueezeExcite layers.
+        se_trainable: The part of `trainable` in SqueezeExcite layers.
         macs: Multiply-adds of convolutions and fully connected layers (Dense). One multiply-add counts as 1.
-        se_macs: The share of `macs` in SqueezeExcite layers.
+        se_macs: The part of `macs` in SqueezeExcite layers.
         layers: The counts of each call, in order.
     """
 
@@ -129,7 +129,7 @@ _KERNELS: tuple[tuple[Any, tuple[str, ...]], ...] = (
 
 
 def _macs(layer, input_shape, output_shape):
-    """Each kernel is applied once per position of the output; that of a transposed convolution, of the input."""
+    """A kernel is applied once per output position; that of a transposed convolution, once per input position."""
     kernels = next((names for types, names in _KERNELS if isinstance(layer, types)), ())
     if not kernels:
         return 0

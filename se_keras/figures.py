@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """The figures of a network in arXiv:1709.01507v4. None means that the paper does not have it.
+    """The figures of a network in arXiv:1709.01507v4. None means that the paper does not state it.
 
     Args:
         error: Top-1 error in % by data set: validation images of ImageNet (224x224 centre crop unless the network has

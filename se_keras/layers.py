@@ -22,7 +22,7 @@ class SqueezeExcite(keras.layers.Layer):
     `bias=False`.
 
     Args:
-        ratio: The reduction ratio r of eq. 3: the bottleneck has `channels // ratio` units. At most the channels.
+        ratio: The reduction ratio r of eq. 3: the bottleneck has `channels // ratio` units, at least one.
         squeeze: The pooling: `"avg"`, `"max"` (Table 11) or `"none"` (NoSqueeze, section 7.1: the two fully connected
             layers become 1x1 convolutions at every position).
         excitation: The activation of the gate (Table 12; `"hard_sigmoid"` is not in the paper).
@@ -68,10 +68,10 @@ class SqueezeExcite(keras.layers.Layer):
 
     def call(self, inputs: keras.KerasTensor) -> keras.KerasTensor:
         """Multiplies each channel of `inputs` by its gate."""
-        return inputs * self.gate(inputs)  # pyright: ignore[reportReturnType]: operators are inferred like `ops`
+        return inputs * self.gate(inputs)  # pyright: ignore[reportReturnType]: typed as a union, like `ops`
 
     def gate(self, inputs: keras.KerasTensor) -> keras.KerasTensor:
-        """The gates of `inputs`: `(batch, 1, 1, channels)`. Without a squeeze there is one for each position."""
+        """The gates of `inputs`: `(batch, 1, 1, channels)`, or one for each position without a squeeze."""
         hidden = ops.matmul(self._squeezed(inputs), self.reduce_kernel)
         hidden = ops.relu(hidden + self.reduce_bias if self.bias else hidden)
         gate = ops.matmul(hidden, self.expand_kernel)
@@ -101,7 +101,7 @@ class ChannelShuffle(keras.layers.Layer):
     """Distributes the channels of each group over all groups: Zhang et al. 2018 (arXiv:1707.01083), Figure 1c.
 
     Input and output: `(batch, height, width, channels)`. Channel `i * groups + g` of the output is channel
-    `g * (channels // groups) + i` of the input. `groups`, of the convolution before it, must divide the channels.
+    `g * (channels // groups) + i` of the input. `groups` is that of the convolution before, and divides the channels.
     """
 
     def __init__(self, groups: int, **kwargs: Any):
@@ -158,7 +158,7 @@ class ShakeShake(keras.layers.Layer):
 
     def build(self, input_shape: list[tuple[int | None, ...]]) -> None:
         """Checks the shapes. There are no weights."""
-        are_shapes = all(isinstance(shape, (tuple, list)) for shape in input_shape)  # else these are one tensor's sizes
+        are_shapes = all(isinstance(shape, (tuple, list)) for shape in input_shape)  # not the sizes of one tensor
         if not are_shapes or len(input_shape) != 2 or tuple(input_shape[0]) != tuple(input_shape[1]):
             raise ValueError(f"{self.name} mixes two tensors of one shape. Received: shapes={input_shape}")
 

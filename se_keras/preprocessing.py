@@ -12,7 +12,7 @@ from se_keras.errors import first_line
 def preprocess_input(x: Any, network: str) -> Any:
     """Turns RGB images in 0 to 255 into the input of a network: (x - mean) / std of each channel.
 
-    `create(..., include_preprocessing=True)` puts the same into the network itself.
+    `create(..., include_preprocessing=True)` builds the same computation into the network.
 
     Args:
         x: Images `(..., height, width, channels)`: an array, or a tensor of the backend. They are not changed.

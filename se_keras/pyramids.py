@@ -21,8 +21,8 @@ class Pyramid(keras.Model):
 def pyramid(model: keras.Model) -> Pyramid:
     """Makes a model that returns the feature maps of a network: `{"P2": ..., "P3": ...}`, `Pn` with stride 2 ** n.
 
-    A level is the output of the last block with that stride, so ResNets have P2 to P5; its size is what the padding of
-    the network gives. Inputs, layers and weights are shared with `model`. A classifier is left out. The pyramid is an
+    A level is the output of the last block with that stride, so ResNets have P2 to P5. Its size depends on the padding
+    in the network. Inputs, layers and weights are shared with `model`. A classifier is left out. The pyramid is an
     image encoder for KerasHub, such as for `keras_hub.models.RetinaNetBackbone`.
 
     Args:
@@ -33,7 +33,7 @@ def pyramid(model: keras.Model) -> Pyramid:
     """
     ends, strides = {}, {}
     for call in calls(model):
-        # From the strides of convolutions and pooling. The sizes of the maps are rounded, and would be inexact.
+        # From the strides of convolutions and pooling: the sizes of the maps are rounded.
         stride = max(strides.get(id(x), 1) for x in call.input_tensors) * getattr(call.operation, "strides", (1,))[0]
         strides |= {id(x): stride for x in call.output_tensors}
         if block := re.match(r"(stage\d+_(?:block\d+|end))_", call.operation.name):

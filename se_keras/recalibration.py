@@ -59,7 +59,7 @@ def check_fits(config: SEConfig | None, *, network: str, sites: Sequence[str], s
 def recalibrator(config: SEConfig | None, *, stage: int, name: str) -> Hook:
     """The hook `se(site, x)` of one block. It recalibrates `x` at the site and in the stages of the config.
 
-    Everywhere else it returns `x` itself: a baseline and its SE network share one code path.
+    Everywhere else it returns `x` itself, so a baseline and its SE network share one code path.
     """
     if config is None or not (config.stages == "all" or stage in config.stages):
         return lambda site, x: x

@@ -1,4 +1,4 @@
-"""The CIFAR networks, plain and squeeze-and-excited: pre-activation and wide ResNets, and Shake-Shake."""
+"""The CIFAR networks, with and without SE: pre-activation and wide ResNets, and Shake-Shake."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ def bottleneck(x: KerasTensor, channels: int, *, strides: int, spec: "CifarSpec"
 
 
 def bn_relu(x: KerasTensor, *, name: str) -> KerasTensor:
-    """BatchNorm and ReLU: before the convolution of that name, or after the last block."""
+    """BatchNorm and ReLU before the convolution `name`, or after the last block."""
     return relu(batch_norm(x, name=f"{name}_bn"), name=f"{name}_relu")
 
 
@@ -108,7 +108,7 @@ class CifarSpec(NetworkSpec):
         block: The function that builds a block.
         stem: The 3x3 convolution before stage 2: `conv`, `conv_bn` or `conv_bn_relu`.
         stem_channels: Channels of the stem.
-        end: What follows the last block; None after blocks that end in ReLU.
+        end: The layers after the last block; None after blocks that end in ReLU.
         width: Channels of stage 2 (before a bottleneck's factor of four); each later stage doubles them.
         cardinality: Groups of the 3x3 convolution in a Shake-Shake bottleneck, each with `width` channels.
         forward, backward: How Shake-Shake mixes the outputs of the branches, and their gradients.
@@ -147,7 +147,7 @@ def build(spec: CifarSpec, images: KerasTensor) -> KerasTensor:
 
 _preact = "He et al. 2016 (arXiv:1603.05027), Table 1; arXiv:1709.01507, Tables 4 and 5"
 _shake = "Gastaldi 2017 (arXiv:1705.07485); arXiv:1709.01507, "
-_block_sites: tuple[Site, ...] = ("standard", "pre", "post", "identity")  # not 3x3: each branch has one of its own
+_block_sites: tuple[Site, ...] = ("standard", "pre", "post", "identity")  # not 3x3, which each branch would have
 SPECS = with_se(
     {
         # Depth is 6 n + 2 with basic blocks, 9 n + 2 with bottlenecks.

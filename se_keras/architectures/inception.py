@@ -1,4 +1,4 @@
-"""BN-Inception and Inception-ResNet-v2, plain and squeeze-and-excited: parallel branches of convolutions."""
+"""BN-Inception and Inception-ResNet-v2, with and without SE: parallel branches of convolutions."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -73,7 +73,7 @@ def reduction(
 
 
 def halving_pool(x: KerasTensor, *, name: str) -> KerasTensor:
-    """3x3 max pooling with stride 2: as in Caffe at even sizes; at odd sizes its windows are those of the branches."""
+    """3x3 max pooling with stride 2: as in Caffe for even sizes; for odd sizes, with the windows of the branches."""
     return layers.MaxPooling2D(3, 2, padding="same", name=name)(x)
 
 

@@ -1,4 +1,4 @@
-"""MobileNet (v1), plain and squeeze-and-excited: depthwise-separable blocks."""
+"""MobileNet (v1), with and without SE: depthwise-separable blocks."""
 
 from dataclasses import dataclass, replace
 
@@ -22,7 +22,7 @@ def separable(x: KerasTensor, channels: int, *, strides: int, se: Hook, name: st
 class MobileNetSpec(NetworkSpec):
     """A row of the family."""
 
-    alpha: float = 1.0  # the width multiplier: every number of channels is multiplied by it
+    alpha: float = 1.0  # the width multiplier, for every number of channels
     sites: tuple[Site, ...] = ("standard", "3x3")
     source: str = "Howard et al. 2017, Table 1; arXiv:1709.01507, Table 3"
 

@@ -1,4 +1,4 @@
-"""ResNet, ResNeXt and SENet-154, plain and squeeze-and-excited: one block, one table."""
+"""ResNet, ResNeXt and SENet-154, with and without SE: one block, one table."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""ShuffleNet (v1), plain and squeeze-and-excited: grouped 1x1 convolutions with a channel shuffle between them."""
+"""ShuffleNet (v1), with and without SE: grouped 1x1 convolutions with a channel shuffle between them."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ def shuffle_unit(
     x: KerasTensor, channels: int, *, strides: int, first_groups: int, groups: int, se: Hook, name: str
 ) -> KerasTensor:
     """Grouped 1x1, shuffle, depthwise 3x3, grouped 1x1 (Zhang et al. 2018, Figure 2b; Figure 2c with a stride)."""
-    # A unit with a stride appends its pooled input to the branch. The branch has only the rest of the channels.
+    # A unit with a stride concatenates the branch and its pooled input: the branch has the remaining channels.
     branch_channels = channels - x.shape[-1] if strides > 1 else channels
     y = se("pre", x)
     y = conv_bn_relu(y, channels // 4, 1, groups=first_groups, name=f"{name}_conv1")
@@ -36,8 +36,8 @@ class ShuffleNetSpec(NetworkSpec):
 
     Args:
         groups: Groups of the 1x1 convolutions.
-        width: Every number of channels is multiplied by it, and rounded up to what the groups divide. The paper does
-            not say how to round.
+        width: Multiplier of every number of channels. The product is rounded up to a multiple of the groups; the
+            paper does not say how to round.
     """
 
     groups: int

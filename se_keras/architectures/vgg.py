@@ -1,4 +1,4 @@
-"""VGG with BatchNorm, plain and squeeze-and-excited: 3x3 convolutions, then three fully connected layers."""
+"""VGG with BatchNorm, with and without SE: 3x3 convolutions, then three fully connected layers."""
 
 from dataclasses import dataclass
 
