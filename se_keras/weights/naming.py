@@ -18,9 +18,9 @@ class Naming:
 
     Args:
         outside: Their module for each of our layers outside of blocks.
-        block: Their prefix of a block, from our numbers of its stage and of the block in the stage.
+        block: Their prefix of a block, from our numbers of the stage and of the block in it.
         inside: Their module or modules for each of our layers in a block.
-        padding: Of some layers. It distinguishes networks with the same names and shapes.
+        padding: Padding of some layers, which distinguishes networks with the same names and shapes.
     """
 
     outside: Mapping[str, str]
@@ -29,7 +29,7 @@ class Naming:
     padding: Mapping[str, tuple[tuple[int, int], tuple[int, int]]] = field(default_factory=dict)
 
     def __call__(self, names: Collection[str]) -> Modules:
-        """Their modules for each of our layers of these names."""
+        """Their modules for each of our layers in `names`."""
         found: Modules = {name: (module,) for name, module in self.outside.items() if name in names}
         for name in names:
             if (match := _IN_BLOCK.fullmatch(name)) and (modules := self.inside.get(match[3])):

@@ -1,8 +1,8 @@
 """Loading weights by name. Every weight must be found and every array used; otherwise nothing is changed.
 
-The files of Keras are matched by the names of our layers. Keras itself matches by class and order, so a file of another
-network with the same shapes would silently load into the wrong layers. State dicts are matched by the names of timm and
-pytorchcv.
+Keras files are matched by the names of our layers. Keras itself matches by class and order, so a file of another
+network with the same shapes would silently load into the wrong layers. State dicts are matched by the names of timm
+and pytorchcv.
 """
 
 import io
@@ -35,8 +35,8 @@ def load_weights(layers: Sequence[keras.layers.Layer], path: FilePath, *, ignore
         ignore: Names of further layers that the file may contain.
 
     Raises:
-        TypeError, FileNotFoundError: If `path` is not a path, or not of a file.
-        ValueError: If it is not a file of weights, or if names or shapes differ. No layer is changed then.
+        TypeError, FileNotFoundError: If `path` is not a path, or not the path of a file.
+        ValueError: If the file has no weights, or if names or shapes differ. No layer is changed in this case.
     """
     path = _checked(path)
     if path.suffix in _READERS:
@@ -64,11 +64,11 @@ def port(model: keras.Model, state_dict: dict[str, Any], *, source: Source) -> N
     Args:
         model: The network of the catalogue.
         state_dict: `{name: array or torch tensor}`, as from `torch_module.state_dict()` or `read_state_dict(path)`.
-        source: The library whose names these are.
+        source: The library that the names are from.
 
     Raises:
-        TypeError, ValueError: If it is not a dict of arrays, or if one is missing, not used, not finite, or of another
-            shape. The message has the first names, and the model is unchanged.
+        TypeError, ValueError: If it is not a dict of arrays, or if an array is missing, not used, not finite, or of
+            another shape. The message lists the first names, and the model is unchanged.
     """
     if source not in NAMINGS:
         raise ValueError(f"source must be one of {tuple(NAMINGS)}. Received: source={source!r}")
@@ -85,7 +85,7 @@ def read_state_dict(path: FilePath) -> dict[str, Array]:
         raise ValueError(f"A state dict is a {' or '.join(_READERS)} file. Received: {str(path)!r}")
     try:
         return _READERS[path.suffix](path)
-    except Exception as error:  # both libraries raise their own types of errors for truncated and other files
+    except Exception as error:  # safetensors and torch raise their own types of errors
         raise _unreadable(path, error) from error
 
 
@@ -105,7 +105,7 @@ def _read_pth(path):
             warnings.simplefilter("ignore", UserWarning)  # about pickle protocols
             state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
-        # The message of torch recommends to run the code.
+        # The message of torch recommends running the code.
         raise ValueError("it is truncated or not of torch, or it contains pickled code, which is not run") from None
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
@@ -121,7 +121,7 @@ def _port(layers, state, namings, *, where, ignore=()):
     names = [layer.name for layer in layers if layer.weights]
     found = [(naming, naming([*names, *ignore])) for naming in namings]
     candidates = [(naming, modules, _rows(layers, modules)) for naming, modules in found]
-    # The naming that knows the most of the tensors. An error message lists the differences from this one.
+    # The naming that matches the most tensors. An error message lists the differences from it.
     naming, modules, rows = max(candidates, key=lambda candidate: len(candidate[2].keys() & arrays.keys()))
     dropped = tuple(f"{module}." for name in ignore if name not in names for module in modules.get(name, ()))
     values = {
@@ -185,7 +185,7 @@ _TENSORS = {
 
 
 def _rows(layers, modules):
-    """`{their tensor: (our variable, its layer)}`. A variable without a name of theirs has the name of our layer."""
+    """`{their tensor: (our variable, its layer)}`. A variable without a name of theirs is listed by our layer."""
     rows = {}
     for layer in layers:
         for weight in layer.weights:
@@ -214,7 +214,7 @@ def _laid_out(array, weight, layer):
     if array.ndim == 4:
         depthwise = isinstance(layer, keras.layers.DepthwiseConv2D)
         array = array.transpose(2, 3, 0, 1) if depthwise else array.transpose(2, 3, 1, 0)
-        # Fully connected layers are convolutions in most SE modules, and over the whole map in VGG's classifier.
+        # Fully connected layers are convolutions in most SE modules, and in VGG's classifier, over the full map.
         dense = len(weight.shape) == 2 and array.shape[:2] == _map_size(layer)
         return array.reshape(-1, array.shape[-1]) if dense else array
     # A matrix does not show how a map was flattened (torch has channels first): it is refused by its shape.
@@ -222,7 +222,7 @@ def _laid_out(array, weight, layer):
 
 
 def _map_size(layer):
-    """Height and width of the feature map that a fully connected layer reads flattened."""
+    """Height and width of the feature map that was flattened for a fully connected layer."""
     flatten = producer(layer.input)
     if not isinstance(flatten, keras.layers.Flatten):
         return (1, 1)

@@ -123,10 +123,10 @@ def _fetch(network, repo, *, force):
 
 
 def _is_as_announced(path):
-    """Whether a file in the hub's cache has the SHA-256 that is the name of its link's target.
+    """Whether a file in the hub's cache has the SHA-256 that its link's target is named after.
 
-    Only one link is followed: the next one may lead to a file that several repositories share, named by another hash.
-    If the cache has no links, only the hub's library has checked the file, by its length.
+    Only one link is followed: a second one may lead to a file that several repositories share, named by another hash.
+    Without links, only the hub's library has checked the file, by its length.
     """
     blob = path.readlink().name if path.is_symlink() else ""
     return not re.fullmatch("[0-9a-f]{64}", blob) or blob == storage.file_sha256(path)
