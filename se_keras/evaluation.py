@@ -1,4 +1,4 @@
-"""Accuracy by the paper's protocols, of Keras models, LiteRT files, SavedModels and ensembles of them."""
+"""Accuracy of Keras models, LiteRT files, SavedModels and ensembles of them, by the paper's protocols."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +21,7 @@ from se_keras.training.pipeline import PREFETCHED, read_batches
 from se_keras.training.step import TOP
 from se_keras.typing import Array, FilePath, Json, OnMessage
 
-_VIEWS_AT_ONCE = 64  # through a model
+_VIEWS_AT_ONCE = 64  # in one call of a model
 _SINGLE_CROP = "arXiv:1709.01507, section 5.1"
 _SCALES = (256 / 224, 288 / 224, 320 / 224, 352 / 224)
 
@@ -36,7 +36,7 @@ def centre(image: Any, size: Size, scale: float) -> tf.Tensor:
 
 
 def unscaled(image: Any, size: Size, scale: float) -> tf.Tensor:
-    """The whole image if it has the network's size, else its centre crop."""
+    """The image itself if it has the network's size, else its centre crop."""
     return evaluation_image(image, size=size, channels=image.shape[-1])[None]
 
 
@@ -51,7 +51,7 @@ def ten(image: tf.Tensor, size: Size, scale: float) -> tf.Tensor:
 
 
 def thirty_six(image: tf.Tensor, size: Size, scale: float) -> tf.Tensor:
-    """Ten crops and the whole of three squares, which lie along the longer side: section 7 of arXiv:1409.4842."""
+    """Of three squares along the longer side: ten crops, the square, its mirror image (arXiv:1409.4842, section 7)."""
     scaled = _scaled(image, size, scale)
     side = tf.reduce_min(tf.shape(scaled)[:2])
     views = []
@@ -69,8 +69,8 @@ class Protocol:
     Args:
         views: From pixels, the network's size and a scale to views `(number, height, width, channels)`.
         size: Height and width that the network must have; None for any.
-        scales: Of the image's shorter side, as multiples of the network's size; the views of all are averaged.
-        source: Where it is published.
+        scales: Shorter sides of the image, as multiples of the network's size; the views at all scales are averaged.
+        source: Where the protocol is published.
     """
 
     views: Callable[[tf.Tensor, Size, float], tf.Tensor]
@@ -88,14 +88,14 @@ PROTOCOLS: dict[ProtocolName, Protocol] = {
     "320": Protocol(
         views=centre,
         size=320,
-        source="arXiv:1709.01507, Table 8: a crop of 320; the shorter side is not stated, here 366, as 256 to 224",
+        source="arXiv:1709.01507, Table 8: a crop of 320; the shorter side is not stated: here 320 * 256 / 224 = 366",
     ),
-    "ten_crop": Protocol(views=ten, source="Krizhevsky et al. 2012, section 3.1, at 224 of 256"),
+    "ten_crop": Protocol(views=ten, source="Krizhevsky et al. 2012, section 3.1: 224 of a shorter side of 256"),
     "multi_scale": Protocol(
         views=mirrored_centre,
         scales=_SCALES,
-        source="the ILSVRC entry fused several scales and crops (arXiv:1709.01507, section 5.1), and does not state "
-        "which: here the middle and its mirror image at the four scales of arXiv:1409.4842",
+        source="the ILSVRC entry fused several scales and crops (arXiv:1709.01507, section 5.1), without "
+        "stating which: here the middle and its mirror image at the four scales of arXiv:1409.4842",
     ),
     "multi_crop": Protocol(
         views=thirty_six, scales=_SCALES, source="arXiv:1409.4842, section 7: 144 crops at four scales; see multi_scale"
@@ -137,7 +137,7 @@ class Evaluation:
 
     Args:
         top1, top5: Share of images whose correct class is the most probable one, or among the five most probable.
-        images: Number of them, without those that were skipped.
+        images: Number of images, without skipped files.
         confusion: A row for each class, a column for each predicted class.
         skipped: Files that could not be decoded.
     """
@@ -165,7 +165,7 @@ def evaluate(
     override: bool = False,
     progress: OnMessage | None = None,
 ) -> Evaluation:
-    """Evaluates a model, or several as an ensemble, whose probabilities are averaged.
+    """Evaluates a model, or an ensemble of models, whose probabilities are averaged.
 
     Args:
         models: One or several, or their paths.
@@ -300,7 +300,7 @@ def _with_mirrored(views):
 
 
 def write_confusion(target: FilePath, evaluation: Evaluation, classes: Sequence[str]) -> None:
-    """Writes a confusion matrix atomically, as a table (.csv) or a picture (.png, .svg); else raises ValueError."""
+    """Writes a confusion matrix atomically, as a table (.csv) or a picture (.png, .svg). Others raise ValueError."""
     target = Path(target)
     if target.suffix == ".csv":
         names = [f'"{name}"' for name in classes]

@@ -38,9 +38,9 @@ def quickstart(
     """Trains a small SE network and its baseline, exports the network, and measures what SE costs in SE-ResNet-50.
 
     Args:
-        folder: Gets a run of each network (`model.keras`, `run.json`), `digits.tflite` and `digits_int8.tflite`
-            with their manifests, `savedmodel/<version>`, and `report.json`. Training in it is resumed.
-        recipe: For both networks.
+        folder: Receives a run of each network (`model.keras`, `run.json`), `digits.tflite` and `digits_int8.tflite`
+            with their manifests, `savedmodel/<version>`, and `report.json`. An unfinished training in it is resumed.
+        recipe: Recipe of both networks.
         measured: The network whose overhead is measured, at its own input size, with one thread.
 
     Raises:
