@@ -16,7 +16,7 @@ from se_keras.graph import calls, functional, gives_probabilities, producer
 from se_keras.images import calibration_images
 from se_keras.normalization import Normalization
 from se_keras.runs import training_of
-from se_keras.typing import Array, FilePath, Images, ImageShape, Outputs
+from se_keras.typing import Array, FilePath, Images, ImageShape, Json, Outputs
 
 from .description import Metadata, agreed
 from .litert import metadata
@@ -158,10 +158,16 @@ def _as_both_take(a: Runnable, b: Runnable, images: Images) -> tuple[Images, Ima
     return one.apply(pixels), other.apply(pixels)
 
 
-def runnable(source: Any) -> Runnable:
-    """A model or file, as `verify` takes it, that can be run."""
+def runnable(source: Any, *, training: Json | None = None) -> Runnable:
+    """A model or file, as `verify` takes it, that can be run, and what is known of it.
+
+    `training` is the content of the run.json of a model in memory.
+    """
     if isinstance(source, Runnable):
         return source
+    if training is not None and isinstance(source, keras.Model):
+        found = _keras(source, None)
+        return replace(found, about=replace(found.about, training=training).completed())
     name = str(source) if isinstance(source, (str, os.PathLike)) else None
     if name is not None:
         source = _load(Path(source))

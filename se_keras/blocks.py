@@ -135,6 +135,7 @@ class NetworkSpec:
         minimum_size: The smallest height and width that the network accepts.
         sites: The sites where its blocks can be recalibrated.
         mean, std: Preprocessing computes (pixel - mean) / std in each channel (RGB, pixels in 0 to 255).
+        recipe: Name of the recipe to train it with.
         se: Squeeze-and-excitation, or None.
         source: Where the network is published.
     """
@@ -147,6 +148,7 @@ class NetworkSpec:
     sites: tuple[Site, ...] = ("standard",)
     mean: tuple[float, ...] = IMAGENET.mean
     std: tuple[float, ...] = IMAGENET.std
+    recipe: str = "paper_imagenet"
     se: SEConfig | None = None
     source: str
 

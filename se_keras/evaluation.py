@@ -18,6 +18,7 @@ from se_keras.export.verification import runnable
 from se_keras.images import as_pixels, evaluation_image
 from se_keras.training.data import Data, EpochOrder, SkippedFiles, Split
 from se_keras.training.pipeline import PREFETCHED, read_batches
+from se_keras.training.sources import DATA
 from se_keras.training.step import TOP
 from se_keras.typing import Array, FilePath, Json, OnMessage
 
@@ -109,6 +110,25 @@ def protocol_for(models: Sequence[AnyModel], data: Data) -> ProtocolName:
     if height is None:  # models of any size
         return "plain" if hasattr(data.test, "images") else "224"
     return next((name for name, protocol in PROTOCOLS.items() if protocol.size == height), "plain")
+
+
+def data_of(models: Sequence[AnyModel]) -> str:
+    """The data that the first model with a record of its training was trained on, as `training.load` takes them.
+
+    Raises:
+        ValueError: If no model has such a record, or if it has no path.
+    """
+    loaded = [runnable(model) for model in models]
+    for about in (model.about for model in loaded):
+        record = about.training or {}
+        if source := record.get("source") or (record.get("data") in DATA and record["data"]):
+            return source
+        if about.network.endswith("_digits"):  # rows of the catalogue for these data
+            return "digits"
+    names = ", ".join(model.name for model in loaded)
+    raise ValueError(
+        f"data (--data) are needed, because the models' files do not say where theirs are. Received: {names}"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -128,6 +128,7 @@ class CifarSpec(NetworkSpec):
     minimum_size: int = 8
     mean: tuple[float, ...] = (125.3, 123.0, 113.9)  # of CIFAR-10, from the released code of the wide ResNets
     std: tuple[float, ...] = (63.0, 62.1, 66.7)
+    recipe: str = "paper_cifar"
     sites: tuple[Site, ...] = SITES
 
     @property

@@ -131,6 +131,7 @@ SPECS |= {
         minimum_size=4,
         mean=(0.0,),
         std=(255.0,),
+        recipe="digits",
         source="this project's own, for 8x8 digits",
     ),
 }

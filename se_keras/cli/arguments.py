@@ -12,6 +12,8 @@ from rich.console import Console
 if TYPE_CHECKING:  # the help comes without importing them
     import numpy as np
 
+    from se_keras.export.verification import Runnable
+
 # The library's own tables, which take seconds to import; tests/test_cli.py holds that these are the same.
 PRECISIONS = ("float32", "float16", "dynamic", "int8", "int16x8")
 CALIBRATED = ("int8", "int16x8")
@@ -28,7 +30,7 @@ DATA = "'digits', a folder with a folder for each class (in train/ and val/, or 
 IMAGES = "'digits', a .npy file (N, height, width, channels), or a folder of PNG, JPEG, BMP and GIF images"
 NORMALIZE = (
     "MEAN STD, each a number or one for each channel (123.7,116.3,103.5), or the NETWORK of the catalogue that has "
-    "them: the pixels of a folder become (pixel - MEAN) / STD; default: 0 to 255, as in the files"
+    "them: pixels in 0 to 255 become (pixel - MEAN) / STD; default: as the model was trained"
 )
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -94,7 +96,13 @@ def add_command(commands: Commands, name: str, handler: Handler, *, json_output:
 def add_folder_options(add: AddArgument) -> None:
     """Adds the options for a folder of images."""
     add("--normalize", nargs="+", metavar="VALUE", help=NORMALIZE)
+    add_override(add)
     add("--limit", type=POSITIVE, metavar="N", help=f"images to use of a folder (default: {LIMIT})")
+
+
+def add_override(add: AddArgument) -> None:
+    """Adds the option to contradict what the files of a model say."""
+    add("--override", action="store_true", help="use given values even if they contradict the model's training")
 
 
 def add_corrupt_budget(add: AddArgument) -> None:
@@ -116,10 +124,10 @@ def input_shape(network: str, size: int | None) -> tuple[int, ...] | None:
     return None if size is None else (size, size, spec_of(network).input_shape[-1])
 
 
-def read_normalization(values: Sequence[str] | None) -> tuple[Sequence[float], Sequence[float]]:
-    """MEAN and STD of --normalize, which are numbers or those of a network; without it pixels stay as they are."""
+def read_normalization(values: Sequence[str] | None) -> tuple[Sequence[float], Sequence[float]] | None:
+    """MEAN and STD of --normalize, which are numbers or those of a network; None without it."""
     if not values:
-        return [0.0], [1.0]
+        return None
     if len(values) == 1:
         from se_keras.catalogue import spec_of
 
@@ -137,12 +145,13 @@ def read_images(
     options: argparse.Namespace,
     shape: Sequence[Any],
     progress: Callable[[str], object],
-    *,
+    *models: "Runnable",
     split: str = "train",
 ) -> "np.ndarray":
     """Reads the images of a split of the digits, of a .npy file, or of a folder.
 
-    The `normalize` and `limit` of `options`, and `shape`, `(height, width, channels)`, are for the images of a folder.
+    The `limit` of `options`, `shape`, `(height, width, channels)`, and `models`, which know the normalization, are for
+    the images of a folder.
 
     Raises:
         OSError, ValueError: If there are no such images, or if an option is not for this kind of source.
@@ -150,9 +159,10 @@ def read_images(
     import numpy as np
 
     if Path(source).is_dir():
+        from se_keras.export.verification import of_pixels
         from se_keras.images import load_images
 
-        mean, std = read_normalization(options.normalize)
+        mean, std = of_pixels(*models)
         limit = LIMIT if options.limit is None else options.limit
         size, channels = tuple(shape[:2]), shape[2]
         return load_images(source, size=size, channels=channels, mean=mean, std=std, limit=limit, progress=progress)

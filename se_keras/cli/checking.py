@@ -7,7 +7,16 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from .arguments import IMAGES, SHARE, Commands, add_command, add_folder_options, only_for, read_images
+from .arguments import (
+    IMAGES,
+    SHARE,
+    Commands,
+    add_command,
+    add_folder_options,
+    only_for,
+    read_images,
+    read_normalization,
+)
 from .screen import EXIT_DISAGREEMENT, Output, print_json, print_line, print_message, print_table, show_progress
 
 LAYER_TOLERANCE = 1e-3
@@ -73,6 +82,7 @@ def _metadata_rows(found):
             scale = f", (value - {x.zero_point}) * {x.scale:.6g}" if x.scale is not None else ""
             rows[f"{kind} {x.name}"] = f"{'x'.join(map(str, x.shape))} {x.dtype}{scale}"
     rows |= dict.fromkeys(("normalization", "labels", "training"), UNKNOWN)
+    about = about and about.completed()
     if about and about.normalization:
         mean, std = (", ".join(f"{value:.6g}" for value in values) for values in about.normalization)
         rows["normalization"] = f"(pixel - [{mean}]) / [{std}], pixels in 0..255"
@@ -80,7 +90,7 @@ def _metadata_rows(found):
         shown = about.labels if len(about.labels) <= 10 else (*about.labels[:3], "...", about.labels[-1])
         rows["labels"] = f"{len(about.labels)}: {', '.join(shown)}"
     if about and about.training:
-        rows["training"] = ", ".join(f"{name} {value}" for name, value in _last_figures(about.training))
+        rows["training"] = ", ".join(f"{name} {value}" for name, value in _entries(about.training))
     return rows
 
 
@@ -88,15 +98,20 @@ def _reference_error(check):
     return f"max error {check.error:.1e} of the largest value, at most {check.tolerance:g}"
 
 
-def _last_figures(entries):
-    """The entries of a training record as `(name, value)`: the last epoch of what has a value for each."""
-    for name, value in entries.items():
-        if isinstance(value, dict):
-            yield from _last_figures(value)
-        elif not isinstance(value, list):
+_IN_OTHER_ROWS = ("classes", "normalization", "pixels")
+
+
+def _entries(record):
+    """The entries of a training record as `(name, text)`; of the figures those of the last epoch."""
+    for name, value in record.items():
+        if name == "figures" and isinstance(value, dict):
+            yield from ((x, f"{y[-1]:.4g}") for x, y in value.items() if isinstance(y, list) and y)
+        elif isinstance(value, dict) and name not in _IN_OTHER_ROWS:
+            yield from _entries(value)
+        elif isinstance(value, list) and name not in _IN_OTHER_ROWS:
+            yield name, f"[{', '.join(map(str, value[:4]))}{', ...' if len(value) > 4 else ''}]"
+        elif name not in _IN_OTHER_ROWS:
             yield name, value
-        elif value:
-            yield name, f"{value[-1]:.4g}" if isinstance(value[-1], float) else value[-1]
 
 
 def add_verify(commands: Commands) -> None:
@@ -116,7 +131,7 @@ def verify(options: argparse.Namespace, console: Console) -> int | None:
     Examples:
       se-keras verify model.keras model.tflite
       se-keras verify model.keras served/digits --images images.npy --tolerance 1e-3
-      se-keras verify model.keras model.tflite --images photos/ --normalize se_resnet50
+      se-keras verify runs/se/model.keras model.tflite --images photos/
       se-keras verify model.keras other.keras --layers
     """
     from se_keras.export import verify
@@ -124,7 +139,7 @@ def verify(options: argparse.Namespace, console: Console) -> int | None:
 
     from_folder = options.images is not None and Path(options.images).is_dir()
     received = "no --images" if options.images is None else options.images
-    only_for(options, "--normalize --limit", "a folder of images", received, possible=from_folder)
+    only_for(options, "--normalize --override --limit", "a folder of images", received, possible=from_folder)
     with show_progress(console) as progress:
         progress(f"loading {options.a}")
         a = runnable(options.a)
@@ -132,7 +147,10 @@ def verify(options: argparse.Namespace, console: Console) -> int | None:
         b = runnable(options.b)
         if options.layers and None in (a.model, b.model):
             raise ValueError(f"--layers is for two .keras files. Received: {options.a} and {options.b}")
-        images = options.images and read_images(options.images, options, images_shape(a, b), progress, split="test")
+        if given := read_normalization(options.normalize):
+            a = a.normalized(given, override=options.override)
+        shape = images_shape(a, b)
+        images = options.images and read_images(options.images, options, shape, progress, a, b, split="test")
         progress(f"comparing {options.b} with {options.a}")
         found = verify(a, b, images)
     tolerance = LAYER_TOLERANCE if options.tolerance is None else options.tolerance

@@ -5,7 +5,16 @@ from pathlib import Path
 
 from rich.console import Console
 
-from .arguments import DATA, PROTOCOLS, Commands, add_command, add_corrupt_budget, one_of, read_normalization
+from .arguments import (
+    DATA,
+    PROTOCOLS,
+    Commands,
+    add_command,
+    add_corrupt_budget,
+    add_override,
+    one_of,
+    read_normalization,
+)
 from .screen import print_json, print_line, print_table, show_progress
 
 
@@ -13,10 +22,11 @@ def add_evaluate(commands: Commands) -> None:
     """`se-keras evaluate MODEL ...`."""
     add = add_command(commands, "evaluate", evaluate, json_output=True)
     add("models", metavar="MODEL", nargs="+", type=Path, help=".keras and .tflite files, folders of SavedModels")
-    add("--data", default="digits", help=f"{DATA} (default: digits)")
+    add("--data", help=f"{DATA} (default: what the model was trained on)")
     add("--split", default="test", choices=("test", "train"), help="default: %(default)s")
-    add("--protocol", help=f"{one_of(PROTOCOLS)} (default: plain for the digits, else 224)")
+    add("--protocol", help=f"{one_of(PROTOCOLS)} (default: 224, 299 or 320 for models of this size, else plain)")
     add("--normalize", nargs="+", metavar="VALUE", help="as for export; default: as the models were trained")
+    add_override(add)
     add("--confusion", type=Path, metavar="FILE", help="write the confusion matrix: .png, .svg or .csv")
     add_corrupt_budget(add)
 
@@ -27,25 +37,32 @@ def evaluate(options: argparse.Namespace, console: Console) -> None:
     Examples:
       se-keras evaluate runs/se/model.keras
       se-keras evaluate runs/a/model.keras digits_int8.tflite --confusion c.png
-      se-keras evaluate model.keras --data imagenet/ --protocol 224 --normalize se_resnet50
+      se-keras evaluate model.keras --data imagenet/ --normalize se_resnet50
       se-keras evaluate a.keras b.keras --data imagenet/ --protocol multi_crop --json
     """
     from se_keras import storage
-    from se_keras.evaluation import evaluate, write_confusion
-    from se_keras.training import sources
+    from se_keras.evaluation import evaluate, protocol_for, write_confusion
+    from se_keras.export.verification import runnable
 
     if options.confusion:
         storage.check_writable(options.confusion)
     with show_progress(console) as progress:
-        trained = [_training_record(path) for path in options.models]
-        data = sources.load(options.data, **_common_normalization(options, trained))
-        _require_classes(options.models, trained, data)
-        protocol = options.protocol or ("plain" if hasattr(data.test, "images") else "224")
-        split, budget = getattr(data, options.split), options.corrupt_budget
-        found = evaluate(options.models, split, data, protocol=protocol, corrupt_budget=budget, progress=progress)
+        models, normalization = [runnable(path) for path in options.models], read_normalization(options.normalize)
+        data = _data(options, models, normalization)
+        protocol = options.protocol or protocol_for(models, data)
+        found = evaluate(
+            models,
+            getattr(data, options.split),
+            data,
+            protocol=protocol,
+            corrupt_budget=options.corrupt_budget,
+            normalization=normalization,
+            override=options.override,
+            progress=progress,
+        )
         if options.confusion:
             write_confusion(options.confusion, found, data.classes)
-    paper = _paper_error(trained, data)
+    paper = _paper_error(models, data)
     if options.json:
         report = {
             "models": list(map(str, options.models)),
@@ -71,43 +88,24 @@ def evaluate(options: argparse.Namespace, console: Console) -> None:
         print_line(f"wrote {options.confusion}")
 
 
-def _training_record(path):
-    """What is known of a model's training: `network`, `classes` and `normalization`, as far as its files have them."""
-    from se_keras.runs import training_of
+def _data(options, models, normalization):
+    """The data of --data, or those that the models were trained on, with the channels of the models."""
+    from se_keras.evaluation import data_of
+    from se_keras.export.verification import of_pixels
+    from se_keras.training import sources
 
-    if path.suffix == ".keras":
-        return training_of(path) or {}
-    if path.suffix != ".tflite" or not path.is_file():
-        return {}
-    from se_keras.export.litert.metadata import read
-
-    if (about := read(path.read_bytes())) is None:
-        return {}
-    normalization = about.normalization and dict(zip(("mean", "std"), map(list, about.normalization), strict=True))
-    return {"network": about.network, "classes": about.labels, "normalization": normalization}
-
-
-def _common_normalization(options, trained):
-    """`mean` and `std` for the data: those of --normalize, or those that all models were trained with."""
-    if options.normalize:
-        return dict(zip(("mean", "std"), read_normalization(options.normalize), strict=True))
-    known = [x["normalization"] for x in trained if x.get("normalization")]
-    if any(x != known[0] for x in known):
-        raise ValueError(f"The models were trained on images of different scales. Received: {known[0]} and {known[1]}")
-    return {name: tuple(values) for name, values in known[0].items()} if known else {}
+    source = options.data or data_of(models)
+    if source in sources.DATA:
+        return sources.load(source)
+    channels = models[0].input_shape[-1]
+    mean, std = normalization or of_pixels(*models)
+    mean, std = (list(values) * (channels // len(values)) for values in (mean, std))
+    return sources.load(source, mean=mean, std=std)
 
 
-def _require_classes(paths, trained, data):
-    for path, about in zip(paths, trained, strict=True):
-        classes = about.get("classes") or data.classes
-        for number, (theirs, ours) in enumerate(zip(classes, data.classes, strict=False)):
-            if theirs != ours:
-                raise ValueError(f"{str(path)!r} calls class {number} {theirs!r}, and {data.name} calls it {ours!r}")
-
-
-def _paper_error(trained, data):
+def _paper_error(models, data):
     """The paper's top-1 error of a single network on ImageNet, whose validation images have 1000 classes."""
     from se_keras.figures import PAPER
 
-    known = PAPER.get(trained[0].get("network")) if len(trained) == 1 else None
+    known = PAPER.get(models[0].about.network) if len(models) == 1 else None
     return known.error.get("ImageNet") if known and len(data.classes) == 1000 else None

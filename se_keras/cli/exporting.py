@@ -34,14 +34,15 @@ def export(options: argparse.Namespace, console: Console) -> None:
       se-keras export runs/se/model.keras --precision int8 --calibration digits -o digits_int8.tflite
       se-keras export runs/se/model.keras --precision int8 --calibration images.npy -o digits_int8.tflite
       se-keras export runs/se/model.keras --precision int8 --calibration digits \
-          --labels digits --normalize 0 255 --input-type uint8 -o camera.tflite
+          --input-type uint8 -o camera.tflite
       se-keras export runs/se/model.keras --precision dynamic -o small.tflite
       se-keras export model.keras --precision int8 --calibration photos/ --normalize se_resnet50 -o model_int8.tflite
-      se-keras export runs/se/model.keras --labels digits --normalize 0 255 -o models/digits
+      se-keras export runs/se/model.keras -o models/digits
+      se-keras export model.keras --labels names.txt --normalize 0 255 -o models/photos
     """
-    from se_keras import images, storage
+    from se_keras import storage
     from se_keras.export import to_litert, to_savedmodel
-    from se_keras.export.verification import load_keras
+    from se_keras.export.verification import load_keras, runnable
     from se_keras.runs import training_of
 
     to_file, precision = options.output.suffix == ".tflite", options.precision
@@ -54,16 +55,23 @@ def export(options: argparse.Namespace, console: Console) -> None:
     with show_progress(console) as progress:
         progress(f"loading {options.model}")
         model = load_keras(options.model)
+        known = runnable(model, training=training_of(options.model))
+        normalization = arguments.read_normalization(options.normalize)
+        if normalization is not None:
+            known = known.normalized(normalization, override=options.override)
         calibration = None
         if options.calibration:
-            if Path(options.calibration).is_dir() and not options.normalize:
-                images.require_pixels(model)
-            calibration = arguments.read_images(options.calibration, options, model.inputs[0].shape[1:], progress)
+            shape = model.inputs[0].shape[1:]
+            calibration = arguments.read_images(options.calibration, options, shape, progress, known)
         storage.check_writable(options.output)
         progress(f"exporting {model.name}")
-        labels = options.labels and _labels(options.labels)
-        normalization = options.normalize and arguments.read_normalization(options.normalize)
-        lowering = not options.as_published
+        description = {
+            "lowering": not options.as_published,
+            "labels": options.labels and _labels(options.labels),
+            "normalization": normalization,
+            "training": known.about.training,
+            "override": options.override,
+        }
         if to_file:
             exported = to_litert(
                 model,
@@ -72,19 +80,13 @@ def export(options: argparse.Namespace, console: Console) -> None:
                 input_type=options.input_type or "float32",
                 output_type=options.output_type or "float32",
                 keep_float=options.keep_float,
-                lowering=lowering,
-                labels=labels,
-                normalization=normalization,
-                training=training_of(options.model),
                 progress=progress,
+                **description,
             )
             exported.save(options.output)
             path = options.output
         else:
-            top = options.top or 5
-            exported = to_savedmodel(
-                model, options.output, lowering=lowering, labels=labels, normalization=normalization, top=top
-            )
+            exported = to_savedmodel(model, options.output, top=options.top or 5, **description)
             path = exported.path
     if options.json:
         return print_json({"path": str(path), **exported.manifest})

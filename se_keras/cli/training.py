@@ -32,7 +32,10 @@ def add_train(commands: Commands) -> None:
     add("network", metavar="NAME")
     add("--data", default="digits", help=f"{DATA} (default: digits)")
     add("-o", "--output", type=Path, help="folder of the run")
-    add("--recipe", help=f"{one_of(RECIPES)} (default: digits for the digits, else paper_imagenet)")
+    add(
+        "--recipe",
+        help=f"{one_of(RECIPES)} (default: digits for the digits, else that of the network: paper_cifar for 32x32 images, else paper_imagenet)",
+    )
     add("--dry-run", action="store_true", help="print the whole recipe with its sources, and exit")
     add("--epochs", type=POSITIVE, help="passes over the data (default: the recipe's)")
     add("--batch-size", type=POSITIVE, help="images per step; scales the learning rate in proportion")
@@ -129,9 +132,10 @@ def train(options: argparse.Namespace, console: Console) -> int | None:
 
 def _recipe(options):
     """The recipe with the values of the options; another batch size scales the learning rate."""
+    from se_keras.catalogue import spec_of
     from se_keras.training.recipes import RECIPES
 
-    name = options.recipe or ("digits" if options.data == "digits" else "paper_imagenet")
+    name = options.recipe or ("digits" if options.data == "digits" else spec_of(options.network).recipe)
     if name not in RECIPES:
         raise ValueError(f"recipe must be one of {', '.join(RECIPES)}. Received: {name!r}")
     recipe = RECIPES[name]

@@ -1,6 +1,7 @@
 """What a recipe comes to: the steps of an epoch and the learning rate of each step."""
 
 import math
+import warnings
 from collections.abc import Iterable
 from dataclasses import asdict
 
@@ -10,15 +11,28 @@ from se_keras.training.data import Data
 from se_keras.training.recipes import Recipe
 from se_keras.typing import Json
 
+FEWEST_STEPS = 10  # of an epoch, without a warning
+
 
 def steps_per_epoch(recipe: Recipe, data: Data) -> int:
-    """Number of full batches of the training images; ValueError if there is none."""
+    """Number of full batches of the training images; ValueError if there is none.
+
+    Warns:
+        UserWarning: If there are fewer than ten, with which a recipe hardly trains.
+    """
     if recipe.batch_size > len(data.train):
         raise ValueError(
             f"batch_size must be at most the {len(data.train)} training images of {data.name}. "
             f"Received: batch_size={recipe.batch_size}"
         )
-    return len(data.train) // recipe.batch_size
+    steps = len(data.train) // recipe.batch_size
+    if steps < FEWEST_STEPS:
+        warnings.warn(
+            f"An epoch has {steps} steps: {len(data.train)} training images of {data.name} in batches of "
+            f"{recipe.batch_size}. A smaller batch (--batch-size) trains more",
+            stacklevel=2,
+        )
+    return steps
 
 
 def learning_rates(recipe: Recipe, steps: int) -> schedules.LearningRateSchedule | float:
