@@ -58,6 +58,7 @@ def left_on(home):
     return [path for path in (home / "phone").rglob("*") if path.is_file()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", ["newest", "new", "old", "oldest"])
 def test_every_generation_of_benchmark_model_is_read(phone, measured, version):
     home = phone(version=version)
@@ -186,6 +187,7 @@ def command_on(home, *more, network="se_resnet11_digits"):
     return se_keras_cli.main([*command, *more])
 
 
+@pytest.mark.slow
 def test_command_measures_on_a_phone_and_report_shows_it(phone, capsys):
     home = phone()
     assert command_on(home, "--site", "3x3") == 0
@@ -221,6 +223,7 @@ def test_command_measures_on_a_phone_what_is_missing(phone, capfd):
     assert second["missing"] is None
 
 
+@pytest.mark.slow
 def test_files_with_different_inputs_are_no_pair_on_a_phone_either(phone, capsys, tmp_path):
     home = phone()
     for size in (32, 16):

@@ -430,6 +430,7 @@ def test_pair_is_the_network_and_its_baseline_alike(pairs, precision):
     assert [model.manifest["lowering"]["hoisted"] for model in pair] == [0, 3]
 
 
+@pytest.mark.slow
 def test_pair_is_measured_in_int8(pairs):
     record = measure(*pairs[0]["int8"], variant="lowered", blocks=2, runs=1)
     assert (record.baseline, record.network, record.precision) == ("resnet11_digits", "se_resnet11_digits", "int8")
@@ -466,6 +467,7 @@ def exported(narrow, wide, monkeypatch):
     return asked
 
 
+@pytest.mark.slow
 def test_every_form_is_measured_in_every_precision(exported):
     records = list(overheads("se_resnet50", precisions=("float32", "int8"), measure=QUICK))
     assert [record.variant for record in records] == ["published", "published", "lowered", "lowered"]
@@ -479,6 +481,7 @@ def test_record_says_where_squeeze_and_excitation_stands(exported):
     assert (record.se["site"], record.se["stages"]) == ("3x3", (3, 4))
 
 
+@pytest.mark.slow
 def test_network_is_exported_with_its_squeeze_and_excitation_elsewhere(monkeypatch):
     made = []
 
@@ -650,6 +653,7 @@ def test_profile_that_fails_loses_no_comparison(exported, monkeypatch):
     assert messages.count("not profiled: The installed ai-edge-litert cannot report the times") == 2
 
 
+@pytest.mark.slow
 def test_what_is_kept_is_not_measured_again():
     run = partial(overheads, "se_resnet11_digits", precisions=("float32",), variants=("lowered",), measure=QUICK)
     first = [found.to_json() for found in run()]

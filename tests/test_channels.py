@@ -263,6 +263,7 @@ def test_pruned_model_is_saved_and_loaded(pruned_digits, tmp_path):
     assert [gate.reduce_kernel.shape[1] for gate in gates(again)] == [1, 2, 4]
 
 
+@pytest.mark.slow
 def test_pruned_model_is_lowered_and_exported(pruned_digits):
     images = images_for(pruned_digits, samples=8)
     # The bound of tests/test_lower.py: folding in float64 rounds once.
@@ -270,6 +271,7 @@ def test_pruned_model_is_lowered_and_exported(pruned_digits):
     assert to_litert(pruned_digits, held_out=images).manifest["agreement"]["max_error"] < 1e-4
 
 
+@pytest.mark.slow
 def test_pruned_model_learns():
     model = prune_channels(of(lambda x: layers.Softmax()(chain(x))), share=0.5, ranking="magnitude")
     model.compile(keras.optimizers.Adam(0.03), "sparse_categorical_crossentropy", jit_compile=False)

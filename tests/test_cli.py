@@ -406,6 +406,7 @@ def test_list_of_a_part_that_no_name_has_is_refused(cli):
     assert result.err == "se-keras: error: No network's name has 'resnet51' in it: se-keras list shows all\n"
 
 
+@pytest.mark.slow
 def test_listing_is_what_counting_anew_gives(cli):
     # The whole file would take a minute; tests/test_networks.py counts every network.
     parts = ("resnet11", "mobilenet_025", "shake_even")
@@ -450,6 +451,7 @@ def test_installed_command_prints_json_alone_on_stdout_and_progress_alone_on_std
     assert result.stderr == "building se_resnet11_digits\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["list"], ["list", "--json"]], ids=" ".join)
 def test_reader_that_leaves_early_is_no_error(arguments):
     with subprocess.Popen([SCRIPT, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
@@ -458,6 +460,7 @@ def test_reader_that_leaves_early_is_no_error(arguments):
     assert (process.returncode, err) == (0, "")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
 def test_full_disk_under_stdout_is_an_error_of_one_line():
     with open("/dev/full", "w") as full:
@@ -547,6 +550,7 @@ def test_interrupted_training_says_what_is_kept_and_the_same_command_finishes(cl
     assert run_files(tmp_path / "run") == RUN_FILES
 
 
+@pytest.mark.slow
 def test_runs_are_drawn_together(cli, files, tmp_path):
     result = cli("curves", files / "run", files / "run", "-o", tmp_path / "curves.svg")
     assert (result.status, result.out) == (
@@ -556,6 +560,7 @@ def test_runs_are_drawn_together(cli, files, tmp_path):
     assert "se_resnet11_digits, validation" in (tmp_path / "curves.svg").read_text()
 
 
+@pytest.mark.slow
 def test_folder_is_packed_and_trained_on(cli, tmp_path):
     for number in range(20):
         path = tmp_path / "photographs" / f"class{number % 2}" / f"{number:02}.jpg"
@@ -575,6 +580,7 @@ def test_folder_is_packed_and_trained_on(cli, tmp_path):
 # evaluate
 
 
+@pytest.mark.slow
 def test_evaluate_prints_shares_with_their_intervals_and_writes_the_confusion(cli, files, few_digits, tmp_path):
     result = cli("evaluate", files / "run" / "model.keras", files / "se.tflite", "--confusion", tmp_path / "c.csv")
     assert (result.status, result.err) == (0, "")
@@ -861,6 +867,7 @@ def test_benchmark_of_two_files_keeps_what_it_has_measured(cli, files, tmp_path)
     assert [x["threads"] for x in json.loads((tmp_path / "r.json").read_text())["overhead"]] == [1, 2]
 
 
+@pytest.mark.slow
 def test_benchmark_of_a_network_measures_it_beside_its_baseline(cli):
     options = ["--precision", "float32", "--form", "lowered", "--size", 12, "--blocks", 2, "--threads", 2, "--json"]
     result = cli("benchmark", "--network", "se_resnet11_digits", *options)
@@ -872,6 +879,7 @@ def test_benchmark_of_a_network_measures_it_beside_its_baseline(cli):
     assert record["undelegated"] == []
 
 
+@pytest.mark.slow
 def test_benchmark_keeps_its_results_and_report_shows_them(cli, tmp_path):
     command = ["benchmark", "--network", "se_resnet11_digits", "--precision", "float32", "--form", "lowered"]
     command += ["--blocks", 2, "-o", tmp_path / "results.json"]
@@ -1102,6 +1110,7 @@ def full_at_half_a_file():
 FULL = "se-keras: error: [Errno 28] No space left on device"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("full", [lambda: full_at_fsync(1), full_at_half_a_file], ids=["fsync", "write"])
 @pytest.mark.parametrize("output", ["digits.tflite", "served"])
 def test_full_disk_leaves_nothing_of_an_export(cli, files, tmp_path, converted, full, output):

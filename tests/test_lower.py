@@ -434,6 +434,7 @@ def test_lowered_graph_has_stock_layers_alone(name):
     assert "se_keras" not in lowered.to_json()
 
 
+@pytest.mark.slow
 @every_case
 def test_lowered_graph_loads_without_se_keras_and_is_the_same(name, tmp_path, without_se_keras):
     _, lowered = pair(name)
@@ -474,6 +475,7 @@ def test_twins_give_the_same_values(name):
             np.testing.assert_allclose(y, x, rtol=0, atol=BOUND * max(np.ptp(x), 1e-3))
 
 
+@pytest.mark.slow
 @every_case
 def test_lower_leaves_its_input_as_it_was(name):
     model = built(name)
@@ -487,6 +489,7 @@ def test_lower_leaves_its_input_as_it_was(name):
     assert all(map(np.array_equal, outputs_of(model, images), outputs))
 
 
+@pytest.mark.slow
 @every_case
 def test_lowered_graph_is_lowered_already(name):
     _, once = pair(name)
@@ -698,6 +701,7 @@ def graph_of(steps):
     return keras.Model(images, x)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(st.lists(st.sampled_from(list(STEPS)), min_size=1, max_size=12))
 @example(["1x1", "norm", "se", "scale", "shuffle", "depthwise", "norm", "1x1 narrower"])

@@ -28,11 +28,9 @@ WITH_SE = [name for name in ROWS if spec_of(name).se]
 # Rows of every family that take seconds: they keep the facts that compute values in the default run, and the digits'
 # network with each site and squeeze stands for those. All other rows have these facts in the sweep.
 LIGHT = (
-    "resnet11_digits",
     "se_resnet11_digits",
     "resnet20",
     "se_resnet20",
-    "mobilenet_025",
     "se_mobilenet_025",
     "se_shufflenet_g1_025",
     "se_vgg11_bn",
@@ -74,7 +72,7 @@ on_every_row = pytest.mark.parametrize("name", ROWS)
 on_each_kind = pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=() if name in LIGHT or name == "se_resnet18" else pytest.mark.sweep)
+        pytest.param(name, marks=() if name in LIGHT else pytest.mark.sweep)
         for name in (name if name == "senet154" else f"se_{name}" for name in KINDS)
     ],
 )

@@ -207,6 +207,7 @@ def assert_same(some, others):
 EVERYTHING = replace(CROPS, rand_augment=0.5, mixup=0.2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("augmentation", [CROPS, EVERYTHING], ids=["crops", "everything"])
 def test_batches_are_those_of_the_seed_wherever_they_begin(photographs, augmentation):
     whole = training(photographs, augmentation)

@@ -67,6 +67,7 @@ def kernels(content):
 BOUNDS = {"float32": 1e-5, "float16": 2e-3, "dynamic": 0.06, "int8": 0.12, "int16x8": 0.03}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_file_agrees_with_keras(precision, exported):
     made = exported(precision).manifest["agreement"]
@@ -223,6 +224,7 @@ def test_pattern_that_keeps_nothing_is_refused(pattern, message, model):
         to_litert(model, precision="int8", calibration=IMAGES, keep_float=pattern)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("layer", "options"), [("conv1", {"input_type": "uint8"}), ("predictions", {"output_type": "int8"})]
 )

@@ -330,6 +330,7 @@ def se_resnet50(hub, tmp_path_factory):
     keras.utils.clear_session()
 
 
+@pytest.mark.slow
 def test_network_has_the_released_weights(se_resnet50):
     released, model, requests, _ = se_resnet50
     assert_same_weights(model, released)
@@ -337,6 +338,7 @@ def test_network_has_the_released_weights(se_resnet50):
     assert requests == [f"HEAD {IMAGENET['se_resnet50'].repo}", f"GET {IMAGENET['se_resnet50'].repo}"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "keywords", [{}, {"input_shape": (96, 128, 3)}, {"pooling": "avg"}], ids=["free size", "small", "pooled"]
 )
@@ -406,6 +408,7 @@ def of_another_repository(path):
     path.write_text(path.read_text().replace(REPO, "timm/another.in1k"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, change",
     [

@@ -56,6 +56,7 @@ def test_every_block_has_its_squeeze_excitation_and_scale(profiles):
     assert {"squeeze", "excitation", "scale"}.isdisjoint(row.part for row in profiles["plain"].rows)
 
 
+@pytest.mark.slow
 def test_squeeze_by_the_maximum_has_its_kernel():
     model = create("se_resnet11_digits", se=SEConfig(squeeze="max"))
     rows = [row for row in profile(to_litert(model, lowering=False), runs=2).rows if row.part == "squeeze"]

@@ -109,6 +109,7 @@ def test_levels_of_the_network_with_its_top_are_as_published(name, sketch):
     assert shapes(pyramid(sketch(name)).output) == published(name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", READERS)
 def test_levels_without_the_top_at_a_free_size_are_as_published(name, sketch):
     free = pyramid(sketch(name, include_top=False))
@@ -158,6 +159,7 @@ def test_last_level_is_the_feature_map():
 # Values and weights.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_outputs_are_the_tensors_of_the_network_on_the_same_images(name):
     model = trained(create(name, input_shape=SMALL[name]))
@@ -186,6 +188,7 @@ def test_no_layer_stands_behind_the_last_level(name, sketch):
     assert not {"avg_pool", "pool5", "flatten", "dropout", "predictions"} & {layer.name for layer in model.layers}
 
 
+@pytest.mark.slow
 def test_training_the_pyramid_trains_the_network():
     model = create("se_resnet11_digits", include_top=False)
     before = model.get_weights()
@@ -197,6 +200,7 @@ def test_training_the_pyramid_trains_the_network():
     assert all(moved)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["se_resnet11_digits", "se_mobilenet_025", "se_shufflenet_g1_025"])
 def test_saved_pyramid_gives_the_same_levels(name, tmp_path):
     maps = trained(pyramid(create(name, include_top=False, input_shape=SMALL[name])))

@@ -186,6 +186,7 @@ def test_small_twin_equals_its_model(each_small):
     require_equal_in_tf_keras(each_small)
 
 
+@pytest.mark.slow
 def test_small_int8_file_equals_its_model(each_small):
     images = noise(each_small)
     tf_keras_model = qat.quantize_aware(each_small, images)
@@ -195,6 +196,7 @@ def test_small_int8_file_equals_its_model(each_small):
     assert result["agreement_with_twin"]["cosine"] > 0.999
 
 
+@pytest.mark.slow
 def test_int8_file_with_grouped_convolutions_is_all_xnnpacks():
     model = scattered(grouped_network())
     images = noise(model)
@@ -237,6 +239,7 @@ def test_fine_tuning_never_raises_the_loss_on_the_images_that_it_is_judged_by(tr
     assert model.evaluate(*judged_by, verbose=0) <= before * (1 + 1e-6)
 
 
+@pytest.mark.slow
 def test_fine_tuning_is_never_below_post_training(trained, int8, data):
     require_not_below(trained, data, int8)
 
@@ -297,6 +300,7 @@ def test_file_and_manifest_are_saved_and_loaded(int8, tmp_path):
     assert int8.manifest["agreement"]["samples"] == 360 and int8.manifest["agreement"]["held_out"]
 
 
+@pytest.mark.slow
 def test_gate_whose_bottleneck_is_dead_is_converted():
     # Its range is zero: with such a scale, XNNPACK aborts the process.
     model = small(layers.Conv2D(16, 3), lambda x: layers.Add()([SqueezeExcite(16, name="se")(x), x]), layers.Flatten())
@@ -317,6 +321,7 @@ def test_twin_is_saved_and_loaded(trained, data, tmp_path):
     np.testing.assert_array_equal(read.predict(images, verbose=0), tf_keras_model.predict(images, verbose=0))
 
 
+@pytest.mark.slow
 def test_keras_3_is_as_it_was_beside_the_library(tmp_path):
     script = """
 import os
@@ -345,6 +350,7 @@ def zeros(model):
     }
 
 
+@pytest.mark.slow
 def test_three_quarters_of_each_kernel_are_pruned(pruned):
     # The share is rounded to a whole number of weights; the smallest kernel has 9 * 16 of them.
     assert all(share == pytest.approx(0.75, abs=0.01) for share in zeros(pruned).values())
@@ -372,6 +378,7 @@ def test_fine_tuning_a_pruned_network_keeps_its_zeros(pruned, data):
     assert accuracy(exported, data) > 0.9
 
 
+@pytest.mark.slow
 def test_clustered_kernels_have_few_values(trained, data):
     model = qat.stripped(learn(qat.clustered(trained, clusters=16), data), trained)
     kernels = [layer.get_weights()[0] for layer in model.layers if isinstance(layer, (layers.Conv2D, layers.Dense))]

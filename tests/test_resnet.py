@@ -118,6 +118,7 @@ def noise(*shape):
 on_each_kind = pytest.mark.parametrize("block", [resnet.bottleneck, resnet.basic])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("site", SITES)
 @on_each_kind
 def test_gates_forced_to_one_equal_the_baseline(block, site):
@@ -145,6 +146,7 @@ def test_gates_forced_to_one_give_the_baselines_probabilities(site):
     np.testing.assert_array_equal(model(images).numpy(), baseline(images).numpy())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WITH_SE)
 def test_every_block_has_one_se_layer_named_after_it(name, facts):
     layers = [layer for layer, (kind, _) in facts(name).layers.items() if kind == "SqueezeExcite"]
@@ -272,6 +274,7 @@ def test_post_is_behind_the_relu_on_all_that_follows(block, name, before):
 # Shapes, strides and constants.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", IMAGENET)
 def test_features_of_a_224_image_are_7x7(name, facts):
     pooled = [row.name for row in facts(name).complexity.layers].index("avg_pool")

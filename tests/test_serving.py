@@ -126,6 +126,7 @@ def expected(saved):
 # A server that has the model.
 
 
+@pytest.mark.slow
 def test_golden_inputs_give_the_golden_outputs_by_both_protocols(saved, server):
     url, host = server
     answers = serving.check(saved.manifest, model="photos", rest=url, grpc=host)
@@ -428,6 +429,7 @@ def test_bad_request_is_refused_as_tf_serving_does(server, body, message):
 # Examples.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [[], ["--grpc"]], ids=["REST", "gRPC"])
 def test_python_client_prints_the_classes_of_files(expected, server, tmp_path, options):
     files = {"good.jpg": encoded(picture(), "JPEG"), "bad.jpg": b"x"}

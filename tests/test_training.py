@@ -197,6 +197,7 @@ def test_learning_rate_falls_to_zero(uninterrupted):
     assert rates[-1] == pytest.approx(0, abs=1e-8)
 
 
+@pytest.mark.slow
 def test_learning_rate_falls_on_a_plateau(few, tmp_path):
     # Nothing is learned, so no epoch is better than the one before: the rate falls after each.
     recipe = replace(SHORT, schedule="plateau", patience=1, learning_rate=1e-30, decay=0.5)
@@ -204,11 +205,13 @@ def test_learning_rate_falls_on_a_plateau(few, tmp_path):
     assert figures["learning_rate"] == pytest.approx([1e-30, 1e-30, 0.5e-30])
 
 
+@pytest.mark.slow
 def test_order_of_the_images_is_the_seeds(few, tmp_path):
     runs = [fit(small(), replace(SHORT, epochs=1, seed=seed), few, tmp_path / str(seed))[1] for seed in (0, 1)]
     assert runs[0]["loss"] != runs[1]["loss"]
 
 
+@pytest.mark.slow
 def test_weights_are_averaged_where_the_recipe_says_so(few, tmp_path):
     recipe = replace(SHORT, ema=0.5)
     model, figures = fit(small(), recipe, few, tmp_path)
@@ -220,6 +223,7 @@ def test_weights_are_averaged_where_the_recipe_says_so(few, tmp_path):
     assert not np.array_equal(kernel, model.layers[1].kernel.numpy())  # the checkpoint has the other ones
 
 
+@pytest.mark.slow
 def test_batch_norm_is_frozen_in_the_last_epochs(few, tmp_path):
     seen = []
 
@@ -234,6 +238,7 @@ def test_batch_norm_is_frozen_in_the_last_epochs(few, tmp_path):
     assert model.layers[2].trainable
 
 
+@pytest.mark.slow
 def test_gradients_of_parts_are_those_of_the_whole_batch(few, tmp_path):
     def without_batch_norm():
         keras.utils.set_random_seed(0)
@@ -261,6 +266,7 @@ def test_weight_decay_draws_kernels_to_zero_and_nothing_else(few, tmp_path):
     np.testing.assert_allclose(fitted.get_weights()[0], before * (1 - 0.1 * 0.1) ** STEPS, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [{"steps_per_execution": 3}, {"jit_compile": True}], ids=lambda how: [*how][0])
 def test_execution_changes_nothing_but_rounding(few, tmp_path, how):
     # Without dropout, whose masks XLA draws by another generator.
@@ -272,6 +278,7 @@ def test_execution_changes_nothing_but_rounding(few, tmp_path, how):
         np.testing.assert_allclose(runs[0][name], runs[1][name], rtol=1e-4, err_msg=name)
 
 
+@pytest.mark.slow
 def test_mixed_precision_trains_with_a_scaled_loss(few, tmp_path, mixed_float16):
     model, figures = fit(small(), SHORT, few, tmp_path)
     assert model.layers[1].compute_dtype == "float16"
@@ -299,6 +306,7 @@ def test_run_that_a_signal_ended_goes_on_to_the_same_weights(few, tmp_path, unin
     assert figures == uninterrupted[1]
 
 
+@pytest.mark.slow
 def test_run_with_averages_and_chance_goes_on_to_the_same_weights(few, tmp_path):
     augmentation = Augmentation(crop="pad", padding=1, flip=True, mixup=0.2)
     recipe = replace(SHORT, ema=0.9, weight_decay=1e-4, augmentation=augmentation, sampling="balanced")

@@ -88,6 +88,7 @@ def foreign(model, tmp_path_factory):
 # Kinds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("b", KINDS)
 @pytest.mark.parametrize("a", KINDS)
 def test_one_network_in_two_kinds_agrees(made, images, a, b):
@@ -120,6 +121,7 @@ def test_highest_version_of_a_served_model_is_meant(model, images, tmp_path):
     assert verify(model, tmp_path / "9", images).agreement.max_error > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["net", "float32.tflite"])
 def test_files_of_others_agree_whatever_their_output_is_called(foreign, made, images, name):
     for kind in KINDS:
