@@ -94,8 +94,8 @@ def describe(
         normalization: `(mean, std)`, each a number or one for each channel. Default: that in `training`.
         training: How the network was trained, for JSON, such as the content of run.json.
         converted: The metadata of the same network in another precision: defaults for the last three arguments.
-        default: The normalization if nothing else says it.
-        override: Whether labels and a normalization are taken that contradict `training` or `converted`.
+        default: The normalization if nothing else says one.
+        override: Whether labels and a normalization are taken that contradict `training`.
 
     Raises:
         TypeError, ValueError: If an argument is not valid, does not fit the number of channels or classes, or
@@ -104,17 +104,22 @@ def describe(
     base = converted or Metadata(network=network, precision=precision)
     if training is not None:
         base = replace(base, training=_training(training))
-    base = base.completed()
-    if base.labels is not None:
-        base = replace(base, labels=None if classes is None else _labels(base.labels, classes))
-    if base.normalization is not None:
-        base = replace(base, normalization=Normalization.of(base.normalization, channels=channels))
-    if labels is not None:
-        base = replace(base, labels=agreed("labels", _labels(labels, classes), base.labels, override=override))
-    if normalization is not None:
-        checked = Normalization.of(normalization, channels=channels)
-        base = replace(base, normalization=agreed("normalization", checked, base.normalization, override=override))
-    return replace(base, network=network, precision=precision, normalization=base.normalization or default)
+    recorded = known_from(base.training)
+    known = {"labels": base.labels or recorded.get("labels"), "normalization": base.normalization}
+    known["normalization"] = known["normalization"] or recorded.get("normalization") or default
+    if classes is None:
+        known["labels"] = None
+    given = {"labels": labels, "normalization": normalization}
+    checks = {
+        "labels": lambda names: _labels(names, classes),
+        "normalization": lambda pair: Normalization.of(pair, channels=channels),
+    }
+    for name, check in checks.items():
+        if given[name] is not None:
+            known[name] = agreed(name, check(given[name]), recorded.get(name), override=override)
+        elif known[name] is not None:
+            known[name] = check(known[name])
+    return replace(base, network=network, precision=precision, **known)
 
 
 def agreed(what: str, given: Any, known: Any, *, override: bool = False) -> Any:

@@ -95,8 +95,9 @@ def verify(a: Any, b: Any, inputs: Any = None, *, normalization: Any = None, ove
             range of its outputs.
         b: The model to compare with it.
         inputs: Images as A takes them: an array `(samples, height, width, channels)`, or an iterable of images or
-            batches, such as a `tf.data.Dataset`. Or a folder of image files, which are normalized. Default: noise. If B
-            has another normalization, because it takes pixels, both get the same pixels.
+            batches, such as a `tf.data.Dataset`; or a folder of image files, whose pixels are normalized if A or B is
+            known to need it, and else stay 0 to 255. Default: noise. If B has another normalization, because it takes
+            pixels, both get the same pixels.
         normalization: `(mean, std)` of pixels in 0 to 255, if the files of A do not say it.
         override: Whether a normalization is taken that contradicts the files of A.
 
@@ -120,8 +121,8 @@ def verify(a: Any, b: Any, inputs: Any = None, *, normalization: Any = None, ove
         a = a.normalized(normalization, override=override)
     shape = images_shape(a, b)
     images = _noise_for(a, b, shape) if inputs is None else calibration_images(inputs, shape, what="Verification")
-    if isinstance(inputs, (str, os.PathLike)):
-        images = of_pixels(a, b).apply(images)
+    if isinstance(inputs, (str, os.PathLike)) and (known := a.normalization or b.normalization):
+        images = known.apply(images)
     images, same = _as_both_take(a, b, images)
     expected, actual = a.run(images), b.run(same)
     as_logits = len(expected) == len(actual) == 1 and "probabilities" in {*expected, *actual}

@@ -14,7 +14,7 @@ from se_keras import storage
 from se_keras.export.description import agreed
 from se_keras.export.litert.file import LiteRTModel
 from se_keras.export.serving.savedmodel import SavedModel
-from se_keras.export.verification import runnable
+from se_keras.export.verification import Runnable, runnable
 from se_keras.images import as_pixels, evaluation_image
 from se_keras.training.data import Data, EpochOrder, SkippedFiles, Split
 from se_keras.training.pipeline import PREFETCHED, read_batches
@@ -26,7 +26,7 @@ _VIEWS_AT_ONCE = 64  # in one call of a model
 _SINGLE_CROP = "arXiv:1709.01507, section 5.1"
 _SCALES = (256 / 224, 288 / 224, 320 / 224, 352 / 224)
 
-AnyModel = keras.Model | LiteRTModel | SavedModel | FilePath
+AnyModel = keras.Model | LiteRTModel | SavedModel | Runnable | FilePath
 Size = tuple[int, int]  # height and width
 ProtocolName = Literal["plain", "224", "299", "320", "ten_crop", "multi_scale", "multi_crop"]
 
@@ -109,7 +109,8 @@ def protocol_for(models: Sequence[AnyModel], data: Data) -> ProtocolName:
     height = next((size for size in (runnable(model).input_shape[1] for model in models) if size), None)
     if height is None:  # models of any size
         return "plain" if hasattr(data.test, "images") else "224"
-    return next((name for name, protocol in PROTOCOLS.items() if protocol.size == height), "plain")
+    sizes: dict[int | None, ProtocolName] = {224: "224", 299: "299", 320: "320"}
+    return sizes.get(height, "plain")
 
 
 def data_of(models: Sequence[AnyModel]) -> str:
@@ -279,7 +280,7 @@ def _probabilities(model, data):
     network, classes = model.model, len(data.classes)
     traced = None if network is None else tf.function(lambda images: network(images, training=False))
     known = model.normalization
-    normalization = known.scaled(data.white / 255) if known else data.normalization
+    normalization = known.scaled((data.white or 255) / 255) if known else data.normalization
 
     def probabilities(pixels):
         images = normalization.apply(pixels)

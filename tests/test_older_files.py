@@ -70,7 +70,8 @@ def test_interrupted_training_resumes_from_its_checkpoint(few, tmp_path):
     for ours, theirs in zip(model.get_weights(), weights.values(), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-2, atol=1e-3)
 
-    assert keys(json.loads((tmp_path / "run" / "run.json").read_text())) == keys(
+    new = {"/pixels", "/pixels/mean", "/pixels/mean/0", "/pixels/std", "/pixels/std/0", "/source"}
+    assert keys(json.loads((tmp_path / "run" / "run.json").read_text())) == new | keys(
         training_of(OLD / "run" / "model.keras")
     )
 
@@ -86,7 +87,9 @@ def test_manifests_have_the_same_keys_now(tmp_path):
     exported = to_litert(model, precision="int8", calibration=images)
     assert keys(exported.manifest) == keys(json.loads((OLD / "tiny_int8.tflite.json").read_text()))
     served = to_savedmodel(model, tmp_path, labels=list("0123456789"), normalization=(0, 255))
-    assert keys(served.manifest) == keys(load_savedmodel(OLD / "served").manifest)
+    new = {"/labels", "/labels/0", "/normalization", "/training"}
+    new |= {f"/normalization/{key}" for key in ("mean", "mean/0", "std", "std/0")}
+    assert keys(served.manifest) == new | keys(load_savedmodel(OLD / "served").manifest)
 
 
 def test_litert_file_and_its_manifest_are_read():

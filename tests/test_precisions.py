@@ -14,9 +14,12 @@ from keras import layers
 
 from se_keras.catalogue import create
 from se_keras.export.litert import conversion as litert
+from se_keras.export.litert import metadata
 from se_keras.export.litert.conversion import PRECISIONS, to_litert
 from se_keras.export.litert.file import LiteRTRunner
 from se_keras.export.litert.flatbuffer import packed, without_idle_clamps
+from se_keras.export.verification import runnable, verify
+from se_keras.normalization import Normalization
 from se_keras.training.data import digits
 
 IMAGES = digits().train.images[:60]
@@ -189,11 +192,23 @@ def test_option_that_a_precision_does_not_have_is_refused(options, message, mode
         to_litert(model, **options)
 
 
-def test_integer_input_of_pixels_normalized_by_channel_is_refused():
-    rgb = create("se_mobilenet_025", input_shape=(32, 32, 3), classes=10)
-    options = {"calibration": images_for(rgb), "input_type": "uint8", "normalization": ((1, 2, 3), (4, 5, 6))}
-    with pytest.raises(ValueError, match="An integer input has one scale for all channels. Received: normalization="):
-        to_litert(rgb, precision="int8", **options)
+def test_integer_input_of_pixels_normalized_by_channel_is_a_part_of_the_file():
+    # Channels that are normalized very differently, so that one scale for all would fail.
+    keras.utils.set_random_seed(0)
+    rgb, normalization = create("se_resnet20", classes=10), Normalization((20.0, 120.0, 220.0), (10.0, 60.0, 90.0))
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 32, 32, 3))
+    options = {"calibration": normalization.apply(pixels), "input_type": "uint8", "normalization": normalization}
+    made = to_litert(rgb, precision="int8", **options)
+    entry = made.manifest["signature"]["inputs"]["images"]
+    assert (entry["dtype"], entry["scale"], entry["zero_point"]) == ("uint8", 1.0, 0)
+    assert made.manifest["agreement"]["cosine"] > 0.99
+    # What the file says of itself is what evaluate and verify go by: it takes pixels as they are.
+    assert metadata.read(made.content).normalization == ((0.0,), (1.0,))
+    assert (
+        verify(runnable(rgb).normalized(normalization), made, normalization.apply(pixels[:8])).agreement.cosine > 0.99
+    )
+    with pytest.raises(ValueError, match="An integer input with a scale for each channel needs lowering. Received"):
+        to_litert(rgb, precision="int8", lowering=False, **options)
 
 
 # Layers that stay in float32.

@@ -96,7 +96,7 @@ def to_litert(
             float input. With a normalization, an integer input takes the pixels themselves: if it differs by channel,
             it becomes a part of the file, and the file and the model are compared on pixels.
         training: How the model was trained, as a dict for JSON, such as that in `run.json`.
-        override: Whether labels and a normalization are taken that contradict `training` or `converted`.
+        override: Whether labels and a normalization are taken that contradict `training`.
         progress: Called with a line of text at each step.
 
     Raises:
@@ -146,7 +146,10 @@ def to_litert(
         about = replace(about, normalization=Normalization((0.0,), (1.0,)))
         calibration_set, comparison_set = inside.undo(calibration_set), inside.apply(_levels(comparison_set, inside))
     report(f"converting {model.name}")
-    content = metadata.detach(converted.content) if converted else _convert(exported, (1, *shape), output_names(model))
+    if converted and not inside:
+        content = metadata.detach(converted.content)
+    else:
+        content = _convert(exported, (1, *shape), output_names(model))
     content = _quantized(
         content,
         exported,

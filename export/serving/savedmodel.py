@@ -62,7 +62,7 @@ class SavedModel:
             network=self.manifest["network"],
             precision=self.manifest["precision"],
             labels=labels and tuple(labels),
-            normalization=normalization and Normalization(normalization["mean"], normalization["std"]),
+            normalization=normalization and Normalization(*(tuple(normalization[key]) for key in ("mean", "std"))),
             training=self.manifest.get("training"),
         ).completed()
 
@@ -183,7 +183,7 @@ def to_savedmodel(
             lowering=getattr(exported, "lowering", None),
             agreement=result,
             held_out=True,  # nothing was calibrated
-            labels=description.labels,
+            labels=description.labels and list(description.labels),
             normalization=description.normalization and description.normalization.to_json(),
             training=description.training,
             signatures=runner.describe(),

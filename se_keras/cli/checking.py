@@ -149,6 +149,9 @@ def verify(options: argparse.Namespace, console: Console) -> int | None:
             raise ValueError(f"--layers is for two .keras files. Received: {options.a} and {options.b}")
         if given := read_normalization(options.normalize):
             a = a.normalized(given, override=options.override)
+        if from_folder and not (a.normalization or b.normalization):
+            print_message(console, "the files do not say a normalization (--normalize): pixels stay 0 to 255")
+            a = a.normalized((0, 1))
         shape = images_shape(a, b)
         images = options.images and read_images(options.images, options, shape, progress, a, b, split="test")
         progress(f"comparing {options.b} with {options.a}")

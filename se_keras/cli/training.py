@@ -34,7 +34,7 @@ def add_train(commands: Commands) -> None:
     add("-o", "--output", type=Path, help="folder of the run")
     add(
         "--recipe",
-        help=f"{one_of(RECIPES)} (default: digits for the digits, else that of the network: paper_cifar for 32x32 images, else paper_imagenet)",
+        help=f"{one_of(RECIPES)} (default: the network's; digits for the digits)",
     )
     add("--dry-run", action="store_true", help="print the whole recipe with its sources, and exit")
     add("--epochs", type=POSITIVE, help="passes over the data (default: the recipe's)")
