@@ -358,7 +358,7 @@ def test_shard_with_a_flipped_bit_is_named_where_checksums_are_asked_for(copied)
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"splits": {"train": [{}]}}'])
 def test_damaged_index_is_refused(copied, text):
     (copied / shards.INDEX).write_text(text)
-    with pytest.raises(ValueError, match="index.json' is no index of shards"):
+    with pytest.raises(ValueError, match="index.json' is not an index of shards"):
         shards.read(copied)
 
 

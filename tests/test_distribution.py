@@ -183,7 +183,7 @@ BAD = {
     described({"worker": ["a:1", "a:1"]}, {"type": "worker", "index": 0}): "each at an address of its own",
     described(
         WORKERS, {"type": "evaluator", "index": 0}
-    ): "jobs are chief and worker. Received: .+ this is 'evaluator'",
+    ): "jobs are chief and worker. Received: .+; this process is 'evaluator'",
     described({**WORKERS, "ps": ["c:3"]}, {"type": "ps", "index": 0}): "Parameter servers are not supported: .+ 'ps'",
 }
 

@@ -441,7 +441,7 @@ def test_damaged_checkpoint_is_refused_in_one_line_and_left_alone(few, run, dama
     path = run / checkpoint.FILE
     path.write_bytes(damage(path.read_bytes()))
     before = content(run)
-    with pytest.raises(ValueError, match="is no checkpoint that can be read|is damaged, or no checkpoint") as error:
+    with pytest.raises(ValueError, match="cannot be read as a checkpoint|is damaged, or not a checkpoint") as error:
         fit(small(), SHORT, few, run)
     assert "\n" not in str(error.value) and str(path) in str(error.value)
     assert content(run) == before

@@ -24,12 +24,12 @@ def training_image(
     operations: Callable | None = None,
     mean: Any = 0.0,
 ) -> tf.Tensor:
-    """An image as a network of `size`, `(height, width)`, sees it in training: float32, in the range of the content.
+    """An augmented training image of `size`, `(height, width)`: float32, in the value range of the content.
 
     Args:
         content: Bytes of a file, or pixels `(height, width, channels)`.
         seed: Two integers.
-        operations: What `rand_augment` returns, if the augmentation asks for it.
+        operations: The function that `rand_augment` returns, if the augmentation includes it.
         mean: The value of a cutout square, one number or one for each channel.
     """
     if augmentation.crop == "scale_and_aspect":
@@ -81,7 +81,7 @@ def rand_augment(factor: float) -> Callable:
 
 
 class StatelessSeeds(keras.random.SeedGenerator):
-    """Seeds for Keras layers, all derived from one tensor: a dataset that is read again has the same images."""
+    """Seeds for Keras layers, all derived from one tensor, so a dataset that is read again has the same images."""
 
     def __init__(self, seed: tf.Tensor):
         self._seed, self._count = seed, 0
@@ -108,7 +108,7 @@ def _square(size, side, seed):
 
 
 def _random_part(content, channels, augmentation, seed):
-    """A part of an image, of random size and aspect ratio; of a JPEG file only this part is decoded."""
+    """A part of an image, of random size and aspect ratio. Only this part of a JPEG file is decoded."""
 
     def part(shape):
         begin, extent, _ = tf.image.stateless_sample_distorted_bounding_box(

@@ -22,13 +22,13 @@ FILE = "checkpoint.safetensors"
 def state_of(model: keras.Model, optimizer: keras.Optimizer) -> dict[str, Array]:
     """The values that training changes, by name: weights, seeds, the optimizer's variables and averaged weights.
 
-    Under a strategy with several workers all of them must call this at the same time.
+    Under a strategy with several workers, all workers must call this at the same time.
     """
     return {name: np.asarray(keras.ops.convert_to_numpy(x)) for name, x in _variables(model, optimizer).items()}
 
 
 def restore(path: FilePath, tensors: Mapping[str, Array], model: keras.Model, optimizer: keras.Optimizer) -> None:
-    """Gives a model and its optimizer the values read from `path`; ValueError, and no change, if they do not fit."""
+    """Assigns values read from `path` to a model and its optimizer. ValueError, and no change, if they do not fit."""
     variables = _variables(model, optimizer)
     shapes = {name: tuple(variable.shape) for name, variable in variables.items()}
     found = {name: values.shape for name, values in tensors.items()}
@@ -50,17 +50,17 @@ def save_checkpoint(path: FilePath, tensors: Mapping[str, Array], about: Json) -
 
 
 def load_checkpoint(path: FilePath) -> tuple[dict[str, Array], Json]:
-    """Reads the values and the description of a checkpoint; ValueError if it is damaged, or not one of se_keras."""
+    """Reads the values and the description of a checkpoint; ValueError if it is damaged, or not of se_keras."""
     with _open(path) as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
         metadata = file.metadata() or {}
     if metadata.get("sha256") != _checksum(tensors, metadata.get("about", "")):
-        raise ValueError(f"{str(path)!r} is damaged, or no checkpoint of se_keras: its checksum does not match")
+        raise ValueError(f"{str(path)!r} is damaged, or not a checkpoint of se_keras: its checksum does not match")
     return tensors, json.loads(metadata["about"])
 
 
 def position(path: Path) -> tuple[int, int] | None:
-    """The number of finished epochs and of finished steps in the next one, from the header; None without a file."""
+    """Finished epochs, and finished steps of the next epoch, from the header; None without a file."""
     if not path.is_file():
         return None
     with _open(path) as file:
@@ -74,11 +74,11 @@ def _open(path):
         with safetensors.safe_open(path, framework="numpy") as file:
             yield file
     except (safetensors.SafetensorError, OSError) as error:
-        raise ValueError(f"{str(path)!r} is no checkpoint that can be read: {first_line(error)}") from None
+        raise ValueError(f"{str(path)!r} cannot be read as a checkpoint: {first_line(error)}") from None
 
 
 def _variables(model, optimizer):
-    """Named by position and kind only: Keras numbers unnamed layers and optimizers anew in each process."""
+    """Named by position and kind only, because Keras numbers unnamed layers and optimizers anew in each process."""
     return {
         f"{owner}/{position}/{re.split('[/_]', variable.path)[-1]}": variable
         for owner, variables in (("model", model.variables), ("optimizer", optimizer.variables))

@@ -13,24 +13,23 @@ from se_keras.normalization import IMAGENET, Normalization
 from se_keras.training.recipes import SAMPLINGS, Sampling
 from se_keras.typing import Array, FilePath
 
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")  # of the files to read; their content decides the format
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")  # the content of a file decides its format
 TRAIN, HELD_OUT = "train", ("val", "valid", "validation", "test")
-HELD_OUT_SHARE = 0.2  # of each class, where a folder has no held-out images of its own
+HELD_OUT_SHARE = 0.2  # of each class, if a folder has no held-out images
 
 
 @dataclass(frozen=True, kw_only=True)
 class EpochOrder:
     """The order of the images in one epoch, or in one worker's share of it.
 
-    Of each `batch * parts` images, which make a step, part 0 has the first `batch`, part 1 the next, and so on: two
-    workers together see what one process with two replicas sees.
+    A step has `batch * parts` images. Part 0 reads the first `batch` of them, part 1 the next, and so on: two workers
+    together see the same images as one process with two replicas.
 
     Args:
-        batch: Images of the share in a step.
+        batch: Number of images of the share in a step.
         part, parts: Index of the share, and number of shares.
-        seed: Of the random order. None keeps the order of the split, with each image once, and fills the last step up
-            with -1.
-        epoch: Its index. Each has another random order, without the last step if it is incomplete.
+        seed: Seed of the random order. None keeps the order of the split, and pads the last step with index -1.
+        epoch: Index of the epoch. Each epoch has its own random order; an incomplete last step is dropped.
         sampling: `"shuffled"`, each image once; or `"balanced"`, each class equally often (arXiv:1512.05830, 4.1).
         start: Steps to skip.
     """
@@ -61,7 +60,7 @@ class EpochOrder:
 
 
 def _balanced(labels, rng):
-    """As many images as there are, in random order, each class equally often: images of small classes repeat."""
+    """Indices in random order, as many as images, each class equally often: images of small classes repeat."""
     by_class = [np.flatnonzero(labels == label) for label in np.unique(labels)]
     rounds = -(-len(labels) // len(by_class))
     turns = ([rng.permutation(images) for _ in range(-(-rounds // len(images)))] for images in by_class)
@@ -80,7 +79,7 @@ class Split(Protocol):
     def __len__(self) -> int: ...
 
     def examples(self, order: EpochOrder) -> tf.data.Dataset:
-        """A dataset of (index, pixels or bytes of a file, label) in this order; index -1 fills the last step up."""
+        """A dataset of (index, pixels or bytes of a file, label) in this order; index -1 pads the last step."""
         ...
 
     def name_of(self, index: int) -> str:
@@ -99,7 +98,7 @@ class Arrays:
         return len(self.images)
 
     def examples(self, order: EpochOrder) -> tf.data.Dataset:
-        """A dataset of (index, pixels, label) in this order; index -1 fills the last step up."""
+        """A dataset of (index, pixels, label) in this order; index -1 pads the last step."""
         images, labels = tf.constant(self.images), tf.constant(self.labels, "int32")
 
         def read(index):
@@ -123,7 +122,7 @@ class Files:
         return len(self.paths)
 
     def examples(self, order: EpochOrder) -> tf.data.Dataset:
-        """A dataset of (index, bytes of the file, label) in this order; index -1 fills the last step up."""
+        """A dataset of (index, bytes of the file, label) in this order; index -1 pads the last step."""
         paths, labels = tf.constant(self.paths), tf.constant(self.labels, "int32")
 
         def read(index):
@@ -146,7 +145,7 @@ class Data(Generic[AnySplit]):
     """A data set: images to train on, images to evaluate on, and the names of the classes.
 
     Args:
-        name: What run.json and messages call it.
+        name: The name in run.json and in messages.
         train, test: Splits to train and to evaluate on, such as `Arrays` or `Files`.
         classes: Names in the order of the labels; a label of none of them raises ValueError.
         mean, std: Of each channel: images are normalized to (pixel - mean) / std.
@@ -178,7 +177,7 @@ class Data(Generic[AnySplit]):
 
     @property
     def normalization(self) -> Normalization:
-        """What networks are trained with on these data."""
+        """The normalization of the images in training."""
         return Normalization(self.mean, self.std)
 
     @property
@@ -238,12 +237,12 @@ def folder(
 ) -> Data[Files]:
     """Image files in a folder for each class: `train/CLASS/...` and `val/CLASS/...`, or `CLASS/...` alone.
 
-    Held-out images are in `val`, `valid`, `validation` or `test`; of `CLASS/...` alone, a fifth of each class is held
-    out. Classes are sorted by name, and have the images of their subfolders too. Hidden and other files are ignored.
+    Held-out images are in `val`, `valid`, `validation` or `test`; from `CLASS/...` alone, a fifth of each class is held
+    out. Classes are sorted by name, and include the images of subfolders. Hidden and other files are ignored.
 
     Args:
-        mean, std: Of each channel of pixels in 0 to 255: 3 values to read RGB, 1 to read gray.
-        seed: Of the choice of held-out images.
+        mean, std: For each channel of pixels in 0 to 255: 3 values to read RGB, 1 to read gray.
+        seed: Seed of the choice of held-out images.
 
     Raises:
         FileNotFoundError: If there is no such folder.

@@ -1,4 +1,4 @@
-"""The strategies of tf.distribute: who the workers of a training are, and what each reads of a batch."""
+"""The strategies of tf.distribute: the workers of a training, and the share of a batch that each of them reads."""
 
 import contextlib
 import json
@@ -19,11 +19,11 @@ STRATEGIES = get_args(Strategy)
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """The workers of a training, and which of them this process is.
+    """The workers of a training, and the index of this process among them.
 
     Args:
         workers: Addresses, `"host:port"`; the first is the chief, which writes the files.
-        index: Of this process among the workers.
+        index: Index of this process among the workers.
     """
 
     workers: tuple[str, ...]
@@ -58,13 +58,13 @@ def cluster_from_environment() -> Cluster:
             f"Received: {variable[:200]} ({type(error).__name__}: {first_line(error)})"
         ) from None
     if "ps" in jobs:
-        # They update the variables asynchronously; a Keras 3 optimizer applies gradients summed over all replicas.
+        # Parameter servers update variables asynchronously; a Keras 3 optimizer sums gradients over all replicas.
         raise ValueError(
             "Parameter servers are not supported: Keras 3 has no optimizer for ParameterServerStrategy "
             "(https://keras.io/guides/distributed_training_with_tensorflow). Received: TF_CONFIG with the job 'ps'"
         )
     if job not in ("chief", "worker") or job not in jobs or set(jobs) - {"chief", "worker"}:
-        raise ValueError(f"TF_CONFIG's jobs are chief and worker. Received: {sorted(jobs)}, of which this is {job!r}")
+        raise ValueError(f"TF_CONFIG's jobs are chief and worker. Received: {sorted(jobs)}; this process is {job!r}")
     if job == "worker" and type(index) is int:
         index += len(addresses.get("chief", ()))
     return Cluster(workers=addresses.get("chief", ()) + addresses.get("worker", ()), index=index)
@@ -117,7 +117,7 @@ class Replicas:
 def replicas(
     strategy: Strategy = "none", *, cluster: Cluster | None = None, tpu: str | None = None, timeout: float = 600
 ) -> Replicas:
-    """Creates a strategy; of several workers, waits until all have connected.
+    """Creates a strategy. With several workers, waits until all have connected.
 
     `"multi-worker"` must be created before anything else of TensorFlow is used.
 
@@ -167,8 +167,8 @@ def _multi_worker(cluster, timeout):
 def _wait_for_workers(cluster, timeout):
     """Waits until all workers have connected. TensorFlow itself would wait for an hour and ignore signals.
 
-    Each worker listens at its own address and calls the others until each has answered once, either from this function
-    or from TensorFlow, which then takes the address over.
+    Each worker listens at its own address and connects to the others until each has answered once, either from this
+    function or from TensorFlow, which uses the same address later.
     """
     missing = {address for index, address in enumerate(cluster.workers) if index != cluster.index}
     own = cluster.workers[cluster.index]

@@ -1,4 +1,4 @@
-"""The training loop, on one device or on many machines: after any interruption the same call resumes."""
+"""The training loop, on one device or on many machines. After an interruption, the same call resumes."""
 
 import contextlib
 import json
@@ -32,14 +32,14 @@ Figures = dict[str, list[float]]  # one value for each epoch
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far a training is.
+    """The progress of a training.
 
     Args:
-        epoch, epochs: Number of finished epochs, and of all.
-        step, steps: Number of finished steps in the current epoch, and of all.
+        epoch, epochs: Number of finished epochs, and of all epochs.
+        step, steps: Number of finished steps in the current epoch, and of all its steps.
         loss, accuracy: Mean over the current epoch so far; None before its first step.
         images_per_second: In the last execution; None before the first.
-        figures: Of the finished epochs.
+        figures: Figures of the finished epochs.
     """
 
     epoch: int
@@ -74,9 +74,9 @@ def fit(
     Args:
         model: A functional model from images to probabilities or logits of the data's classes. Training starts from
             its weights. Under a strategy a copy of it is trained.
-        recipe: Its batch is shared by all replicas.
-        folder: Of this run. All workers must see the same one.
-        strategy: A name, or `Replicas`: `"multi-worker"` must be created before the model is built.
+        recipe: Its batch is divided among all replicas.
+        folder: Folder of this run. All workers must see the same folder.
+        strategy: A name, or `Replicas`. `"multi-worker"` must be created before the model is built.
         progress: Called before the first step, after each execution and after each epoch.
         callbacks: Called for training, epochs and batches; an epoch's logs have the evaluation too.
 
@@ -171,9 +171,9 @@ class _Run:
             self.epoch, self.step, self.sums = self.epoch + 1, 0, np.zeros(3)
             if self.replicas.is_chief:
                 self._write_files(draw=time.monotonic() - started > _DRAW_SECONDS)
-        # After the other files: a run that resumes from the checkpoint before writes them again.
+        # After the other files: a run that resumes from the previous checkpoint writes them again.
         self._save()
-        if self.replicas.is_chief:  # after the checkpoint: an epoch that is repeated would be in the events twice
+        if self.replicas.is_chief:  # after the checkpoint, or a repeated epoch would be in the events twice
             record.write_tensorboard(self.folder, figures, self.epoch)
         self.report()
         return figures
@@ -193,7 +193,7 @@ class _Run:
         logs = {"loss": self.sums[0] / max(self.sums[2], 1), "accuracy": self.sums[1] / max(self.sums[2], 1)}
         callbacks.on_train_batch_end(self.step - 1, logs)
         self.report(images_per_second=count * self.recipe.batch_size / seconds, **logs)
-        stopping = sums[3] > 0  # some worker asked for it
+        stopping = sums[3] > 0  # a worker asked to stop
         if stopping or (every and self.step % every == 0 and self.step < self.steps):
             self.trainer.synchronize()
             self._save()
@@ -241,7 +241,7 @@ class _Run:
 
     @contextlib.contextmanager
     def _explained_errors(self):
-        """Turns TensorFlow's errors into those of their causes: undecodable files, a lost worker."""
+        """Turns TensorFlow's errors into errors that name the cause: undecodable files, a lost worker."""
         try:
             yield
         except tf.errors.OpError as error:
@@ -303,7 +303,7 @@ class _Run:
         self.sums = np.array(about["sums"])
 
     def _require_same_step(self):
-        """Refuses workers that start from different checkpoints, since their folders are not the same."""
+        """Refuses workers that start from different checkpoints, which means that their folders differ."""
         here = self.epoch * self.steps + self.step
         if not self.replicas.agree(here):
             raise ValueError(

@@ -26,13 +26,13 @@ def batches(
 ) -> tf.data.Dataset:
     """The batches of training images of an epoch, or of one worker's share of it.
 
-    The augmentation of an image depends on the seed and the epoch of the order and on the index of the image alone: it
-    is the same for every worker and wherever the order starts.
+    The augmentation of an image depends only on the seed and the epoch of the order and on the index of the image. It
+    is the same for every worker, and after resuming.
 
     Args:
         split: Images of `data`, which has the classes and the normalization.
         size: `(height, width)` of the network.
-        order: With a seed.
+        order: The order of the images; it needs a seed.
         skipped: Collects the files that cannot be decoded; a service cannot report them.
         service: Address of a tf.data service that prepares the images, such as `"grpc://host:5000"`.
 
@@ -79,10 +79,10 @@ def held_out(
     cache: bool = False,
     skipped: SkippedFiles | None = None,
 ) -> tf.data.Dataset:
-    """The batches of images to evaluate on, or of one worker's share: each image once over all shares.
+    """The batches of images to evaluate on, or one worker's share of them. All shares together have each image once.
 
-    They are as those of `batches`, but with labels `(batch,)` as int32. All shares have the same number of batches, all
-    full; what is missing at the end has weight 0. The order has no seed; `cache` keeps all images in memory.
+    Batches are like those of `batches`, but with int32 labels `(batch,)`. All shares have the same number of full
+    batches; padding at the end has weight 0. The order must have no seed. `cache` keeps all images in memory.
     """
 
     def read(index, content, label):
@@ -93,7 +93,7 @@ def held_out(
 
 
 def normalized(dataset: tf.data.Dataset, data: Data) -> tf.data.Dataset:
-    """Of the batches of `read_batches`: normalized images, labels and weights."""
+    """Turns the batches of `read_batches` into normalized images, labels and weights."""
 
     def finish(_, images, labels, weights):
         return data.normalization.apply(images), labels, weights
@@ -104,8 +104,8 @@ def normalized(dataset: tf.data.Dataset, data: Data) -> tf.data.Dataset:
 def read_batches(split: Split, order: EpochOrder, read: Callable, skipped: SkippedFiles | None) -> tf.data.Dataset:
     """Batches of index, image, label and weight: 0 for padding, and for a black image that could not be decoded.
 
-    `read` maps an example of the split to index, image and label. In a dataset an error ends the iteration, or the
-    element is dropped silently. So each batch is a dataset of its own, whose images are scattered to their positions
+    `read` maps an example of the split to index, image and label. In a dataset, an error ends the iteration, or the
+    element is dropped silently. So each batch is a separate dataset, whose images are scattered to their positions
     once all are read.
     """
     batch = order.batch

@@ -1,4 +1,4 @@
-"""How to train, as values: the recipes, each with its source, and the execution, which does not change the result.
+"""Training recipes, each with its source, and execution options, which do not change the result.
 
 Values out of their range raise ValueError.
 """
@@ -31,9 +31,9 @@ class Augmentation:
         crop: `"scale_and_aspect"`, a part of the image of random size and aspect ratio, resized to the network's size
             (Szegedy et al. 2015, arXiv:1409.4842, section 6); `"pad"`, a random crop of the zero-padded image
             (He et al. 2015, arXiv:1512.03385, section 4.2); or `"none"`, the centre crop.
-        area: Of `"scale_and_aspect"`: the smallest and the largest share of the image's area.
-        aspect: Of `"scale_and_aspect"`: the smallest and the largest ratio of width to height.
-        padding: Of `"pad"`: pixels on each side.
+        area: For `"scale_and_aspect"`: the smallest and the largest share of the image's area.
+        aspect: For `"scale_and_aspect"`: the smallest and the largest ratio of width to height.
+        padding: For `"pad"`: pixels on each side.
         flip: Whether half of the images are mirrored left to right.
         rand_augment: Strength of two operations of `keras.layers.RandAugment` (arXiv:1909.13719), 0 to 1; 0 for none.
         cutout: Side in pixels of a square that is set to the mean; its centre is anywhere in the image
@@ -69,19 +69,19 @@ class Recipe:
 
     Args:
         batch_size: Images in a step, over all replicas.
-        learning_rate: The first one, or the one at the end of the warm-up.
-        momentum, nesterov: Of SGD.
+        learning_rate: The initial learning rate, or the one at the end of the warm-up.
+        momentum, nesterov: Arguments of SGD.
         weight_decay: L2 regularization of the kernels; biases and BatchNorm's parameters have none.
-        schedule: Of the learning rate. `"cosine"` lowers it to zero (arXiv:1608.03983, eq. 5, without restarts),
+        schedule: The learning rate schedule. `"cosine"` ends at zero (arXiv:1608.03983, eq. 5, without restarts),
             `"steps"` multiplies it by `decay` after each number of epochs in `decay_epochs`, `"plateau"` whenever the
             held-out loss has not fallen for `patience` epochs.
         decay_epochs, decay, patience: See `schedule`.
         warmup_epochs: Epochs of linear warm-up before the cosine (arXiv:1706.02677, section 2.2).
         label_smoothing: Share of each label that is spread over all classes (arXiv:1512.00567, section 7).
         ema: Decay per step of the averaged weights, which are then evaluated and saved; 0 for none.
-        frozen_batch_norm_epochs: Last epochs in which BatchNorm runs as in inference and is not trained.
+        frozen_batch_norm_epochs: Number of last epochs in which BatchNorm runs as in inference and is not trained.
         sampling: `"shuffled"`, or `"balanced"`: each class equally often (arXiv:1512.05830, section 4).
-        seed: Of the initial weights, the order of the images and their augmentation.
+        seed: Seed of the initial weights, the order of the images and their augmentation.
         source: Where the values come from.
     """
 
@@ -139,7 +139,7 @@ class Recipe:
 
     def scaled_to(self, batch_size: int) -> "Recipe":
         """The recipe with another batch and the learning rate in proportion: arXiv:1706.02677, section 2.1."""
-        at_batch = replace(self, batch_size=batch_size)  # checks the batch first: one of 0 has a learning rate of 0
+        at_batch = replace(self, batch_size=batch_size)  # checks the batch before the learning rate
         return replace(at_batch, learning_rate=self.learning_rate * batch_size / self.batch_size)
 
 
@@ -194,7 +194,7 @@ PAPER_IMAGENET = Recipe(
     augmentation=_IMAGENET_CROPS,
     source=f"arXiv:1709.01507, section 5.1; {_DECAY}; crops of 8 to 100 % and 3/4 to 4/3 as its repository has them",
 )
-# A checkpoint is resumed with the same recipe only, its source included: a new text here would end all runs.
+# A checkpoint resumes only with the same recipe, source included. A changed text here breaks all unfinished runs.
 RECIPES: dict[str, Recipe] = {
     "digits": DIGITS,
     "paper_imagenet": PAPER_IMAGENET,

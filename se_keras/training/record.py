@@ -1,4 +1,4 @@
-"""The files of a training for people: its figures as CSV, curves and TensorBoard events, and what made them."""
+"""Files of a training for people to read: figures as CSV, curves and TensorBoard events, and their provenance."""
 
 import csv
 import hashlib
@@ -27,7 +27,7 @@ def write_csv(folder: FilePath, figures: Mapping[str, Sequence[float]]) -> None:
 
 
 def write_tensorboard(folder: FilePath, figures: Mapping[str, float], epoch: int) -> None:
-    """Appends the figures of an epoch, `{name: value}`, to the events that TensorBoard shows of `folder`."""
+    """Appends the figures of an epoch, `{name: value}`, to the TensorBoard events in `folder`."""
     # As tf.summary.scalar does, which needs the package tensorboard.
     scalar = tf.compat.v1.SummaryMetadata(plugin_data={"plugin_name": "scalars"}, data_class="DATA_CLASS_SCALAR")
     writer = tf.summary.create_file_writer(str(Path(folder) / EVENTS))
@@ -38,7 +38,7 @@ def write_tensorboard(folder: FilePath, figures: Mapping[str, float], epoch: int
 
 
 def draw_curves(target: FilePath, runs: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
-    """Draws top-1 error and loss against epochs, as in Figures 4 to 6 of arXiv:1709.01507, with training dashed.
+    """Draws top-1 error and loss against epochs, as in Figures 4 to 6 of arXiv:1709.01507; training is dashed.
 
     `runs` is `{name: figures}` with the figures that `fit` returns.
 
@@ -87,7 +87,7 @@ def provenance() -> Json:
 
 
 def source_sha256(root: Path) -> str:
-    """SHA-256 of the sources in a checkout, which has links for two packages, or in site-packages: the same in both."""
+    """SHA-256 of the sources: the same in a checkout, which has links for two packages, as in site-packages."""
     digest = hashlib.sha256()
     for package in ("se_keras", "se_keras/export", "se_keras_cli"):
         for path in sorted((root / package).rglob("*.py")):

@@ -1,4 +1,4 @@
-"""What a recipe comes to: the steps of an epoch and the learning rate of each step."""
+"""From a recipe: the number of steps of an epoch, and the learning rate of each step."""
 
 import math
 import warnings
@@ -36,7 +36,7 @@ def steps_per_epoch(recipe: Recipe, data: Data) -> int:
 
 
 def learning_rates(recipe: Recipe, steps: int) -> schedules.LearningRateSchedule | float:
-    """The learning rate of each step, `steps` an epoch, as a Keras schedule; of `"plateau"` the first, a number."""
+    """The learning rate as a Keras schedule, for `steps` steps per epoch; for `"plateau"`, the initial number."""
     if recipe.schedule == "plateau":
         return recipe.learning_rate
     if recipe.schedule == "steps":
@@ -64,9 +64,9 @@ def after_plateaus(recipe: Recipe, losses: Iterable[float]) -> float:
 
 
 def plan(network: str, recipe: Recipe, data: Data) -> Json:
-    """What a training would do, as `se-keras train --dry-run --json` prints it.
+    """The plan of a training, as `se-keras train --dry-run --json` prints it.
 
-    `learning_rate_at_epoch` has the first learning rate, and that of later epochs, counted from 0, where it differs.
+    `learning_rate_at_epoch` has the learning rate of epoch 0, and of some later epochs where it has changed.
     """
     steps = steps_per_epoch(recipe, data)
     schedule = learning_rates(recipe, steps)

@@ -1,4 +1,4 @@
-"""TFRecords: image files packed into a few large files, which disks and networks read many times as fast.
+"""TFRecords: image files packed into a few large files, which disks and networks read many times faster.
 
 The records are `tf.train.Example`s with the keys of ImageNet's: `image/encoded`, `image/class/label`, `image/filename`.
 """
@@ -34,7 +34,7 @@ class Records:
     Args:
         count, files: Number of images, and of files.
         labels: Each label that occurs.
-        read: From indices of files, in the order to read them in, to a dataset of (index, bytes of the image, label).
+        read: From indices of files, in reading order, to a dataset of (index, bytes of the image, label).
     """
 
     count: int
@@ -46,12 +46,11 @@ class Records:
         return self.count
 
     def examples(self, order: EpochOrder) -> tf.data.Dataset:
-        """A dataset of (index, bytes of the image, label) in this order; index -1 fills the last step up.
+        """A dataset of (index, bytes of the image, label) in this order; index -1 pads the last step.
 
-        Images are shuffled in a buffer of some thousand. If the number of files is a multiple of the number of shares,
-        each share reads files of its own, and may repeat some of its images in place of another file's. Otherwise each
-        share reads all files and skips the images of the others. Balanced sampling, which needs random access, raises
-        ValueError.
+        Images are shuffled in a buffer. If the number of files is a multiple of the number of shares, each share reads
+        its own files, and may repeat some images if they are fewer than another share's. Otherwise each share reads
+        all files and skips the images of the others. Balanced sampling needs random access: it raises ValueError.
         """
         if order.sampling != "shuffled":
             raise ValueError(
@@ -82,7 +81,7 @@ def pack(data: Data[Files], folder: FilePath, *, shards: int = 8, progress: OnMe
     """Writes image files as TFRecords, `train-00000-of-00008.tfrecord` and so on, with an index.
 
     Each shard is written atomically, and an interrupted call resumes with the next one. The index, with the number of
-    images, size and SHA-256 of each shard, comes last, and is returned. The files' bytes are copied, in random order,
+    images, size and SHA-256 of each shard, is written last, and returned. The files' bytes are copied in random order,
     so that each shard has images of all classes.
 
     Args:
@@ -91,7 +90,7 @@ def pack(data: Data[Files], folder: FilePath, *, shards: int = 8, progress: OnMe
 
     Raises:
         ValueError: If there are fewer images than shards, or if `folder` holds shards of other data.
-        OSError: If a file cannot be read or the folder cannot be written; FileExistsError, if it is packed already.
+        OSError: If a file cannot be read or the folder cannot be written; FileExistsError, if it holds packed data.
     """
     folder = Path(folder)
     if (folder / INDEX).exists():
@@ -133,9 +132,9 @@ def pack(data: Data[Files], folder: FilePath, *, shards: int = 8, progress: OnMe
 def read(
     folder: FilePath, *, mean: Sequence[float] = IMAGENET.mean, std: Sequence[float] = IMAGENET.std, check: bool = False
 ) -> Data[Records]:
-    """Opens what `pack` wrote; the size of each shard is compared with the index.
+    """Opens packed shards, and compares the size of each with the index.
 
-    `mean` and `std` are as for `data.folder`. `check` compares the checksums too, which reads all shards.
+    `mean` and `std` are as for `data.folder`. `check` also compares the checksums, which reads all shards.
 
     Raises:
         FileNotFoundError: If there is no index, or if a shard is missing.
@@ -156,7 +155,7 @@ def read(
             source=str(folder.resolve()),
         )
     except (KeyError, TypeError) as error:
-        raise ValueError(f"{str(folder / INDEX)!r} is no index of shards: {first_line(error)}") from None
+        raise ValueError(f"{str(folder / INDEX)!r} is not an index of shards: {first_line(error)}") from None
 
 
 def _records(folder, entries, check):
@@ -226,4 +225,4 @@ def _read_json(path):
     except FileNotFoundError:
         raise FileNotFoundError(f"There is no index of shards {str(path)!r}") from None
     except ValueError as error:
-        raise ValueError(f"{str(path)!r} is no index of shards: {first_line(error)}") from None
+        raise ValueError(f"{str(path)!r} is not an index of shards: {first_line(error)}") from None

@@ -17,11 +17,11 @@ DATA = {"digits": digits}
 def load(name: FilePath, *, mean: Sequence[float] = IMAGENET.mean, std: Sequence[float] = IMAGENET.std) -> Data:
     """Loads a data set: `"digits"`, `"tfds:NAME"`, or the path of a folder of images or of packed TFRecords.
 
-    `mean` and `std` are of each channel of pixels in 0 to 255; the digits have their own.
+    `mean` and `std` have a value for each channel of pixels in 0 to 255; the digits have their own.
 
     Raises:
-        ValueError, OSError: If there is no such data set, or as `folder` and `shards.read` do.
-        ImportError: If a package that it needs is missing.
+        ValueError, OSError: If there is no such data set, or for the reasons of `folder` and `shards.read`.
+        ImportError: If a package that the data set needs is missing.
     """
     if name in DATA:
         return DATA[str(name)]()
@@ -56,7 +56,7 @@ def tfds(name: str, mean: Sequence[float], std: Sequence[float]) -> Data[shards.
         raise ValueError(
             f"A data set must have the features image and label. Received: {name} with {', '.join(features)}"
         )
-    builder.download_and_prepare()  # its splits are known only then
+    builder.download_and_prepare()  # after this its splits are known
     splits = builder.info.splits
     held_out = next((split for split in HELD_OUT if split in splits), None)
     if "train" not in splits or held_out is None:

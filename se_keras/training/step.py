@@ -2,9 +2,9 @@
 
 Keras 3's own `fit` fails under MultiWorkerMirroredStrategy: its `train_step` returns one value for each replica, and
 its optimizer creates variables within the first step, where a strategy with several workers cannot create any
-(https://github.com/keras-team/keras/issues/20585). Here the variables are created before, and a step returns sums over
-all replicas. Only public methods of Keras are used: the model's call, and the optimizer's `build`, `scale_loss` and
-`apply`, which sums the gradients of all replicas.
+(https://github.com/keras-team/keras/issues/20585). Here the variables exist before the first step, and a step returns
+sums over all replicas. Only public methods of Keras are used: the model's call, and the optimizer's `build`,
+`scale_loss` and `apply`, which sums the gradients of all replicas.
 """
 
 import contextlib
@@ -29,9 +29,9 @@ class Trainer:
 
     Args:
         model: A built functional model; its outputs are probabilities or logits.
-        optimizer: As the model, created in the scope of the strategy of `replicas`.
-        recipe: For the label smoothing and the weight decay.
-        execution: For the parts of a batch, whose gradients are summed, and XLA.
+        optimizer: Created, like the model, in the scope of the strategy of `replicas`.
+        recipe: Gives the label smoothing and the weight decay.
+        execution: Gives the number of parts of a batch, whose gradients are summed, and the use of XLA.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Trainer:
         self.trace()
 
     def trace(self) -> None:
-        """Creates the step again, which is needed after layers were frozen."""
+        """Traces the step, again whenever layers were frozen."""
         compiled, parts = self._execution.jit_compile, self._execution.accumulate
         gradients: Any = tf.function(self._gradients, jit_compile=True) if compiled else self._gradients
         strategy = self._replicas.strategy
@@ -80,14 +80,14 @@ class Trainer:
         self._train, self._evaluate = train, evaluate
 
     def train(self, iterator: Iterator, steps: int, *, stopping: bool = False) -> Array:
-        """Trains for some steps; returns sums over their images: of the loss, correct predictions, and images read.
+        """Trains for `steps` steps. Returns sums over their images: loss, correct predictions, number of images.
 
-        The fourth value is the number of replicas that asked to stop, in all steps.
+        The fourth value counts the requests to stop, of all replicas in all steps.
         """
         return self._train(iterator, tf.constant(steps), tf.constant(float(stopping))).numpy().astype("float64")
 
     def synchronize(self) -> None:
-        """Gives every replica the mean of the statistics that each has gathered on its own images, in BatchNorm."""
+        """Replaces BatchNorm's statistics, which each replica gathers on its own images, by their mean."""
         gathered = [v for v in self.model.non_trainable_variables if "float" in v.dtype]
         if self._replicas.count == 1 or not gathered:
             return
@@ -103,7 +103,7 @@ class Trainer:
                 variable.assign(value)
 
     def evaluate(self, iterator: Iterator, steps: int) -> Array:
-        """Sums over held-out images: of the loss, of top-1 and top-5 correct predictions, of images."""
+        """Sums over held-out images: loss, top-1 and top-5 correct predictions, number of images."""
         return sum((self._evaluate(iterator).numpy().astype("float64") for _ in range(steps)), np.zeros(4))
 
     def _gradients(self, images, labels, weights):
@@ -133,7 +133,7 @@ class Trainer:
 
 
 def optimizer_for(model: keras.Model, recipe: Recipe, steps: int) -> keras.Optimizer:
-    """The optimizer of a recipe for epochs of so many steps."""
+    """The optimizer of a recipe, for epochs of `steps` steps."""
     optimizer = keras.optimizers.SGD(
         learning_rates(recipe, steps),  # pyright: ignore[reportArgumentType]  inferred from a default
         momentum=recipe.momentum,
@@ -149,7 +149,7 @@ def optimizer_for(model: keras.Model, recipe: Recipe, steps: int) -> keras.Optim
 
 @contextlib.contextmanager
 def averaged(model: keras.Model, optimizer: keras.Optimizer, replicas: Replicas) -> Iterator[None]:
-    """Gives the model its averaged weights in the `with` block, if the optimizer averages them."""
+    """Assigns the averaged weights to the model in the `with` block, if the optimizer averages them."""
     inner: Any = getattr(optimizer, "inner_optimizer", optimizer)
     if not inner.use_ema:
         yield
@@ -167,7 +167,7 @@ def averaged(model: keras.Model, optimizer: keras.Optimizer, replicas: Replicas)
 
 @contextlib.contextmanager
 def batch_norm_frozen(model: keras.Model, *, when: bool) -> Iterator[None]:
-    """Lets BatchNorm run as in inference, without training its parameters, in the `with` block."""
+    """Freezes BatchNorm in the `with` block: it runs as in inference, and its parameters are not trained."""
     norms = [layer for layer in model.layers if when and isinstance(layer, keras.layers.BatchNormalization)]
     try:
         for layer in norms:

@@ -9,7 +9,7 @@ EXIT_SAVED = 75  # EX_TEMPFAIL of sysexits.h: the same command resumes
 
 
 class Preempted(SystemExit):
-    """SIGTERM arrived and the training was saved: the process exits with status 75."""
+    """SIGTERM arrived, and the training was saved. The process exits with status 75."""
 
     def __init__(self, message: str):
         super().__init__(EXIT_SAVED)
@@ -26,7 +26,7 @@ class Stop:
         self.signal: int | None = None
 
     def exception(self, message: str) -> BaseException:
-        """What to raise. A worker that stops because of another one ends as after SIGTERM."""
+        """The exception to raise. A worker that stops because another worker did ends as after SIGTERM."""
         return KeyboardInterrupt(message) if self.signal == signal.SIGINT else Preempted(message)
 
 

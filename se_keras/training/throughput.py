@@ -1,4 +1,4 @@
-"""Speed of training: its input compared with Keras' own, and a step with squeeze-and-excitation with one without."""
+"""Speed of training: our input pipeline compared with Keras', and a training step with SE compared with one without."""
 
 import collections
 import itertools
@@ -25,7 +25,7 @@ from se_keras.training.step import Trainer
 from se_keras.typing import FilePath, Json, OnMessage
 
 PAPER_STEP = {"resnet50_ms": 190, "se_resnet50_ms": 209, "ratio": 209 / 190, "source": "arXiv:1709.01507, section 4"}
-_BATCHES = 40  # of a paired measurement
+_BATCHES = 40  # in a paired measurement
 _CROPS = PAPER_IMAGENET.augmentation
 
 
@@ -35,8 +35,8 @@ class InputSpeed:
 
     Args:
         keras, ours: Images per second.
-        comparison: Of the times, in pairs; A is Keras'.
-        images: Of the epoch in which the memory was measured.
+        comparison: Paired comparison of the times; A is Keras.
+        images: Number of images of the epoch in which the memory was measured.
         megabytes: Resident memory of the process after each tenth of that epoch.
     """
 
@@ -60,11 +60,11 @@ def input_speed(
         path: The folder; its images are read repeatedly.
         batch, size: Images in a batch, and their height and width.
         blocks: Number of paired measurements, of 40 batches each.
-        images: Of the epoch in which the memory is measured.
+        images: Number of images of the epoch in which the memory is measured.
         progress: Called before each part.
 
     Raises:
-        ValueError, OSError: As `data.folder` does, or if there are fewer than two blocks.
+        ValueError, OSError: For the reasons of `data.folder`, or if there are fewer than two blocks.
     """
     check_plan(blocks, 1)
     data = folder(path)
@@ -95,7 +95,7 @@ def input_speed(
 
 
 def _keras_input(path, data, batch, size):
-    """Batches by `keras.utils.image_dataset_from_directory`, without end."""
+    """Endless batches by `keras.utils.image_dataset_from_directory`."""
     dataset: Any = keras.utils.image_dataset_from_directory(
         Path(path) / "train" if (Path(path) / "train").is_dir() else path,
         label_mode="categorical",
@@ -115,7 +115,7 @@ def _keras_input(path, data, batch, size):
 
 
 def _our_input(data: Data[Files], batch, size, count):
-    """So many batches of this project, the files repeated as if they were one epoch of a larger folder."""
+    """`count` batches of this project's input. The files are repeated, like one epoch of a larger folder."""
     times = -(-count * batch // len(data.train))
     repeated = Files(paths=data.train.paths * times, labels=np.tile(data.train.labels, times))
     return batches(repeated, data, size=(size, size), augmentation=_CROPS, order=EpochOrder(batch=batch, seed=0))
@@ -124,7 +124,7 @@ def _our_input(data: Data[Files], batch, size, count):
 def step_time(
     network: str, *, batch: int = 8, size: int | None = None, blocks: int = 10, progress: OnMessage | None = None
 ) -> Comparison:
-    """Measures a training step, forward, backward and update, of a network and of its baseline, A, in pairs.
+    """Compares a training step (forward, backward, update) of a network with one of its baseline, A, in pairs.
 
     Args:
         network: With squeeze-and-excitation.
