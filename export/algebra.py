@@ -1,7 +1,7 @@
 """The algebra of lowering: values that a graph computes, and equations that make them cheaper.
 
 A value is a tensor of the new graph, or a layer that is not in it yet. The layer is added when its tensor is first
-used. Until then, a rewrite may change the layer or take it into another one. Each rewrite is one equation:
+used. Until then, a rewrite may change the layer or merge it into another one. Each rewrite is one equation:
 
 - `fold`: a scale and a shift of an affine map (BatchNorm, Rescaling) make an affine map.
 - `fold_gated`: a scale of a gated affine map goes into the affine map.
@@ -100,7 +100,7 @@ class Gated:
 
 @dataclass(frozen=True, eq=False)
 class Shuffled:
-    """Channels of x that are interleaved over groups: channel c of y is channel `order[c]` of x."""
+    """y: the channels of x, interleaved over groups. Channel c of y is channel `order[c]` of x."""
 
     x: "Value"
     groups: int
@@ -142,7 +142,7 @@ Value = Emitted | Affine | Gated | Shuffled | Concatenated
 
 
 def is_emitted(value: Value) -> bool:
-    """Whether the tensor of a value is in the new graph. That of a layer that another one took in never is."""
+    """Whether the tensor of a value is in the new graph. A layer that was merged into another one is never emitted."""
     return "tensor" in vars(value)
 
 
@@ -162,8 +162,8 @@ def fold_gated(affine: Affine, gated: Gated, scale: Array) -> Gated:
 def hoist_mean(value: Value, *, name: str) -> Value:
     """mean(W x + b) = W mean(x) + b: the mean over height and width moves before a pointwise affine map.
 
-    It reads x instead of y: a quarter of the elements in a bottleneck. Then only the multiplication reads y, so that it
-    can be done in place. If x has more channels than y, or if the map is not pointwise, the mean stays.
+    The mean then reads x instead of y: a quarter of the elements in a bottleneck. Only the multiplication still reads
+    y, and can be done in place. If x has more channels than y, or if the map is not pointwise, the mean stays.
     """
     pool = layers.GlobalAveragePooling2D(keepdims=True, name=name, dtype="float32")
     if isinstance(value, Affine) and value.is_pointwise:
@@ -205,7 +205,7 @@ def fully_connected(x: Value, matrix: Array, bias: Array, *, name: str, activati
 
 
 def max_squeeze(x: Any, *, name: str) -> Any:
-    """The maximum over height and width, as a pooling with a window of the whole map, which XNNPACK has in int8 too."""
+    """The maximum over height and width, as pooling with one window, which XNNPACK computes in int8 too."""
     _, height, width, _ = x.shape
     if None in (height, width):
         return layers.GlobalMaxPooling2D(keepdims=True, name=name, dtype="float32")(x)
@@ -215,8 +215,8 @@ def max_squeeze(x: Any, *, name: str) -> Any:
 def average(value: Value, pool: layers.AveragePooling2D, *, name: str) -> Affine:
     """mean over k positions of x = sum of x / k: average pooling is a depthwise convolution with 1 / k everywhere.
 
-    Only without padding: at a padded border, the mean is over fewer positions. In int8 XNNPACK has a kernel for the
-    convolution and none for the pooling.
+    Only without padding: at a padded border, the mean is over fewer positions. In int8, XNNPACK has a kernel for the
+    convolution, but none for the pooling.
     """
     channels = value.tensor.shape[-1]
     kernel = np.full((*pool.pool_size, channels, 1), 1 / np.prod(pool.pool_size))
@@ -225,11 +225,11 @@ def average(value: Value, pool: layers.AveragePooling2D, *, name: str) -> Affine
 
 
 def unshuffle(convolution: Affine, shuffled: Shuffled) -> Affine | Shuffled:
-    """sum_c W_c x_order(c) = sum_d W_inverse(d) x_d: a convolution of shuffled channels takes the shuffle in.
+    """sum_c W_c x_order(c) = sum_d W_inverse(d) x_d: a convolution absorbs the shuffle of its input.
 
-    A convolution that reads all channels takes it into its weights. A depthwise one computes the channels in the order
-    of x, and the shuffle moves after it, where there may be fewer positions. A grouped one needs the channels of each
-    group next to each other: the shuffle stays.
+    A convolution that reads all channels absorbs it into its weights. A depthwise convolution computes the channels in
+    the order of x, and the shuffle moves after it, where there may be fewer positions. A grouped convolution needs the
+    channels of each group next to each other: the shuffle stays.
     """
     groups, inverse = convolution.config.get("groups", 1), np.argsort(shuffled.order)
     if convolution.kind is layers.DepthwiseConv2D and convolution.kernel.shape[-1] == 1:

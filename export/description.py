@@ -1,4 +1,4 @@
-"""How an exported model describes itself: labels, normalization and training, and the manifest with what made it."""
+"""The description of an exported model: labels, normalization, training, and the manifest with its provenance."""
 
 import itertools
 import json
@@ -31,8 +31,8 @@ class Metadata:
         precision: Name of the precision; "unknown" in files of other programs.
         labels: Names of the classes, in the order of the outputs; None if unknown.
         normalization: `(mean, std)`, each with one value or one for each channel: the network takes
-            (pixel - mean) / std of pixels in 0 to 255. None if unknown. MediaPipe 1.2 opens a float file only if each
-            has one value.
+            (pixel - mean) / std of pixels in 0 to 255. None if unknown. MediaPipe 1.2 opens a float file only if mean
+            and std have one value each.
         training: How the network was trained, as a dict for JSON.
     """
 
@@ -180,15 +180,11 @@ _RULE = (
 )
 
 
-# Largest accepted error, as a share of the largest output. Other kernels add in another order: in float32 that makes
-# 3e-7 on the digits between XNNPACK and LiteRT's reference kernels. Sums of integers are exact, but other kernels round
-# them differently, and a difference of one step grows through the layers: 0.04 between the same two.
+# Largest accepted error, as a share of the largest output. Kernels add in different orders: on the digits, XNNPACK and
+# LiteRT's reference kernels differ by 3e-7 in float32. Sums of integers are exact, but kernels round them differently,
+# and a difference of one step grows through the layers: the same kernels differ by 0.04.
 _FLOAT32_TOLERANCE = 1e-4
-
-
 _OTHER_TOLERANCE = 0.1
-
-
 _VALUES = 64  # kept of each output
 
 
@@ -234,11 +230,10 @@ def reference_outputs(
 
     Args:
         runner: Runs the exported model: a `LiteRTRunner` or a `SavedModelRunner`.
-        low: Lowest value of the images. For integers, the lowest of their type is used.
-        high: Highest value of the images; likewise.
+        low, high: Lowest and highest value of the images. For integers, those of their type are used.
         precision: Name of the precision, which determines the tolerance.
-        shape: Of the images, batch first. Default: the runner's.
-        seed: Of the random images.
+        shape: Shape of the images, batch first. Default: the runner's.
+        seed: Seed of the random images.
     """
     dtype = runner.input_dtype
     if dtype.kind in "iu":
@@ -295,7 +290,7 @@ def reference_error(runner: Callable[[Array], Outputs], record: Json) -> float:
 
 
 def _images(recipe: Json) -> Array:
-    """The images that a record describes; its `rule` says how."""
+    """The images that a record describes by its `rule`."""
     states = itertools.accumulate(
         range(math.prod(recipe["shape"])), lambda x, _: (1664525 * x + 1013904223) % 2**32, initial=recipe["seed"]
     )

@@ -1,7 +1,7 @@
-"""Lowering: from a trained functional model to an equal one of stock Keras layers that is cheaper to run.
+"""Lowering: from a trained functional model to an equal model of stock Keras layers that is cheaper to run.
 
-The layers are visited once, in order. `_REWRITES` says how each type of layer is rewritten, by the equations in
-algebra.py; all other layers are copied.
+The layers are visited once, in order. `_REWRITES` has the function that rewrites each type of layer, by the equations
+in algebra.py; all other layers are copied.
 """
 
 import inspect
@@ -42,8 +42,8 @@ class Lowering:
     """What `lower` did.
 
     Args:
-        hoisted: Names of the SqueezeExcite layers whose squeeze moved before the previous convolution, which was then
-            folded into their first fully connected layer.
+        hoisted: Names of the SqueezeExcite layers whose squeeze was moved before the previous convolution, of which a
+            copy was then composed with their first fully connected layer.
         unhoisted: Names of the other SqueezeExcite layers: the previous layer is not an affine 1x1 convolution.
         folded: Names of the BatchNormalization and Rescaling layers that were folded into the previous layer.
         dropped: Names of the layers that do nothing in inference.
@@ -81,8 +81,8 @@ def lower(
             not pad, else a layer of its own, `normalized_pixels`.
 
     Returns:
-        A new float32 `keras.Model` for inference, with the same inputs and outputs to about 1e-6 of their range. It
-        loads without se_keras. Its attribute `lowering` is a `Lowering`. `model` is not changed.
+        A new float32 `keras.Model` for inference, with the same inputs, and outputs that differ by about 1e-6 of their
+        range. It loads without se_keras. Its attribute `lowering` is a `Lowering`. `model` is not changed.
 
     Raises:
         TypeError: If `model` is not functional.
@@ -126,10 +126,10 @@ class _Rewriter:
         self.outputs: list[tuple[str, Value]] = []  # by layer, of the outermost model's layers with one output
         self._names = Counter()
         self._copies = {}
-        self._shared: set[Value] = set()  # values that several layers use, or that are several outputs
+        self._shared: set[Value] = set()  # values that are used several times, by layers or as outputs
 
     def add(self, model: keras.Model, values: dict[int, Value], prefix: str = "") -> dict[int, Value]:
-        """Adds the values of all tensors of `model`, `{id(tensor): value}`, to those of its inputs."""
+        """Adds the values of all tensors of `model` to `values` of its inputs, `{id(tensor): value}`."""
         graph, outputs = calls(model), endpoints(model)[1]
         readers = Counter(id(x) for call in graph for x in call.input_tensors) + Counter(map(id, outputs))
         for call in graph:
@@ -260,7 +260,7 @@ class _Rewriter:
                 copy.build_from_config(operation.get_build_config())
                 copy.set_weights(operation.get_weights())
                 if isinstance(operation, layers.Normalization):
-                    copy.finalize_state()  # derives from the weights what the layer computes with
+                    copy.finalize_state()  # prepares the weights for the call
             self._copies[operation] = copy
         return self._copies[operation]
 
@@ -335,7 +335,7 @@ def _like(x, input_shape):
 
 
 def _unsupported(model):
-    """The layers that have no counterpart of Keras' own in float32, with the reason."""
+    """The layers without a float32 counterpart in Keras, with the reason."""
     for call in calls(model):
         operation = call.operation
         if isinstance(operation, keras.Model):

@@ -1,4 +1,4 @@
-"""What all exports of a model have in common: names of inputs and outputs, the graph, images to compare on."""
+"""Shared by all exports of a model: names of inputs and outputs, the graph, images to compare on."""
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,9 +20,9 @@ from .outputs import Agreement, agreement, in_batches, logit_range, noise
 SIGNATURE = "serving_default"
 FREE_SIZE = 64  # of images, if the model leaves their size free
 # Logits can be compared by their probabilities if their range is between these. At the lower limit, float32 resolves
-# differences of 1e-3 to 1e-5 of the range; at the upper one, probabilities come near 1e-30, the least that is compared.
+# differences of 1e-3 to 1e-5 of the range. At the upper limit, probabilities come near 1e-30, the smallest compared.
 _LOGIT_RANGE = (0.01, 60)
-_OTHER_RANGE = 8  # 0..255 for 0..1 is 255, and for standard normal values about 60; other data sets are within 3
+_OTHER_RANGE = 8  # 0..255 instead of 0..1 is 255, instead of normal values about 60; other data sets are within 3
 
 
 def trace(
@@ -38,9 +38,9 @@ def trace(
 
     Args:
         model: The model.
-        folder: Of the SavedModel.
-        names: Of the outputs, which lowering may have changed. Default: the model's.
-        batch_shape: Of a single input. Default: the model's own shape, at any batch size.
+        folder: Folder of the SavedModel.
+        names: Names of the outputs, which lowering may have changed. Default: the model's.
+        batch_shape: Shape of a single input. Default: the model's own shape, at any batch size.
         more: Further signatures: `{name: (function, specification of its input)}`.
         tracked: Resources of these signatures, such as tables.
 
@@ -105,9 +105,9 @@ def signature_of(model: keras.Model, *, batch_shape: tuple[int | None, ...] | No
 def check_images(model: keras.Model, *, shape: Sequence[int] | None = None, samples: int = 4) -> Images:
     """Noise to compare a model and its export on, scaled so that differences of the outputs show errors of the export.
 
-    A trained network takes standard normal noise. An untrained one has not normalized its activations yet. Large values
-    saturate the gates of a deep network, which amplify rounding of 1e-6 to 1. Small values vanish in a network without
-    shortcuts, whose gates halve them at each block, and all probabilities become equal.
+    For a trained network, this is standard normal noise. An untrained network does not normalize its activations yet.
+    There large values saturate the gates of a deep network, which amplify rounding of 1e-6 to 1. Small values vanish
+    in a network without shortcuts, where the gates halve them at each block, and all probabilities become equal.
 
     Args:
         model: A Keras model with one input.
@@ -172,13 +172,13 @@ def require_equal(result: Agreement, what: str) -> None:
 def warn_of_other_range(model: keras.Model, images: Images, *, stacklevel: int) -> None:
     """Warns if the images have another range than the images that the model was trained on.
 
-    The moving variance of the first BatchNormalization shows the range of the training images. Nothing is known of a
-    model without one, or of an untrained model.
+    The moving variance of the first BatchNormalization shows the range of the training images. A model without such a
+    layer, or an untrained model, is not checked.
 
     Args:
         model: A functional Keras model.
         images: `(samples, height, width, channels)`.
-        stacklevel: Of the warning.
+        stacklevel: Stack level of the warning.
 
     Warns:
         UserWarning: If values are more than eight times as large or as small as in training.

@@ -8,7 +8,7 @@ import numpy as np
 
 from se_keras.typing import Array, Images, Outputs
 
-LEAST_PROBABILITY = 1e-30  # smaller ones are treated as this one; float32 ends at 1e-38
+LEAST_PROBABILITY = 1e-30  # smaller probabilities are treated as this; float32 ends at 1e-38
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +42,9 @@ def agreement(expected: Outputs, actual: Outputs, *, as_logits: bool = False) ->
     Args:
         expected: Outputs of the reference model.
         actual: Outputs of the other model.
-        as_logits: Whether to compare probabilities as the logits that a softmax made them from, up to a constant. Near
-            0 and 1 a softmax hides every difference, and where two classes tie it doubles the smallest one. Not for
-            quantized probabilities: most of them are 0, which has no logit.
+        as_logits: Whether to compare probabilities as logits, which are known up to a constant. Near 0 and 1 a softmax
+            hides every difference, and where two classes tie it doubles the smallest difference. Not for quantized
+            probabilities: most of them are 0, which has no logit.
 
     Raises:
         ValueError: If names or shapes differ, or if a value is not finite.
@@ -94,7 +94,7 @@ def in_batches(run: Callable[[Any], Mapping[Any, Any]], images: Array, *, size: 
     """Runs `run` on batches of `images`, to save memory, and concatenates its outputs: `{name: array}`.
 
     `size` is the batch size that `run` requires: a smaller last batch is padded, and the outputs of the padding are
-    dropped. Without it, a batch has 8 images.
+    dropped. Without `size`, a batch has 8 images.
     """
     step, results = size or 8, []
     for start in range(0, len(images), step):

@@ -51,11 +51,12 @@ def prune_channels(
     """Removes a share of the channels of each SqueezeExcite layer: the result is a smaller network, not a mask.
 
     Channels can be removed if one ungrouped convolution makes them, one SqueezeExcite layer weighs them, and only
-    ungrouped convolutions and fully connected layers read them. Between these there may be BatchNorm, activations,
-    pooling and the like. So it is at the 3x3 site of a ResNet (`SEConfig(site="3x3")`), unless the 3x3 convolution has
-    groups (ResNeXt). Other SqueezeExcite layers keep their channels. The bottleneck of a gate keeps its units.
+    ungrouped convolutions and fully connected layers read them. Channelwise layers, such as BatchNorm, activations and
+    pooling, may be between these. The 3x3 site of a ResNet (`SEConfig(site="3x3")`) fulfils this, unless the 3x3
+    convolution has groups (ResNeXt). Other SqueezeExcite layers keep their channels. The bottleneck of a gate keeps its
+    units.
 
-    Each layer loses the same share, because gates compare the channels of one layer. So the number of multiply-adds
+    Each layer loses the same share, because gates are comparable only within a layer. So the number of multiply-adds
     does not depend on the ranking. Fine-tune the new model before you evaluate it.
 
     Args:
@@ -64,7 +65,7 @@ def prune_channels(
         ranking: A row of `RANKINGS`. The channels with the lowest scores are removed.
         images: For rankings that need images, such as the training images: an array
             `(samples, height, width, channels)`, or an iterable of images or batches.
-        seed: Of the ranking `"random"`.
+        seed: Seed of the ranking `"random"`.
 
     Returns:
         A new model, not compiled, with layers of the same types and names, and the same weights for the kept channels.
@@ -115,8 +116,8 @@ def excitations(model: keras.Model, images: Any) -> dict[str, Array]:
         images: An array `(samples, height, width, channels)`, or an iterable of images or batches.
 
     Returns:
-        `{name of the SqueezeExcite layer: array (channels,)}`, float64. Of `tanh` gates it is the mean magnitude,
-        because -1 lets through as much as 1. Without a squeeze, the mean is also over all positions.
+        `{name of the SqueezeExcite layer: array (channels,)}`, float64. For `tanh` gates, it is the mean magnitude,
+        because a gate of -1 passes as much as 1. Without a squeeze, the mean is also over all positions.
 
     Raises:
         TypeError: If the model is not functional, or if images are not numbers.
@@ -129,7 +130,7 @@ def excitations(model: keras.Model, images: Any) -> dict[str, Array]:
 def responses(model: keras.Model, images: Any) -> dict[str, Array]:
     """The mean magnitude of each recalibrated channel, gate x channel, over images and positions; see `excitations`.
 
-    Unlike the gate alone, it depends on how large the channel is.
+    Unlike the gate alone, it depends on the magnitude of the channel.
     """
     return _means(model, images, lambda call: call.output_tensors[0])
 
@@ -157,8 +158,8 @@ class Ranking:
 
     Args:
         scores: A function that returns `{name of the SqueezeExcite layer: array (channels,)}`.
-        on_images: Whether it takes the model and images; otherwise it takes the `_Span`s and a seed.
-        source: Where it comes from.
+        on_images: Whether `scores` takes the model and images; otherwise it takes the `_Span`s and a seed.
+        source: Where the ranking comes from.
     """
 
     scores: Callable[..., dict[str, Array]]
@@ -193,7 +194,7 @@ def _highest(scores: Array, share: float, *, name: str) -> Array:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Span:
-    """A SqueezeExcite layer, and the layers that know how many channels it weighs."""
+    """A SqueezeExcite layer, and the layers whose weights depend on its number of channels."""
 
     gate: SqueezeExcite
     maker: layers.Conv2D
@@ -213,7 +214,7 @@ class _Span:
         yield from ((layer, "kernel", -2) for layer in self.readers)
 
 
-# Layers that compute each channel from the same channel. BatchNormalization and Activation do on a condition.
+# Layers that compute each channel from the same channel. For BatchNormalization and Activation, see _is_channelwise.
 _CHANNELWISE = (
     layers.AveragePooling2D,
     layers.Cropping2D,
@@ -244,7 +245,7 @@ def _is_channelwise(call: Any) -> bool:
 
 
 def _spans(model: keras.Model) -> tuple[list[_Span], dict[str, str]]:
-    """The spans of a model, and why each other SqueezeExcite layer has none, by name."""
+    """The spans of a model, and by name the reason why any other SqueezeExcite layer has none."""
     graph = calls(model)
     facts = _Graph(
         made_by={id(x): call for call in graph for x in call.output_tensors},
@@ -293,12 +294,12 @@ def _span(gate: Any, facts: _Graph) -> _Span:
     while made is not None and _is_channelwise(made):
         made = facts.made_by.get(id(made.input_tensors[0]))
     if made is None:
-        raise _CannotPrune("they are the model's input")
+        raise _CannotPrune("its channels are the model's input")
     maker = made.operation
     if type(maker) is not layers.Conv2D:
         raise _CannotPrune(f"{maker.name} ({type(maker).__name__}) makes its channels")
     if maker.activation not in _ELEMENTWISE:
-        raise _CannotPrune(f"{maker.name} ends in an activation that mixes channels or is not Keras' own")
+        raise _CannotPrune(f"{maker.name} ends in an activation that mixes channels or is not from Keras")
     between, readers, tensors = [], [], [(made.output_tensors[0], False)]
     for x, gated in tensors:  # grows during the loop
         if id(x) in facts.outputs:
@@ -321,7 +322,7 @@ def _span(gate: Any, facts: _Graph) -> _Span:
         if getattr(layer, "groups", 1) > 1:
             raise _CannotPrune(f"{layer.name} has {layer.groups} groups")
         if getattr(layer, "data_format", None) == "channels_first":
-            raise _CannotPrune(f"{layer.name} has its channels first")
+            raise _CannotPrune(f"{layer.name} is channels-first")
     return _Span(gate=gate.operation, maker=maker, between=between, readers=readers)
 
 
@@ -348,7 +349,7 @@ def _rebuilt(model: keras.Model, kept: Mapping[_Span, Array]) -> keras.Model:
             copy.set_weights([_cut(weight, cuts[operation]) for weight in operation.weights])
             for part in parts(copy):
                 if isinstance(part, layers.Normalization):
-                    part.finalize_state()  # derives from the weights what the layer computes with
+                    part.finalize_state()  # prepares the weights for the call
     return keras.Model(inputs, keras.tree.map_structure(lambda x: values[id(x)], output_structure), name=model.name)
 
 

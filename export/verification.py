@@ -34,7 +34,7 @@ class Verification:
     """How well model B agrees with model A.
 
     Args:
-        agreement: Of their outputs.
+        agreement: Agreement of their outputs.
         layers: `(name, Agreement)` of each pair of layers with the same output, in A's order and by A's names, on the
             first images. Empty unless both are Keras models.
     """
@@ -52,8 +52,8 @@ class Runnable:
     """A model of any kind that can be run.
 
     Args:
-        name: For messages.
-        run: From images to outputs, `{name: array}`.
+        name: The name in messages.
+        run: Function from images to outputs, `{name: array}`.
         input_shape: Batch first. A free size is None.
         about: What its files say: labels, normalization and training, from the run.json next to a .keras file, the
             metadata of a .tflite file, or the manifest of a SavedModel.
@@ -91,8 +91,8 @@ def verify(a: Any, b: Any, inputs: Any = None, *, normalization: Any = None, ove
 
     Args:
         a: The reference: a Keras model, a `LiteRTModel` or a `SavedModel`, or the path of a .keras file, a .tflite file
-            or a SavedModel's folder. TF Serving's `base_path` means its highest version. Errors are shares of the
-            range of its outputs.
+            or a SavedModel's folder. For TF Serving's `base_path`, the highest version is used. Errors are shares of
+            the range of the reference's outputs.
         b: The model to compare with it.
         inputs: Images as A takes them: an array `(samples, height, width, channels)`, or an iterable of images or
             batches, such as a `tf.data.Dataset`; or a folder of image files, whose pixels are normalized if A or B is
@@ -108,7 +108,7 @@ def verify(a: Any, b: Any, inputs: Any = None, *, normalization: Any = None, ove
         OSError: If there is no such file or folder.
         ValueError: If a file is damaged or of another kind, if the models do not take the same images, if the images
             are not finite or have another shape, or if the outputs differ in name or shape.
-        TypeError: If `a` or `b` is not one of these.
+        TypeError: If `a` or `b` is neither a model nor a path.
 
     Example:
 
@@ -175,7 +175,7 @@ def runnable(source: Any, *, training: Json | None = None) -> Runnable:
     for kind, ready in _KINDS.items():
         if isinstance(source, kind):
             return ready(source, name)
-    raise TypeError(f"A Keras model, a LiteRTModel, a SavedModel or a path. Received: {type(source).__name__}")
+    raise TypeError(f"Give a Keras model, a LiteRTModel, a SavedModel or a path. Received: {type(source).__name__}")
 
 
 def images_shape(a: Runnable, b: Runnable) -> ImageShape:
@@ -187,7 +187,7 @@ def images_shape(a: Runnable, b: Runnable) -> ImageShape:
     one, other = a.input_shape[1:], b.input_shape[1:]
     sizes = list(zip(one, other, strict=False))
     if len(one) != len(other) or any(None not in pair and pair[0] != pair[1] for pair in sizes):
-        raise ValueError(f"Two models that take the same images. Received: {a.name} of {one} and {b.name} of {other}")
+        raise ValueError(f"The models must take the same images. Received: {a.name} of {one} and {b.name} of {other}")
     return tuple(first or second for first, second in sizes)
 
 
@@ -217,7 +217,7 @@ def _load(path: Path) -> Any:
         return load_savedmodel(path)
     if not path.exists():
         raise FileNotFoundError(f"There is no file or folder {str(path)!r}")
-    raise ValueError(f"A .keras file, a .tflite file or a SavedModel's folder. Received: {str(path)!r}")
+    raise ValueError(f"Give a .keras file, a .tflite file or a SavedModel's folder. Received: {str(path)!r}")
 
 
 def _keras(model: keras.Model, name: str | None) -> Runnable:
@@ -293,15 +293,15 @@ def _outputs(model: keras.Model, tensors: dict[str, Any], images: Images) -> Out
 def _counterparts(a: keras.Model, b: keras.Model) -> dict[str, str]:
     """The layers of two models with the same output, `{name in a: name in b}`, in order.
 
-    If one is the other one lowered, these are not the layers with the same name: a convolution of a lowered model
-    includes its BatchNormalization. A lowered model that was loaded from a file is recognized by its layers.
+    If one model is the lowered model of the other, names are not compared: a convolution of a lowered model includes
+    its BatchNormalization. A lowered model that was loaded from a file is recognized by its layers.
     """
     if _names(a) != _names(b):
         for model, other in ((a, b), (b, a)):
             shape = tuple(other.inputs[0].shape[1:])
             try:
                 lowered = lower(model, input_shape=None if None in shape else shape)
-            except (TypeError, ValueError):  # it has layers that are not Keras' own, so `other` is not it lowered
+            except (TypeError, ValueError):  # `model` cannot be lowered, so `other` is not its lowered model
                 continue
             if _names(lowered) == _names(other):
                 found = lowered.lowering.counterparts

@@ -407,7 +407,7 @@ def shared(x):
 
 
 REASONS = {
-    "they are the model's input": lambda x: layers.Conv2D(3, 1)(SqueezeExcite(1, name="only_se")(x)),
+    "its channels are the model's input": lambda x: layers.Conv2D(3, 1)(SqueezeExcite(1, name="only_se")(x)),
     r"only_conv has 2 groups": lambda x: layers.Conv2D(3, 1)(block(x, name="only", groups=2)),
     r"reader has 4 groups": lambda x: layers.Conv2D(4, 1, groups=4, name="reader")(block(x, name="only")),
     r"sum \(Add\) reads its channels": lambda x: layers.Add(name="sum")([block(x, name="only")] * 2),

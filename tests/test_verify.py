@@ -333,14 +333,14 @@ def test_folder_without_a_savedmodel_is_refused(model, tmp_path):
 
 def test_file_of_another_kind_is_refused(model, tmp_path):
     (tmp_path / "net.onnx").touch()
-    rule = f"A .keras file, a .tflite file or a SavedModel's folder. Received: '{tmp_path}/net.onnx'"
+    rule = f"Give a .keras file, a .tflite file or a SavedModel's folder. Received: '{tmp_path}/net.onnx'"
     with pytest.raises(ValueError, match=f"^{re.escape(rule)}$"):
         verify(model, tmp_path / "net.onnx")
 
 
 @pytest.mark.parametrize("given", [None, 3, np.zeros(3)])
 def test_what_is_no_model_is_refused(model, given):
-    rule = "A Keras model, a LiteRTModel, a SavedModel or a path. Received: "
+    rule = "Give a Keras model, a LiteRTModel, a SavedModel or a path. Received: "
     with pytest.raises(TypeError, match=f"^{rule}{type(given).__name__}$"):
         verify(model, given)
 
@@ -351,7 +351,7 @@ def test_subclassed_model_is_refused(model):
 
 
 def test_models_of_other_sizes_are_refused(made):
-    rule = r"Two models that take the same images. Received: other of \(9, 9, 3\) and .*net.tflite of \(8, 8, 3\)$"
+    rule = r"The models must take the same images. Received: other of \(9, 9, 3\) and .*net.tflite of \(8, 8, 3\)$"
     other = network(shape=(9, 9, 3))
     with pytest.raises(ValueError, match=rule):
         verify(keras.Model(other.inputs[0], other.outputs[0], name="other"), made["litert"][1])
