@@ -1,1 +1,1 @@
-"""LiteRT (TFLite) files: conversion, quantization, metadata, and what is in one."""
+"""LiteRT (TFLite) files: conversion, quantization, metadata and inspection."""

@@ -276,7 +276,7 @@ def _image_sets(
     held_out: Any,
     normalization: Normalization | None,
 ) -> tuple[Images, Images]:
-    """The images to calibrate on, none without `calibration`, and the images to compare the model and the file on."""
+    """The images to calibrate on (none without `calibration`), and the images to compare the model and the file on."""
     images, rest = np.zeros((0, *shape), "float32"), None
     if calibration is not None:
         images = _read(calibration, shape, normalization)
@@ -311,7 +311,7 @@ def _quantized(
     float_layers: tuple[str, ...],
     report: OnMessage,
 ) -> bytes:
-    """The float32 file in another precision, with the `types` of input and output."""
+    """Converts a float32 file to another precision, and its input and output to `types`."""
 
     def on_image(done: int, count: int) -> None:
         if done == count or not done % max(count // 10, 1):
@@ -345,7 +345,7 @@ def _check_agreement(result: Agreement, precision: Precision) -> None:
 
 
 def _convert(model: keras.Model, batch_shape: tuple[int, ...], names: list[str]) -> bytes:
-    """Converts by way of a SavedModel, because the converter loses the weights of a traced Keras 3 model."""
+    """Converts through a SavedModel, because the converter loses the weights of a traced Keras 3 model."""
     with tempfile.TemporaryDirectory() as folder:
         trace(model, folder, names=names, batch_shape=batch_shape)
         converter = tf.lite.TFLiteConverter.from_saved_model(folder)

@@ -20,17 +20,17 @@ from . import metadata
 
 @dataclass(frozen=True, kw_only=True)
 class LiteRTModel:
-    """A .tflite file and its manifest: what it is, what made it, how well it agrees with the Keras model."""
+    """A .tflite file and its manifest, with its signature, provenance and agreement with the Keras model."""
 
     content: bytes
     manifest: Json
 
     def save(self, path: FilePath) -> None:
-        """Writes the file, and its manifest to `<path>.json`: both or neither, never a part of one.
+        """Writes the file, and its manifest to `<path>.json`, atomically.
 
         Raises:
             ValueError: If `path` does not end in .tflite.
-            OSError: If it cannot be written.
+            OSError: If a file cannot be written.
         """
         path = Path(path)
         if path.suffix != ".tflite":
@@ -95,8 +95,7 @@ class LiteRTRunner:
     def __call__(self, images: Array) -> Outputs:
         """Outputs for `images`, `(samples, height, width, channels)`: `{name: array}`.
 
-        A file with an integer input takes its integers or the float images that they stand for. Integer outputs are
-        returned as the float values that they stand for.
+        An integer input takes integers, or float images, which are quantized. Integer outputs are dequantized.
         """
 
         def run(batch: Array) -> Outputs:
@@ -109,14 +108,14 @@ class LiteRTRunner:
         return in_batches(run, images, size=self.input_shape[0])
 
     def prepare(self, images: Array) -> Callable[[], None]:
-        """Sets the input, and returns the function that runs the file: what a benchmark measures."""
+        """Sets the input, and returns the function that runs the file, for benchmarks."""
         self._interpreter.set_tensor(self._input["index"], _quantized(np.asarray(images), self._input))
         return self._interpreter.invoke
 
     def undelegated(self) -> list[str]:
         """Names of the operators that are not delegated to XNNPACK: they run on slow kernels."""
         produced_by = {}
-        for operator in self._interpreter._get_ops_details():  # delegates come last, and replace what they execute
+        for operator in self._interpreter._get_ops_details():  # delegates come last, and replace other operators
             produced_by |= {int(tensor): operator for tensor in operator["outputs"]}
         needed = [int(output["index"]) for output in self._interpreter.get_output_details()]
         executed = {}
@@ -142,7 +141,7 @@ def _type(tensor: Json) -> Json:
 
 
 def _quantized(values: Array, tensor: Json) -> Array:
-    """Float values in the type of a tensor; values that have this type already stay as they are."""
+    """Float values in the type of a tensor; values that have this type already are not changed."""
     scale, zero_point = tensor["quantization"]
     if not scale or values.dtype == tensor["dtype"]:
         return values.astype(tensor["dtype"])
@@ -151,7 +150,7 @@ def _quantized(values: Array, tensor: Json) -> Array:
 
 
 def _dequantized(values: Array, tensor: Json) -> Array:
-    """The float values that those of a tensor stand for."""
+    """The values of a tensor as floats."""
     scale, zero_point = tensor["quantization"]
     return (values.astype("float32") - zero_point) * np.float32(scale) if scale else values
 

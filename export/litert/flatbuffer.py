@@ -7,7 +7,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated
 from ai_edge_litert.tools import flatbuffer_utils
 
-schema: Any = schema_py_generated  # generated code, in which pyright takes every field for optional
+schema: Any = schema_py_generated  # generated code: pyright treats every field as optional
 
 InferenceType = Literal["float32", "int8", "uint8"]  # of the input or output
 TYPES: dict[InferenceType, int] = {
@@ -153,7 +153,7 @@ def _retype(tensor: Any, name: InferenceType, int8: Any) -> None:
 
 
 def _bypass(graph: Any, operator: Any, ends: list[int], signature: Any) -> None:
-    """Removes an operator that copies, between an input or output of the graph (`ends`) and an inner tensor."""
+    """Removes an operator that copies between an input or output of the graph (`ends`) and an inner tensor."""
     outer, inner = operator.inputs[0], operator.outputs[0]
     outer, inner = (outer, inner) if outer in ends else (inner, outer)
     graph.tensors[inner].name = graph.tensors[outer].name
@@ -162,7 +162,7 @@ def _bypass(graph: Any, operator: Any, ends: list[int], signature: Any) -> None:
 
 
 def _replace(old: int, new: int, ends: list[int], signature: Any) -> None:
-    """Makes the tensor `new` the input or output that `old` was."""
+    """Makes the tensor `new` the input or output in place of `old`."""
     ends[list(ends).index(old)] = new
     for entry in signature:
         entry.tensorIndex = new if entry.tensorIndex == old else entry.tensorIndex
@@ -173,7 +173,7 @@ def _code(model: Any, operator: Any) -> int:
 
 
 def _opcode(model: Any, builtin: int) -> int:
-    """The index of a builtin operator's code in the model, which gets one if it has none."""
+    """The index of a builtin operator's code in the model; a missing code is added."""
     codes = [flatbuffer_utils.get_builtin_code_from_operator_code(code) for code in model.operatorCodes]
     if builtin not in codes:
         code = schema.OperatorCodeT()

@@ -1,4 +1,4 @@
-"""What a .tflite file contains, and whether it and its outputs agree with its manifest."""
+"""The content of a .tflite file, and a comparison of the file and its outputs with its manifest."""
 
 import zlib
 from collections import Counter
@@ -51,11 +51,11 @@ class Inspection:
     Args:
         bytes: Size of the file.
         sha256: Its checksum.
-        checked: Where the same checksum was found: in the `"manifest"` or in the file's own `"metadata"`; None if there
-            is neither.
+        checked: The source of the checksum that the file was compared with: its `"manifest"` or its own `"metadata"`;
+            None if it has neither.
         inputs: The inputs.
         outputs: The outputs.
-        operators: How many of each kind, `{name: count}`, the most frequent first.
+        operators: Number of each kind, `{name: count}`, the most frequent first.
         undelegated: Names of the operators that are not delegated to XNNPACK.
         tensors: Number of tensors, weights included.
         weights: Bytes of the weights of each type, `{dtype: bytes}`, the largest first.
@@ -93,8 +93,8 @@ def inspect(path: FilePath) -> Inspection:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is not a LiteRT file, or if it is damaged: its checksum is not the one that was recorded. An
-            error of the outputs does not raise: it is in the result.
+        ValueError: If it is not a LiteRT file, or if it is damaged: its checksum differs from the recorded one. A
+            difference of the outputs does not raise an error: it is in the result.
     """
     file = load_litert(path)
     runner = file.runner()

@@ -1,4 +1,4 @@
-"""TFLite metadata: what an app needs to know about a .tflite file, in the file itself, as MediaPipe Tasks reads it.
+"""TFLite metadata: the description of a .tflite file for apps, in the file itself, as MediaPipe Tasks reads it.
 
 The network's name, the normalization of the input and the name of the labels file are in a flatbuffer, which is the
 model's buffer with the name TFLITE_METADATA. The labels, and a record that only se_keras reads, are files of a zip
@@ -108,7 +108,7 @@ def read(content: bytes) -> Metadata | None:
     """The metadata of a .tflite file; None if it has none.
 
     Raises:
-        ValueError: If the metadata are damaged, or if the file does not have its own checksum.
+        ValueError: If the metadata are damaged, or if the file differs from the checksum in it.
     """
     record = check(content) or {}
     model = schema.Model.GetRootAs(content)
@@ -153,14 +153,14 @@ def check(content: bytes) -> Json | None:
         record = json.loads(files[RECORD_FILE])
         checksum = record["sha256"]
     except (KeyError, TypeError, ValueError):
-        raise ValueError(f"The metadata of the file are damaged: {RECORD_FILE} is no record of an export") from None
+        raise ValueError(f"The metadata of the file are damaged: {RECORD_FILE} is not a record of an export") from None
     if checksum != hashlib.sha256(content[:end]).hexdigest():
         raise ValueError("The file is not the one that was exported: its SHA-256 is not its metadata's")
     return record
 
 
 def _entry(model: Any) -> Any:
-    """The model's entry of metadata that MediaPipe reads; None if it has none."""
+    """The entry of the model's metadata that MediaPipe reads; None if there is none."""
     entries = map(model.Metadata, range(model.MetadataLength()))
     return next((entry for entry in entries if entry.Name() == _ENTRY), None)
 
@@ -227,7 +227,7 @@ def tensor_names(model: Any) -> dict[int, str]:
 
 
 def _linked(content: bytes, packed: bytes) -> tuple[int, bytes]:
-    """The model with the metadata `packed`: how many bytes were prepended to it, and the new file.
+    """Adds the metadata `packed` to a model. Returns the number of bytes that were prepended, and the new file.
 
     Offsets of a flatbuffer point forward. So a new root and its lists are prepended to the old file and point into it.
     The old file stays the same, byte for byte, with the same alignment. Rewriting all of it would lose the alignment of
@@ -270,7 +270,7 @@ def _linked(content: bytes, packed: bytes) -> tuple[int, bytes]:
 
 
 def _moved(content: bytes | bytearray, distance: int) -> bytes:
-    """The model with the offsets of the buffers after the flatbuffer, which count from the file's start, changed."""
+    """Adds `distance` to the offsets of the buffers after the flatbuffer, which count from the start of the file."""
     content = bytearray(content)
     model = schema.Model.GetRootAs(content)
     for buffer in map(model.Buffers, range(model.BuffersLength())):

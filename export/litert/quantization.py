@@ -32,7 +32,7 @@ Precision = Literal["float32", "float16", "dynamic", "int8", "int16x8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 CALIBRATED: tuple[Precision, ...] = ("int8", "int16x8")
 
-_Rule = Callable[[RecipeManager, str, TFLOperationName], None]  # adds how operators of a kind are quantized
+_Rule = Callable[[RecipeManager, str, TFLOperationName], None]  # adds the quantization of a kind of operator
 
 
 def _weights(bits: int, dtype: TensorDataType, *, algorithm: AlgorithmName) -> _Rule:
@@ -68,7 +68,7 @@ _ALL = TFLOperationName.ALL_SUPPORTED
 _RULES: dict[Precision, dict[TFLOperationName, _Rule]] = {
     "float32": {},
     "float16": {_CONV: _float16, _DEPTHWISE: _float16, _DENSE: _float16},
-    # XNNPACK has no depthwise convolution with dynamic ranges: TFLite's own would run, on one thread.
+    # XNNPACK has no depthwise convolution with dynamic ranges: TFLite's own kernel would run, on one thread.
     "dynamic": {_CONV: _dynamic, _DENSE: _dynamic, _DEPTHWISE: _int8_weights},
     "int8": {_ALL: _static(8)},
     "int16x8": {_ALL: _static(16)},
@@ -94,8 +94,8 @@ def quantize(
 
     Args:
         content: The float32 file.
-        precision: Of the new file.
-        images: For calibration, `(samples, height, width, channels)`; not used unless `precision` is in `CALIBRATED`.
+        precision: Precision of the new file.
+        images: Calibration images, `(samples, height, width, channels)`; used if `precision` is in `CALIBRATED`.
         signature: Key of the file's signature.
         input_name: Name of the signature's input.
         input_range: Lowest and highest value of the input. Default: those of `images`.
@@ -114,8 +114,8 @@ def quantize(
         warnings.filterwarnings("ignore", message=".*experimental_preserve_all_tensors.*")  # calibration reads them all
         if precision not in CALIBRATED:
             return _quantized(engine, None)
-        # The range of each tensor over all images. By default, the engine averages the ranges of the images, and the
-        # first image weighs most: that clips values of later images.
+        # The range of each tensor over all images. By default, the engine averages the ranges of the images, and gives
+        # the first image the most weight, which clips values of later images.
         calibrator = Calibrator(content, num_threads=2, qsv_update_func=min_max_update)
         for done, image in enumerate(images, start=1):
             calibrator.calibrate({signature: [{input_name: image[None]}]}, rules)
@@ -211,7 +211,7 @@ def _large_kernels_in_parts() -> Iterator[None]:
 
 
 # XNNPACK multiplies sums by a factor that must be below 2^8, and adds tensors only if the ratio of their scales is at
-# most 2^10. It does not refuse all other files: it may abort the process.
+# most 2^10. It does not reject all other files: some abort the process.
 _LARGEST_FACTOR = 2.0**7
 _SMALLEST_FACTOR = 2.0**-9
 _MARGIN = 1.5
