@@ -268,12 +268,12 @@ def test_model_that_is_loading_is_an_error(saved):
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        (http_answer("<html>It works!</html>"), "is not TF Serving's. It answers: b'<html>It works!</html>'"),
-        (http_answer("[]"), "is not TF Serving's"),
-        (http_answer("{}"), "is not TF Serving's: it reports no versions"),
-        (http_answer("<html></html>", "404 Not Found"), "is not TF Serving's. It answers: b'<html></html>'"),
+        (http_answer("<html>It works!</html>"), "is not TF Serving. It answers: b'<html>It works!</html>'"),
+        (http_answer("[]"), "is not TF Serving"),
+        (http_answer("{}"), "is not TF Serving: it reports no versions"),
+        (http_answer("<html></html>", "404 Not Found"), "is not TF Serving. It answers: b'<html></html>'"),
         (http_answer('{"error": "out of memory"}', "500 Error"), "is refused: out of memory"),
-        (http_answer("cut"), "is not TF Serving's"),
+        (http_answer("cut"), "is not TF Serving"),
         (b"SSH-2.0-OpenSSH_9.2\r\n", "cannot be reached: the program at that port does not speak HTTP"),
         (b"", "cannot be reached: Remote end closed connection without response"),
     ],
@@ -307,7 +307,7 @@ def test_bad_arguments_of_a_check_are_errors(saved, arguments, message):
 
 def test_manifest_without_golden_input_is_an_error(saved):
     with pytest.raises(
-        ValueError, match="needs a manifest with reference outputs. Received: one without, of an older export"
+        ValueError, match="needs a manifest with reference outputs. Received: the manifest of an older export"
     ):
         serving.check({"network": "photos", "precision": "unknown"}, model="photos", rest="http://localhost")
 

@@ -53,7 +53,7 @@ class Answer:
 def check(
     record: Json, *, model: str, rest: str | None = None, grpc: str | None = None, timeout: float = 30.0
 ) -> tuple[Answer, ...]:
-    """Sends the reference inputs in the manifest of a SavedModel to TF Serving, by each protocol to each signature.
+    """Sends the reference inputs in the manifest of a SavedModel to TF Serving, for each protocol and signature.
 
     Args:
         record: The manifest.
@@ -67,7 +67,7 @@ def check(
         ValueError: If an argument is not valid, if the server is not TF Serving, or if it has another model.
     """
     if not {"golden", "signatures"} <= set(record):
-        raise ValueError("A check needs a manifest with reference outputs. Received: one without, of an older export")
+        raise ValueError("A check needs a manifest with reference outputs. Received: the manifest of an older export")
     if rest is None and grpc is None:
         raise ValueError("A server is reached by REST or gRPC: give a URL, or host and port. Received: neither")
     if not timeout > 0:
@@ -126,7 +126,7 @@ class Rest:
         """The version that the server has, and the signatures as in a manifest."""
         states = self._read("").get("model_version_status")
         if not isinstance(states, list) or not states:
-            raise ValueError(f"{self._url} is not TF Serving's: it reports no versions")
+            raise ValueError(f"{self._url} is not TF Serving: it reports no versions")
         if not any(state.get("state") == "AVAILABLE" for state in states):
             message = states[0].get("status", {}).get("error_message") or "no error message"
             raise ValueError(f"{self._url} is {states[0].get('state')}, not AVAILABLE: {message}")
@@ -164,7 +164,7 @@ class Rest:
         try:
             answer = dict(json.loads(content))
         except (ValueError, TypeError):
-            raise ValueError(f"{url} is not TF Serving's. It answers: {content[:60]!r}") from None
+            raise ValueError(f"{url} is not TF Serving. It answers: {content[:60]!r}") from None
         if refused or "error" in answer:
             raise ValueError(f"{url} is refused: {first_line(answer.get('error', 'no error message'))}")
         return answer
@@ -214,7 +214,7 @@ class Grpc:
         if code is self._grpc.StatusCode.UNAVAILABLE:
             raise ConnectionError(f"{self} cannot be reached by gRPC: {details}")
         if code is self._grpc.StatusCode.UNIMPLEMENTED:
-            raise ValueError(f"{self._host} is not TF Serving's: {details}")
+            raise ValueError(f"{self._host} is not TF Serving: {details}")
         raise ValueError(f"{self} is refused: {details}")
 
 
@@ -251,12 +251,12 @@ def _array(values, dtype):
 
 
 def write_server_files(folder: FilePath, *, root: str = "/models", replace: bool = False) -> list[str]:
-    """Writes `models.config` and `monitoring.config` of TF Serving for a folder of models, and returns their names.
+    """Writes `models.config` and `monitoring.config` of TF Serving for a folder of models. Returns the models' names.
 
     The batching parameters of a model are in its versions (`batching_params.pbtxt`).
 
     Args:
-        folder: It contains a folder for each model, which contains its versions.
+        folder: Has a folder for each model, with a folder for each version.
         root: Path of the folder on the machine of the server.
         replace: Whether to replace existing files, which somebody may have edited.
 

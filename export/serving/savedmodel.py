@@ -41,7 +41,7 @@ from ..outputs import agreement, in_batches
 from . import warmup
 from .signatures import IMAGE_BYTES, LOGITS, classify, logits
 
-# The sizes of the batches that TF Serving makes of requests, if it is asked to. Other sizes are padded to the next one.
+# Batch sizes for TF Serving, if it batches requests. Other sizes are padded to the next larger one.
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)
 _GRAPH, _MANIFEST = "saved_model.pb", "assets.extra/manifest.json"
 _BATCHING = "batching_params.pbtxt"  # TF Serving reads it with --enable_per_model_batching_parameters
@@ -49,7 +49,7 @@ _BATCHING = "batching_params.pbtxt"  # TF Serving reads it with --enable_per_mod
 
 @dataclass(frozen=True, kw_only=True)
 class SavedModel:
-    """A SavedModel on the disk: its folder, `<target>/<version>`, and its manifest."""
+    """A SavedModel on disk: its folder, `<target>/<version>`, and its manifest."""
 
     path: Path
     manifest: Json
@@ -156,8 +156,8 @@ def to_savedmodel(
 
     Raises:
         FileExistsError, OSError: If the version exists, or if the folder cannot be written or is full.
-        ValueError, TypeError: If an argument is not valid, or if the SavedModel disagrees with the model. Nothing is
-            written then.
+        ValueError, TypeError: If an argument is not valid, or if the SavedModel disagrees with the model. In this case
+            nothing is written.
     """
     model, target = functional(model), _target(Path(folder), version)
     require_one_input(model)
@@ -313,7 +313,7 @@ def _image_file(image, normalization):
 
 
 def _reference_file(runner, file, normalization):
-    """The answer of `image_bytes` to a file, for the manifest. It must be that of `serving_default` to its pixels."""
+    """The answer of `image_bytes` to a file, for the manifest. `serving_default` must give the same for its pixels."""
     _, *size, channels = runner.input_shape
     pixels = evaluation_image(tf.constant(file), size=size, channels=channels)[None].numpy()
     (expected,) = runner(normalization.apply(pixels)).values()
@@ -334,9 +334,9 @@ def _checksums(path):
 
 
 def load_savedmodel(folder: FilePath) -> SavedModel:
-    """Finds a SavedModel on the disk. Without a manifest, because of another program, it is named after its folder.
+    """Finds a SavedModel on disk. If it has no manifest, as from other programs, it is named after its folder.
 
-    `folder` is that of a version, which contains `saved_model.pb`, or that of all versions: the highest one is used.
+    `folder` is the folder of one version, which contains `saved_model.pb`, or of all versions: the highest is used.
 
     Raises:
         FileNotFoundError: If there is no SavedModel.
@@ -372,7 +372,7 @@ def next_version(folder: FilePath) -> int:
 
 
 def _remove_xla(path):
-    """Removes Keras' requests for XLA in grouped convolutions: TF Serving has no XLA, and computes the same without."""
+    """Removes Keras' requests for XLA in grouped convolutions: TF Serving computes the same without XLA."""
     saved = saved_model_pb2.SavedModel.FromString(path.read_bytes())
     for graph in (meta.graph_def for meta in saved.meta_graphs):
         bodies = [node for function in graph.library.function for node in function.node_def]

@@ -47,10 +47,10 @@ def classify(
     file that cannot be decoded gets the classes "" and the scores 0; the other files of the batch are not affected.
 
     Args:
-        scores_of: From normalized images to scores, a tensor `(batch, classes)`.
+        scores_of: Function from normalized images to scores, a tensor `(batch, classes)`.
         shape: `(height, width, channels)` of the images; 3 channels for RGB, 1 for gray.
-        labels: A text file with the name of one class a line. It becomes an asset of the SavedModel.
-        normalization: Of the pixels.
+        labels: A text file with the name of one class per line. It becomes an asset of the SavedModel.
+        normalization: Normalization of the pixels.
         top: Number of classes to return.
     """
     number, line = tf.lookup.TextFileIndex.LINE_NUMBER, tf.lookup.TextFileIndex.WHOLE_LINE
@@ -70,7 +70,7 @@ def classify(
 
 
 def _images(contents, shape):
-    """Pixels `(batch, *shape)` of files, and `(batch, 1)`: whether each file could be decoded.
+    """Pixels of files, `(batch, *shape)`, and whether each file could be decoded, `(batch, 1)`.
 
     An operation that fails would fail the whole batch. A dataset can skip failures, and a graph can read it with
     `tf.data.Dataset.get_single_element`.
