@@ -7,7 +7,12 @@ any tf_keras model, and converted back to Keras 3 or to a file:
     prunable       -> fit -> stripped         a Keras 3 model with many weights that are zero
     clustered      -> fit -> stripped         a Keras 3 model with few different weights
 
-To quantize a pruned network, run the first after the second, with `keep_zeros=True`.
+To quantize a pruned network, call `quantize_aware` with the `stripped` model and `keep_zeros=True`.
+
+The first function of each line takes a trained functional Keras 3 model with one input, and `input_shape`, `(height,
+width, channels)`, which is required if the model's size is free. It returns a tf_keras model that is not compiled. It
+raises TypeError if the model is not functional, and ValueError if an argument is out of range, if layers cannot be
+trained in this way, or if weights are not finite (the message names the layers).
 """
 
 import re
@@ -63,18 +68,8 @@ def quantize_aware(
     ```
 
     Args:
-        model: A functional Keras 3 model with one input, trained.
-        calibration: Typical images, as for `to_litert`.
-        input_shape: `(height, width, channels)`; required if the model's size is free.
+        calibration: Typical images, as for `to_litert`; finite, in the shape of the model's input.
         keep_zeros: Whether weights that are zero stay zero, so that a pruned network stays sparse.
-
-    Returns:
-        A model that is not compiled.
-
-    Raises:
-        TypeError: If the model is not functional.
-        ValueError: If layers cannot be trained in this way or weights are not finite (the message names them), or if
-            calibration images are missing, not finite or of another shape.
     """
     lowered = _lowered(model, input_shape)
     images = calibration_images(calibration, lowered.inputs[0].shape[1:])
@@ -99,7 +94,7 @@ def quantize_aware(
 
 
 class KeepBest(tf_keras.callbacks.Callback):
-    """At the end of `fit`, restores the weights with the lowest loss on held-out images, of all epochs and the start.
+    """At the end of `fit`, restores the weights with the lowest loss on held-out images, of all epochs or the initial.
 
     So fine-tuning never increases the loss on these images.
 
@@ -108,8 +103,8 @@ class KeepBest(tf_keras.callbacks.Callback):
     ```
 
     Args:
-        images: Images that are not trained on, and not test images, because the weights are selected by them.
-        labels: As the loss of the model takes them.
+        images: Neither training images nor test images, because the weights are selected by them.
+        labels: Labels in the format of the model's loss.
     """
 
     model: Any  # set by tf_keras
@@ -150,24 +145,21 @@ def to_litert(
     normalization: Any = None,
     training: Json | None = None,
 ) -> LiteRTModel:
-    """Converts a fine-tuned tf_keras model to an int8 LiteRT file, and compares it with this and the original model.
+    """Converts a fine-tuned tf_keras model to an int8 LiteRT file, and compares the file with this model and `model`.
 
-    The file has the same form as a file by post-training quantization, `se_keras.export.to_litert`: the same signature,
-    float32 images and probabilities, a softmax in float32, and integers between them. Ranges that are too narrow for
-    integer kernels, as after dead units, are widened in `tf_keras_model`.
+    The file is like one by post-training quantization, `se_keras.export.to_litert`: the same signature, float32 images
+    and probabilities, a softmax in float32, and integers between them. Ranges that are too narrow for integer kernels,
+    as after dead units, are widened in `tf_keras_model`.
 
     Args:
         tf_keras_model: The result of `quantize_aware(model, ...)`, fitted.
-        model: The model that it was made from.
-        held_out: Images to compare on, `(samples, height, width, channels)`, which were not trained on.
+        model: The model that `tf_keras_model` was made from.
+        held_out: Images to compare on, `(samples, height, width, channels)`, which were not used for training.
         input_type: As in `se_keras.export.to_litert`, but the steps of integers are those of the training.
-        output_type: As in `se_keras.export.to_litert`.
-        labels: As in `se_keras.export.to_litert`.
-        normalization: As in `se_keras.export.to_litert`.
-        training: As in `se_keras.export.to_litert`.
+        output_type, labels, normalization, training: As in `se_keras.export.to_litert`.
 
     Returns:
-        The file. In its manifest, `agreement` is with `model`, as in all files, and `agreement_with_twin` is with
+        The file. In its manifest, `agreement` compares it with `model`, as in all files, and `agreement_with_twin` with
         `tf_keras_model`: the error of the conversion alone.
 
     Raises:
@@ -211,20 +203,11 @@ def prunable(
     """A tf_keras model for training, whose smallest weights become zero during `fit`.
 
     In all kernels except depthwise ones, the share of zeros grows from 0 to `sparsity` in the first `steps` steps of
-    training, by a cubic function (arXiv:1710.01878, eq. 1), and then stays.
+    training, by a cubic function (arXiv:1710.01878, eq. 1), and then stays constant.
 
     Args:
-        model: A functional Keras 3 model with one input, trained.
         sparsity: The final share of zeros.
         steps: Number of training steps (batches) until then. Half of all steps are a good start.
-        input_shape: `(height, width, channels)`; required if the model's size is free.
-
-    Returns:
-        A model that is not compiled. After `fit`, `stripped` makes a Keras 3 model of it.
-
-    Raises:
-        TypeError: If the model is not functional.
-        ValueError: If an argument is out of range, or as for `quantize_aware`.
     """
     if not 0 < sparsity < 1:
         raise ValueError(f"sparsity must be a share between 0 and 1. Received: {sparsity=}")
@@ -245,19 +228,9 @@ def prunable(
 
 
 def clustered(model: keras.Model, *, clusters: int, input_shape: Sequence[int] | None = None) -> tf_keras.Model:
-    """A tf_keras model for training, with few different weights in each kernel except depthwise ones.
+    """A tf_keras model for training, with at most `clusters` different weights in each kernel except depthwise ones.
 
-    Args:
-        model: A functional Keras 3 model with one input, trained.
-        clusters: The largest number of different values in a kernel. Kernels with fewer weights are not changed.
-        input_shape: `(height, width, channels)`; required if the model's size is free.
-
-    Returns:
-        A model that is not compiled. After `fit`, `stripped` makes a Keras 3 model of it.
-
-    Raises:
-        TypeError: If the model is not functional.
-        ValueError: If an argument is out of range, or as for `quantize_aware`.
+    Kernels with fewer weights are not changed.
     """
     _require_count("clusters", clusters, least=2)
 
@@ -274,7 +247,7 @@ def stripped(tf_keras_model: Any, model: keras.Model) -> keras.Model:
 
     Args:
         tf_keras_model: The fitted model.
-        model: The model that it was made from.
+        model: The model that `tf_keras_model` was made from.
 
     Returns:
         The lowered `model` with the new weights.
@@ -300,7 +273,7 @@ def scope() -> AbstractContextManager[Any]:
 
 
 def _converted(tf_keras_model: Any, input_name: str, output_names: list[str]) -> bytes:
-    """The file. Ranges too narrow for integer kernels are widened in `tf_keras_model`."""
+    """The content of the file. Ranges that are too narrow for integer kernels are widened in `tf_keras_model`."""
     ranges = {}
     for layer in tf_keras_model.layers:
         output = getattr(getattr(layer, "quantize_config", None), "output", None)
@@ -316,13 +289,13 @@ def _converted(tf_keras_model: Any, input_name: str, output_names: list[str]) ->
                 high.assign(wider["max"])
 
     def convert() -> bytes:
-        return _once_converted(tf_keras_model, input_name, output_names)
+        return _convert(tf_keras_model, input_name, output_names)
 
     return with_float_softmax(with_wide_ranges(convert, widen))
 
 
-def _once_converted(tf_keras_model: Any, input_name: str, output_names: list[str]) -> bytes:
-    """Converts by way of a SavedModel, for the names of the signature."""
+def _convert(tf_keras_model: Any, input_name: str, output_names: list[str]) -> bytes:
+    """Converts through a SavedModel, which sets the names of the signature."""
     images = tf.TensorSpec((1, *tf_keras_model.input_shape[1:]), tf.float32, name=input_name)
 
     @tf.function(input_signature=[images])

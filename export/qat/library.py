@@ -6,8 +6,8 @@ from unittest import mock
 
 import tensorflow as tf
 
-# It sets an environment variable to get tf_keras, which the user's other processes would inherit. And if tf.keras was
-# not used before, that name would mean tf_keras from then on.
+# The library sets an environment variable to select tf_keras, which child processes would inherit. And if tf.keras was
+# not used before, this name would mean tf_keras from then on.
 with mock.patch.dict(os.environ), warnings.catch_warnings():
     tf.keras.version()
     warnings.filterwarnings("ignore", message="distutils Version classes are deprecated")

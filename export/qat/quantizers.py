@@ -1,4 +1,4 @@
-"""Where quantization-aware training rounds to integers, and how."""
+"""The rounding to integers in quantization-aware training: of which tensors, and how."""
 
 from typing import Any
 
@@ -31,7 +31,7 @@ BOUNDED: dict[Any, Any] = {
 
 
 def is_fused(layer: Any, readers: list[Any]) -> bool:
-    """Whether an output is not rounded on its own: a ReLU is part of the kernel, and a concatenation has one range."""
+    """Whether an output is not rounded separately: a ReLU is part of the kernel, and a concatenation has one range."""
     (reader,) = readers if len(readers) == 1 else (None,)
     fusing = isinstance(layer, (*KERNELS, layers.Add)) and isinstance(reader, layers.ReLU)
     return fusing or isinstance(reader, layers.Concatenate)
@@ -41,8 +41,8 @@ def is_fused(layer: Any, readers: list[Any]) -> bool:
 class KernelQuantizer(tfmot.quantization.keras.quantizers.Quantizer):
     """Rounds a kernel to int8 in its symmetric range: one for each channel, or one for a fully connected layer.
 
-    Unlike the library's quantizers, it has no state, so that the range is never that of the previous step. And a
-    depthwise kernel has a range for each channel too.
+    Unlike the library's quantizers, it has no state, so the range is never that of the previous step. A depthwise
+    kernel has a range for each channel too.
 
     Args:
         is_depthwise: Whether the last two axes are the channels.

@@ -22,8 +22,8 @@ KERNELS = (legacy.Conv2D, legacy.DepthwiseConv2D, legacy.Dense)
 
 Wrap = Callable[[Any, list[Any]], Any]  # from a layer and the layers that read its output to the layer to use instead
 
-# Layers that are the same in both, and their arguments. An activation becomes a layer of its own, because integers are
-# rounded before some activations and after others.
+# Layers that are the same in Keras 3 and tf_keras, and their arguments. An activation becomes a separate layer, because
+# integers are rounded before some activations and after others.
 _SAME = {
     layers.Add: (),
     layers.AveragePooling2D: ("pool_size", "strides", "padding"),
@@ -180,6 +180,6 @@ def _kind(operation: Any) -> str:
 def _require_equal(lowered: keras.Model, tf_keras_model: tf_keras.Model) -> None:
     images, names = check_images(lowered), output_names(lowered)
     result = agreement(predict(lowered, images), predict_tf_keras(tf_keras_model, images, names=names))
-    # The same operations of TensorFlow in the same order. Only Keras fuses some differently, which changes about 1e-7.
+    # Both run the same operations in the same order. Keras fuses some of them differently, which changes about 1e-7.
     if result.max_error > 1e-5:
         raise ValueError(f"The tf_keras model disagrees with {lowered.name}: {result}")
