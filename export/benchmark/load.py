@@ -1,4 +1,4 @@
-"""Stress test of SavedModels: images a second and waiting times under load, of both variants of a network."""
+"""Stress test of SavedModels: images per second and waiting times under load, for both variants of a network."""
 
 import tempfile
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from .programs import run, serving_session
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """What one SavedModel does under one load.
+    """The speed of one SavedModel under one load.
 
     Args:
         callers: Number of threads that call at the same time; each waits for its answer before it calls again.
@@ -44,11 +44,11 @@ class ServingLoad:
 
     Args:
         input_shape: `(height, width, channels)`.
-        loads: Of the network in both variants, for each number of callers and each batch size; of the baseline for one
-            caller and one image.
-        gains: `(callers, batch, Ratio)`: images a second of the lowered variant over the published one's. Below 1,
-            lowering has cost time.
-        overheads: By variant: time of the network over that of the baseline, for one caller and one image.
+        loads: The network in both variants, for each number of callers and each batch size; the baseline for one caller
+            and one image.
+        gains: `(callers, batch, Ratio)`: images per second of the lowered variant over those of the published one.
+            Below 1, the lowered variant is slower.
+        overheads: By variant: time of the network over time of the baseline, for one caller and one image.
     """
 
     network: str
@@ -82,10 +82,10 @@ def serving_load(
         network: A network of the catalogue with squeeze-and-excitation. Its weights are random: times depend on shapes.
         callers: Numbers of threads that call at the same time, of at most 64.
         batches: Numbers of images in a request, of at most 1024.
-        seconds: Duration of each measurement, at least.
+        seconds: Minimum duration of each measurement.
         blocks: Measurements of each variant and load, in random order within a block.
         input_shape: `(height, width, channels)`; default: the network's own.
-        threads: Of the operators; default: as many as there are processors.
+        threads: Threads of the operators; default: as many as there are processors.
 
     Raises:
         ValueError: If the network is a baseline, or if a number is out of range.
@@ -123,7 +123,7 @@ def serving_load(
             (n, batch, ratio_of(rates[n, batch, network, "lowered"], rates[n, batch, network, "published"]))
             for n, batch in cells
         ),
-        # With one caller, the time of an image is 1 over the images a second.
+        # With one caller, the time of an image is 1 / images per second.
         overheads={x: ratio_of(rates[1, 1, baseline, x], rates[1, 1, network, x]) for x in VARIANTS},
     )
 

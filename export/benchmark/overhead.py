@@ -21,7 +21,7 @@ from .results import AS_GIVEN, Cell, Overhead, complete, described
 from .targets.host import measure
 
 Variant = Literal["published", "lowered"]
-VARIANTS: dict[Variant, bool] = {"published": False, "lowered": True}  # and `lowering` of the exporters
+VARIANTS: dict[Variant, bool] = {"published": False, "lowered": True}  # the exporters' argument `lowering`
 Pair = tuple[LiteRTModel, LiteRTModel]  # baseline and network
 
 
@@ -43,12 +43,12 @@ def overheads(
     Args:
         network: A network of the catalogue with squeeze-and-excitation.
         input_shape: `(height, width, channels)`; default: the network's own.
-        kept: Records of earlier measurements, from `Overhead.to_json`. What they have is not measured again.
+        kept: Records of earlier measurements, from `Overhead.to_json`, which are not repeated.
         profiled: Whether to profile both files too. If that fails, `progress` is called with the reason.
         measure: Measures a pair: `functools.partial(host.measure, blocks=10)`, or `adb.measure` for a phone.
 
     Raises:
-        ValueError: If the network is a baseline, if a variant or precision does not exist, or as `measure` does.
+        ValueError: If the network is a baseline, if a variant or precision does not exist, or if `measure` raises it.
     """
     progress = progress or (lambda message: None)
     for what, values, possible in (("variant", variants, tuple(VARIANTS)), ("precision", precisions, PRECISIONS)):
@@ -89,7 +89,7 @@ def overheads_of_files(
 ) -> Iterator[Overhead]:
     """Measures two LiteRT files, as `overheads` does, and yields an `Overhead` for each number of threads.
 
-    `names` are those of the baseline and the network in the record: two files of one network have the same name.
+    `names` are the names of baseline and network in the record: two files of one network have the same name.
     """
     progress = progress or (lambda message: None)
     about = described(baseline, network) | {"baseline": names[0], "network": names[1]}
@@ -135,7 +135,7 @@ def _measure_cell(cell, pair, what, measure, progress):
 
 
 def _profiles(pair, threads, progress):
-    """Microseconds by stage and part of both files; empty, with a message, where they cannot be profiled."""
+    """Microseconds by stage and part of both files; empty, with a message, if they cannot be profiled."""
     profiles = []
     try:
         for file in pair:

@@ -1,4 +1,4 @@
-"""Time of each operator of a LiteRT file, by block and part: where the time goes that squeeze-and-excitation adds."""
+"""Time of each operator of a LiteRT file, by block and part: shows where squeeze-and-excitation adds time."""
 
 import re
 import tempfile
@@ -12,7 +12,7 @@ from se_keras.typing import Json
 from ..litert.file import LiteRTModel, check_threads, plain_interpreter
 from .programs import profiler_events, run
 
-# For each LiteRT operator, how the names of the XNNPACK operators begin that compute it. XNNPACK computes a 1x1
+# For each LiteRT operator, the beginnings of the names of the XNNPACK operators that compute it. XNNPACK computes a 1x1
 # convolution with stride 1 as a matrix product.
 _COMPUTED_BY = {
     "CONV_2D": ("Convolution", "Fully Connected"),
@@ -47,8 +47,8 @@ class Row:
 
     Args:
         operator: Its name in LiteRT.
-        layer: The layer of the network that it computes; empty where the file does not have its name.
-        kernel: The XNNPACK operator that computed it; empty where nothing had to be computed.
+        layer: The layer of the network that it computes; empty if the file does not have its name.
+        kernel: The XNNPACK operator that computed it; empty if nothing had to be computed.
         microseconds: Mean of the runs.
         stage, block: Such as `stage2` and `stage2_block1`; empty outside of the stages.
         part: One of `PARTS`.
@@ -116,23 +116,23 @@ def profile(file: LiteRTModel, *, threads: int = 1, runs: int = 50) -> Profile:
 
 
 def _of_one_run(events, runs):
-    """The events of several runs, which all have the same operators, as the sums of one run."""
+    """Sums the events of several runs, which all have the same operators, over the runs."""
     if not events or len(events) % runs:
         same = f"The installed ai-edge-litert must report as many events for each of {runs} runs"
         raise ValueError(f"{same}. Received: {len(events)} events")
     count = len(events) // runs
     names = [tag for tag, _ in events[:count]]
     if any([tag for tag, _ in events[start : start + count]] != names for start in range(0, len(events), count)):
-        raise ValueError("The installed ai-edge-litert reports other operators in each run")
+        raise ValueError("The installed ai-edge-litert reports different operators in each run")
     return [(name, sum(elapsed for _, elapsed in events[index::count])) for index, name in enumerate(names)]
 
 
 def _attributed(
     operators: Sequence[tuple[str, str]], times: Sequence[tuple[str, float]]
 ) -> tuple[tuple[Row, ...], float]:
-    """The rows of LiteRT's operators with the times of XNNPACK's, and the time that belongs to none of them.
+    """The rows of LiteRT's operators with the times of XNNPACK's operators, and the time that belongs to no row.
 
-    Both come in the order of execution. Some of LiteRT's operators have none of XNNPACK's: padding that is part of a
+    Both come in the order of execution. Some LiteRT operators have no XNNPACK operator: padding that is part of a
     convolution, a reshape that copies nothing. Therefore they are matched by the longest common subsequence.
     """
     most = [[0] * (len(times) + 1) for _ in range(len(operators) + 1)]

@@ -52,7 +52,7 @@ def read(path: FilePath) -> Json:
 
 
 def headline(results: Sequence[Json]) -> str | None:
-    """The first result as a sentence, a lowered network's if there is one; None without results."""
+    """The first result as a sentence, of a lowered network if there is one; None without results."""
     for found in results:
         lowered = [record for record in found["overhead"] if record["form"] != "published"]
         for record in lowered or found["overhead"]:
@@ -91,7 +91,7 @@ def as_html(results: Sequence[Json]) -> str:
 
 
 def _claim(record):
-    """What the interval of a record allows to say."""
+    """The claim that the interval of a record supports."""
     ratio = record["comparison"]["ratio"]
     median, interval = _percent(ratio["median"]), _interval(ratio)
     pair = f"{_network(record)} in {record['precision']} takes"
@@ -131,7 +131,7 @@ def _setting(record):
 
 
 def _name(record):
-    """What was measured, in a few words."""
+    """A short name of a measured pair."""
     return f"{_network(record)}, {_setting(record)}"
 
 
@@ -185,7 +185,7 @@ def _row(cells, tag):
 
 
 def _notes(records):
-    """What a reader has to know about single pairs."""
+    """Notes on single pairs that a reader has to know."""
     notes = [f"{_name(record)}: measured {record['missing']}" for record in records if record.get("missing")]
     notes += [
         f"{_name(record)}: the warmest sensor had {min(record['celsius']):.0f} to {max(record['celsius']):.0f} degrees "

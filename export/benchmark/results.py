@@ -1,4 +1,4 @@
-"""What a measurement of two LiteRT files found, as the records of results.json."""
+"""Results of the measurement of two LiteRT files: the records of results.json."""
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -17,13 +17,13 @@ PAPER = {"resnet50_ms": 164, "se_resnet50_ms": 167, "ratio": 167 / 164, "source"
 
 @dataclass(frozen=True, kw_only=True)
 class Footprint:
-    """Size, start-up times and memory of a LiteRT file in a process of its own.
+    """Size, start-up times and memory of a LiteRT file in a separate process.
 
     Args:
         init_ms: Time until the file can be run: reading, and XNNPACK's packing of the weights.
         first_ms: Time of the first run.
-        peak_mb: Memory that the file added to the process, in 10^6 bytes: the largest amount on a computer, the amount
-            at the end on a phone. None where the system does not report it.
+        peak_mb: Memory that the file added to the process, in 10^6 bytes: at the peak on a computer, at the end on a
+            phone. None where the system does not report it.
     """
 
     bytes: int
@@ -34,10 +34,10 @@ class Footprint:
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceConditions:
-    """How a phone measured; everything is empty for a measurement on this machine.
+    """The conditions of a measurement on a phone; all are empty for a measurement on this machine.
 
     Args:
-        flags: Of `benchmark_model`.
+        flags: Flags of `benchmark_model`.
         celsius: Temperature of the warmest sensor before each block; empty where the sensors cannot be read.
         missing: Which blocks were not measured, and why; None if the measurement is complete.
     """
@@ -52,14 +52,14 @@ class Overhead:
     """A measured pair of LiteRT files.
 
     Args:
-        precision: Of both files; `"float32/int8"` if they differ.
-        variant: Of both files: `"published"`, `"lowered"` or `"as given"`.
+        precision: Precision of both files; `"float32/int8"` if they differ.
+        variant: Variant of both files: `"published"`, `"lowered"` or `"as given"`.
         input_shape: `(1, height, width, channels)`.
         comparison: A is the baseline, B the network.
         undelegated: Operators of either file that are not delegated to XNNPACK.
-        sha256, footprints: Of the baseline and the network.
-        se: The fields of the network's `SEConfig`; None for files that were given.
-        profiles: The same, if they were profiled: microseconds by stage and part, `{"stage2": {"scale": 1.0}}`.
+        sha256, footprints: For the baseline and the network.
+        se: The fields of the network's `SEConfig`; None for two existing files.
+        profiles: For both, if profiled: microseconds by stage and part, `{"stage2": {"scale": 1.0}}`.
     """
 
     baseline: str
@@ -85,7 +85,7 @@ class Overhead:
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """What a record measures: two records with the same cell repeat one measurement."""
+    """The identity of a measurement: two records with the same cell repeat one measurement."""
 
     network: str
     baseline: str
@@ -109,7 +109,7 @@ def complete(records: Iterable[Json]) -> list[Json]:
 
 
 def placement(se: Json | None) -> str:
-    """Where squeeze-and-excitation is, for a text: " at 3x3, stages 3 4". Empty if as published, or for given files."""
+    """Site and stages of squeeze-and-excitation as text, " at 3x3, stages 3 4". Empty if as published, or for files."""
     if se is None:
         return ""
     site = "" if se["site"] == "standard" else f" at {se['site']}"
@@ -117,7 +117,7 @@ def placement(se: Json | None) -> str:
 
 
 def thread_count(threads: int) -> str:
-    """A number of threads, for a text."""
+    """A number of threads as text."""
     return f"{threads} thread{'s' * (threads > 1)}"
 
 
@@ -130,7 +130,7 @@ def require_pair(baseline: LiteRTRunner, network: LiteRTRunner) -> tuple[int, ..
 
 
 def described(baseline: LiteRTModel, network: LiteRTModel) -> dict[str, Any]:
-    """The fields of an `Overhead` that the manifests and contents of two files give."""
+    """The fields of an `Overhead` that come from the manifests and contents of two files."""
     return {
         "baseline": baseline.manifest["network"],
         "network": network.manifest["network"],

@@ -1,4 +1,4 @@
-"""Programs that run in a process of their own: each prints lines of JSON."""
+"""Programs that run in a separate process: each prints lines of JSON."""
 
 import json
 import os
@@ -21,7 +21,7 @@ def run(
     """Runs a program of this folder in a new process, on the CPU, and returns the JSON objects that it prints.
 
     Args:
-        plan: What the program reads from its standard input, as JSON.
+        plan: The standard input of the program, as JSON.
         on_row: Called with each object as soon as it is printed.
 
     Raises:
@@ -31,11 +31,11 @@ def run(
     command = [sys.executable, "-P", str(program.__file__), *map(str, arguments)]
     environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
     rows = []
-    with tempfile.TemporaryFile("w+") as given, tempfile.TemporaryFile("w+", errors="replace") as errors:
-        json.dump(plan, given)
-        given.seek(0)
+    with tempfile.TemporaryFile("w+") as stdin, tempfile.TemporaryFile("w+", errors="replace") as errors:
+        json.dump(plan, stdin)
+        stdin.seek(0)
         with subprocess.Popen(
-            command, stdin=given, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment
+            command, stdin=stdin, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment
         ) as process:
             try:
                 for line in process.stdout or ():

@@ -1,4 +1,4 @@
-"""Loads a LiteRT file, runs it once and prints the times and the memory that this took, as JSON.
+"""Loads a LiteRT file, runs it once, and prints the times and the memory use as JSON.
 
 python -P footprint.py FILE THREADS
 """
@@ -12,7 +12,7 @@ from ai_edge_litert.interpreter import Interpreter
 
 
 def peak_mb() -> float | None:
-    """The largest memory of this process so far, in 10^6 bytes; None where the system does not report it."""
+    """The peak memory of this process, in 10^6 bytes; None where the system does not report it."""
     try:
         with open("/proc/self/status") as file:
             return next(int(line.split()[1]) * 1024 / 1e6 for line in file if line.startswith("VmHWM"))

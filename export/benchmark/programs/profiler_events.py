@@ -4,7 +4,7 @@ python -P profiler_events.py FILE THREADS RUNS
 
 The profiler is called through the C API that the wheel's libLiteRt.so exports (ai-edge-litert 2.3: litert/c/*.h of
 https://github.com/google-ai-edge/LiteRT). In other versions a function may be missing, which is reported, or may have
-other arguments, which may crash the process. Therefore this is a process of its own.
+other arguments, which may crash the process. Therefore this is a separate process.
 """
 
 import ctypes
@@ -20,8 +20,8 @@ CPU = 1  # of LiteRtHwAccelerators
 _RANK = 8  # the largest
 _LITERT, _XNNPACK = 1, 8  # types of events: of LiteRT itself, and of an operator inside a delegate
 Pointer = ctypes.c_void_p
-_TEXTS = []  # options that the library reads as long as the process lives
-_FREE = ctypes.CFUNCTYPE(None, Pointer)(lambda _: None)  # does nothing: the texts are Python's
+_TEXTS = []  # keeps the options alive, which the library reads as long as the process runs
+_FREE = ctypes.CFUNCTYPE(None, Pointer)(lambda _: None)  # does nothing: Python owns the texts
 
 
 class Layout(ctypes.Structure):

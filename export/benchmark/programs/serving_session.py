@@ -1,13 +1,13 @@
 """A SavedModel as TF Serving runs it: a graph in a session, without Keras and with XLA switched off.
 
-Of what pip installs, this is the nearest to TF Serving. As a program, `python -P serving_session.py` reads a plan from
-its standard input, as JSON, and prints a line of JSON for each measurement. Keras and se_keras are not imported there.
+Nothing else that pip installs is closer to TF Serving. As a program, `python -P serving_session.py` reads a plan from
+its standard input, as JSON, and prints a line of JSON for each measurement. It does not import Keras and se_keras.
 """
 
 import sys
 
 if __name__ == "__main__":
-    # TensorFlow imports Keras where it can. None makes each import fail.
+    # TensorFlow imports Keras if it is installed. None makes these imports fail.
     sys.modules |= dict.fromkeys(("keras", "tf_keras", "se_keras"))  # pyright: ignore[reportArgumentType]
 
 import ctypes
@@ -26,7 +26,7 @@ import tensorflow as tf
 class Session:
     """A SavedModel, the folder of a version, in a session.
 
-    Without `threads`, operators use as many as there are processors, as in TF Serving.
+    Without `threads`, operators use one thread for each processor, as in TF Serving.
     """
 
     def __init__(self, path: str | Path, *, threads: int = 0):
@@ -51,10 +51,10 @@ def switch_off_xla() -> None:
 
 
 def stress(call: Callable[[], object], callers: int, seconds: float) -> tuple[list[float], float]:
-    """Calls `call` again and again from `callers` threads for `seconds`, at least once from each.
+    """Calls `call` repeatedly from `callers` threads for `seconds`, at least once from each.
 
     Returns:
-        The time of each call, and the time of the whole stress test, in seconds.
+        The time of each call, and the total time, in seconds.
     """
     times, begin = [], time.perf_counter()
 

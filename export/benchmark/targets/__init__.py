@@ -1,1 +1,1 @@
-"""Where a pair can be measured."""
+"""Devices on which a pair can be measured."""

@@ -30,7 +30,7 @@ from ..results import DeviceConditions, Footprint, Overhead, described, require_
 FOLDER = "/data/local/tmp"
 _ON_PHONE = "device:"
 _WARMER = 3.0  # degrees Celsius by which a phone may be warmer before a block than before the first one
-_LONGEST_REST = 300  # seconds to wait for that
+_LONGEST_REST = 300  # seconds to wait for the phone to cool down
 _LONGEST_CALL = 1800  # seconds that a call of adb may take: a phone that is gone may never answer
 _TIMINGS = (
     r"Inference timings in us: Init: (?P<init>[\d.e+]+), First inference: (?P<first>[\d.e+]+), .*?"
@@ -57,7 +57,7 @@ _GONE = re.compile(
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What one call of `benchmark_model` measured; None where it is not reported.
+    """The measurements of one call of `benchmark_model`; None for those that it does not report.
 
     Args:
         average_us, fastest_us, first_us: Time of a run of the model, in microseconds.
@@ -79,7 +79,7 @@ class PhoneLost(ConnectionError):
 
 
 def parse(text: str, result: bytes | None = None) -> Run:
-    """Reads what `benchmark_model` printed, and the BenchmarkResult that it wrote, if it wrote one.
+    """Reads the output of `benchmark_model`, and the BenchmarkResult that it wrote, if any.
 
     Raises:
         ValueError: If the output has no timings.
@@ -114,7 +114,7 @@ def parse(text: str, result: bytes | None = None) -> Run:
 
 
 class Phone:
-    """A phone that adb reaches: `phone("push", source, target)` runs `adb push` and returns what it prints.
+    """A phone that adb reaches: `phone("push", source, target)` runs `adb push` and returns its output.
 
     Raises:
         OSError: If adb is missing, or no phone answers.
@@ -139,11 +139,11 @@ class Phone:
         self.serial = serial or ready[0]
 
     def __call__(self, *arguments: str) -> str:
-        """What a command of adb prints; OSError if it fails, PhoneLost if the phone no longer answers."""
+        """The output of an adb command; OSError if it fails, PhoneLost if the phone no longer answers."""
         return self._call("-s", self.serial, *arguments)
 
     def shell(self, command: str) -> str:
-        """What a command of the phone's shell prints."""
+        """The output of a command in the phone's shell."""
         return self("shell", command)
 
     def pull(self, source: str) -> bytes:
@@ -240,13 +240,13 @@ def measure(
 ) -> Overhead:
     """Times two LiteRT files in pairs, on a phone, with the arguments of `host.measure`.
 
-    If the phone is lost after two blocks or more, the `Overhead` is that of the blocks that were measured.
+    If the phone is lost after two blocks or more, the `Overhead` is that of the measured blocks.
 
     Args:
         benchmark_model: Path of LiteRT's binary for the phone; `device:/path` if it is already on the phone.
-        serial: Of the phone; needed if there are several.
+        serial: Serial number of the phone; needed if there are several.
         blocks: Paired measurements: each runs the baseline, the network and the baseline again, in random order.
-        runs: Of a file in each measurement.
+        runs: Runs of a file in each measurement.
         rest: Seconds between blocks. The pause is longer while the phone is warmer than before the first block.
 
     Raises:
@@ -304,7 +304,7 @@ def _copied(phone: Phone, benchmark_model, files: dict[str, bytes], progress) ->
     """Copies the binary and the files into a new folder on the phone; yields the binary's path and the folder."""
     folder = f"{FOLDER}/se_keras_{secrets.token_hex(4)}"
     try:
-        phone.shell(f"rm -rf {FOLDER}/se_keras_*")  # of a measurement that lost its phone
+        phone.shell(f"rm -rf {FOLDER}/se_keras_*")  # left by a measurement that lost its phone
         phone.shell(f"mkdir -p {folder}")
         binary = str(benchmark_model).removeprefix(_ON_PHONE)
         if require_binary(benchmark_model):
@@ -345,7 +345,7 @@ def _footprint(content, run):
 
 
 def _rest(phone, celsius, seconds, progress):
-    """Waits, and waits longer while the phone is warmer than it was before the first block."""
+    """Waits, longer while the phone is warmer than before the first block."""
     time.sleep(seconds)
     now, until = phone.celsius(), time.monotonic() + _LONGEST_REST
     while seconds and celsius and now is not None and now > celsius[0] + _WARMER and time.monotonic() < until:

@@ -30,7 +30,7 @@ def measure(
     """Times two LiteRT files with the same input in pairs, on this machine.
 
     Args:
-        variant: Of both files in the record: see `Overhead`.
+        variant: Variant of both files, for the record: see `Overhead`.
         blocks, runs, within, seconds, progress: As in `timing.compare`.
         allow_undelegated: Whether to measure files with operators that are not delegated to XNNPACK.
 
