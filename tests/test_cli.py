@@ -899,7 +899,7 @@ def test_benchmark_keeps_its_results_and_report_shows_them(cli, tmp_path):
     (tmp_path / "results.json").write_text(json.dumps(another))
     assert "measured with another processor: take a new file. Received: another" in cli(*command).err
     (tmp_path / "results.json").write_text(json.dumps(json.loads(kept) | {"training": {}}))
-    assert "more than results of benchmark, training: take a new one" in cli(*command).err
+    assert "The file has other entries than benchmark's, training: take a new one" in cli(*command).err
     another["environment"] = json.loads(kept)["environment"] | {"versions": None}
     (tmp_path / "results.json").write_text(json.dumps(another))
     assert "measured with other versions: take a new file. Received: None" in cli(*command).err
@@ -1006,7 +1006,7 @@ REFUSALS = {
     "verify {files}/model.keras {files}/se.tflite --limit 9": "--limit is for a folder of images. .+ no --images",
     "verify {files}/model.keras {new}/x.tflite": "There is no LiteRT file '{new}/x.tflite'",
     "verify {files}/model.keras {new}/x": "There is no file or folder '{new}/x'",
-    "verify {files}/model.keras {files}/text.npy": "A .keras file, a .tflite file or a SavedModel's folder. Received: ",
+    "verify {files}/model.keras {files}/text.npy": "Give a .keras file, a .tflite file or a SavedModel's folder. Received: ",
     "verify {files}/model.keras {files}/nothing": "There is no SavedModel in '{files}/nothing'",
     "verify {files}/truncated.keras {files}/se.tflite": "'{files}/truncated.keras' is not a Keras model",
     "verify {files}/model.keras {files}/truncated.tflite": "{files}/truncated.tflite",

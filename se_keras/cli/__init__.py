@@ -46,8 +46,8 @@ EXIT_ERROR, EXIT_INTERRUPTED = 2, 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status.
 
-    It is 0 for success, 2 for an error that the user can mend, 130 after Ctrl-C, 1 where `verify` or `serve-check`
-    finds that two models disagree, and 75 where `train` was stopped by SIGTERM and can be resumed.
+    It is 0 for success, 2 for an error that the user can correct, 130 after Ctrl-C, 1 if `verify` or `serve-check`
+    finds that two models disagree, and 75 if `train` was stopped by SIGTERM and can be resumed.
     """
     options = _parser().parse_args(arguments)
     console = Console(stderr=True)

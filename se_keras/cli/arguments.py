@@ -1,4 +1,4 @@
-"""What the arguments of several commands share: help with examples, names to choose from, images and their sizes."""
+"""Arguments that several commands share: help with examples, names to choose from, images and their sizes."""
 
 import argparse
 import inspect
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from rich.console import Console
 
-if TYPE_CHECKING:  # the help comes without importing them
+if TYPE_CHECKING:  # not imported for --help
     import numpy as np
 
     from se_keras.export.verification import Runnable

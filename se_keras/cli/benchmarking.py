@@ -40,7 +40,7 @@ def add_benchmark(commands: Commands) -> None:
     network = "networks to compare with their baselines (default: se_resnet50)"
     add("--network", nargs="+", metavar="NAME", help=network)
     add("--files", type=Path, nargs=2, metavar=("A", "B"), help="two .tflite files instead: B relative to A")
-    output = "keep each result as it is measured; the same command measures what is missing"
+    output = "save each result at once; the same command measures the missing ones"
     add("-o", "--output", type=Path, metavar="FILE.json", help=output)
     add("--precision", nargs="+", help=f"{one_of(PRECISIONS)} (default: float32 int8)")
     add("--form", nargs="+", help=f"{one_of(VARIANTS)} (default: both)")
@@ -92,9 +92,9 @@ def benchmark(options: argparse.Namespace, console: Console) -> None:
             storage.check_writable(options.output)
             if options.output.exists():
                 report["overhead"] = _earlier(options.output, report)
-                progress(f"{options.output} has {len(report['overhead'])} results: only what is missing is measured")
+                progress(f"{options.output} has {len(report['overhead'])} results: only missing ones are measured")
         for found in _measured(options, tuple(report["overhead"]), measure, progress):
-            record = json.loads(json.dumps(found.to_json()))  # as a file has it
+            record = json.loads(json.dumps(found.to_json()))  # as it is read from a file
             cell = results.Cell.of(record)
             others = [x for x in report["overhead"] if results.Cell.of(x) != cell or not x.get("missing")]
             report["overhead"] = [*others, record]  # replaces a partial one
@@ -110,7 +110,7 @@ def benchmark(options: argparse.Namespace, console: Console) -> None:
 
 
 def _device(options, progress):
-    """What measures a pair of files, on this machine or on a phone, and the environment of that device."""
+    """The function that measures a pair of files, on this machine or on a phone, and the device's environment."""
     from se_keras.environment import environment
     from se_keras.export.benchmark.targets import adb, host
 
@@ -129,7 +129,7 @@ def _earlier(path, report):
 
     earlier = read(path)
     if more := set(earlier) - set(report):
-        raise ValueError(f"The file has more than results of benchmark, {', '.join(sorted(more))}: take a new one")
+        raise ValueError(f"The file has other entries than benchmark's, {', '.join(sorted(more))}: take a new one")
     for name, other in {"processor": "another processor", "versions": "other versions"}.items():
         if (found := earlier["environment"].get(name)) != report["environment"][name]:
             raise ValueError(f"The results there were measured with {other}: take a new file. Received: {found}")
@@ -177,7 +177,7 @@ def _tables(records):
 
 
 def print_overhead(report: dict[str, Any]) -> None:
-    """Prints one row for each pair, after the paper's."""
+    """Prints a row of the paper's figures, and a row for each pair."""
     from se_keras.export.benchmark.results import placement, thread_count
 
     first, environment = report["overhead"][0], report["environment"]
@@ -219,7 +219,7 @@ def add_profile(commands: Commands) -> None:
 
 
 def profile(options: argparse.Namespace, console: Console) -> None:
-    """Show where a LiteRT file spends its time, and what SE added to another.
+    """Show where a LiteRT file spends its time, also compared with another file.
 
     Examples:
       se-keras profile se_resnet50_int8.tflite
@@ -250,13 +250,13 @@ def profile(options: argparse.Namespace, console: Console) -> None:
     for side, x in found.items():
         undelegated = f"; not delegated to XNNPACK: {', '.join(x.others)}" if x.others else ""
         print_line(
-            f"{paths[side]}: {x.total_us:,.0f} us in operators, of which {x.unattributed:,.0f} belong to none "
-            f"of the file; a run takes {x.run_us:,.0f} us, {x.profiled_us:,.0f} with the profiler{undelegated}"
+            f"{paths[side]}: {x.total_us:,.0f} us in operators, {x.unattributed:,.0f} us of them not attributed to an "
+            f"operator of the file; a run takes {x.run_us:,.0f} us, {x.profiled_us:,.0f} with the profiler{undelegated}"
         )
 
 
 def _profile_cells(sides):
-    """The values and their sum, of one file or as its difference from another one, with a sign."""
+    """The values of a file and their sum; of two files, also the signed differences."""
     rows = [[*values, sum(values)] for values in sides]
     if len(rows) == 1:
         return [f"{value:,.0f}" for value in rows[0]]

@@ -74,7 +74,7 @@ def _print_inspection(file, found):
 
 
 def _metadata_rows(found):
-    """What a file's metadata and tensors say about its use."""
+    """Facts about the use of a file, from its metadata and tensors."""
     about = found.metadata
     rows = {"network": f"{about.network}, {about.precision}" if about else f"{UNKNOWN}: no metadata"}
     for kind, tensors in {"input": found.inputs, "output": found.outputs}.items():

@@ -80,7 +80,7 @@ def _list_cells(row):
         gmacs = f"{paper['gmacs']:.{2 if paper['gmacs'] >= 1 else 3}f}" if paper["gmacs"] else ""
         millions = f"{paper['mparameters']}M" if paper["mparameters"] else ""
         data_sets = ("ImageNet",) if "ImageNet" in paper["error"] else ("CIFAR-10", "CIFAR-100")
-        digits = 1 if millions else 2  # as the paper's tables have them
+        digits = 1 if millions else 2  # as in the paper's tables
         errors = [f"{paper['error'][data]:.{digits}f}" if data in paper["error"] else "-" for data in data_sets]
     return [
         row["name"],

@@ -1,4 +1,4 @@
-"""What the command prints: answers on stdout, progress and errors on stderr; TensorFlow's own logs are hidden."""
+"""Output of the commands: results on stdout, progress and errors on stderr. TensorFlow's own logs are hidden."""
 
 import contextlib
 import json
@@ -42,7 +42,7 @@ def print_json(value: Any) -> None:
 
 
 def print_table(columns: Sequence[str | Column], rows: Iterable[Iterable[str]], **options: Any) -> None:
-    """Prints a table that fits 80 characters; without columns, one without titles; `options` are those of rich."""
+    """Prints a table that fits 80 characters, without titles if `columns` is empty; `options` are those of rich."""
     options = {"box": box.SIMPLE_HEAD, "padding": (0, 1, 0, 0), "show_header": bool(columns), **options}
     table = Table(*columns, **options)
     for column in table.columns[:1]:
@@ -59,7 +59,7 @@ def ratio_cells(ratio: Mapping[str, float]) -> tuple[str, str]:
 
 @contextlib.contextmanager
 def show_progress(console: Console) -> Iterator[Callable[[str], object]]:
-    """Yields a function that shows what is done now: next to a spinner on a terminal, elsewhere as a line each."""
+    """Yields a function that shows a message: next to a spinner on a terminal, otherwise as a line."""
     if not console.is_terminal:
         yield lambda line: print_line(line, console)
         return

@@ -1,4 +1,4 @@
-"""The commands about TF Serving: its configuration, a check of its answers, and how much load a SavedModel takes."""
+"""The commands about TF Serving: its configuration, a check of its answers, and a stress test of SavedModels."""
 
 import argparse
 import os

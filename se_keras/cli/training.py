@@ -48,7 +48,7 @@ def add_train(commands: Commands) -> None:
 
 
 def _add_execution(add):
-    """The options that change where and how fast a network is trained, and not what it learns."""
+    """The options that change where and how fast a network is trained, but not the result."""
     add("--strategy", default="none", help=one_of(STRATEGIES, default="none"))
     add("--workers", metavar="HOST:PORT,...", help="instead of TF_CONFIG; the first one writes files")
     add("--index", type=COUNT, help="position of this worker in the list, from 0")
@@ -169,7 +169,7 @@ def _line(network, now):
 
 
 def _print_plan(options, plan):
-    """What a training would do: the sizes of the data, and the whole recipe."""
+    """Prints the plan of a training: the sizes of the data, and the recipe."""
     if options.json:
         return print_json(plan)
     rows = {name: f"{plan[name]:,}" for name in ("training_images", "test_images", "classes", "steps_per_epoch")}
