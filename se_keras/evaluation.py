@@ -52,7 +52,7 @@ def ten(image: tf.Tensor, size: Size, scale: float) -> tf.Tensor:
 
 
 def thirty_six(image: tf.Tensor, size: Size, scale: float) -> tf.Tensor:
-    """Of three squares along the longer side: ten crops, the square, its mirror image (arXiv:1409.4842, section 7)."""
+    """Three squares along the longer side, each as ten crops and resized with its mirror image: arXiv:1409.4842, 7."""
     scaled = _scaled(image, size, scale)
     side = tf.reduce_min(tf.shape(scaled)[:2])
     views = []

@@ -1,3 +1,3 @@
-"""The version. In a file of its own, so that the build reads it without importing Keras."""
+"""The version, in a separate file, so that the build reads it without importing Keras."""
 
 __version__ = "0.1.0"

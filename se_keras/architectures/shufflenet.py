@@ -54,9 +54,9 @@ class ShuffleNetSpec(NetworkSpec):
 def build(spec: ShuffleNetSpec, images: KerasTensor) -> KerasTensor:
     """Features of `images`, `(batch, height, width, channels)`, at the end of the last stage."""
     # The branch of the first unit of stage 2 has channels - stem channels: the groups must divide both.
-    stem = _multiple(24 * spec.width, of=spec.groups)
+    stem = _rounded_up(24 * spec.width, of=spec.groups)
     x = max_pool_torch(conv_bn_relu(images, stem, 3, strides=2, name="conv1"), name="pool1")
-    width = _multiple(CHANNELS[spec.groups] * spec.width, of=4 * spec.groups)
+    width = _rounded_up(CHANNELS[spec.groups] * spec.width, of=4 * spec.groups)
     for stage, block, se, name in spec.each_block(BLOCKS):
         x = shuffle_unit(
             x,
@@ -71,7 +71,7 @@ def build(spec: ShuffleNetSpec, images: KerasTensor) -> KerasTensor:
     return x
 
 
-def _multiple(channels, *, of):
+def _rounded_up(channels, *, of):
     """`channels`, rounded up to a multiple of `of`."""
     return -int(-channels // of) * of
 

@@ -35,7 +35,7 @@ class Cluster:
             if not host or not port.isdecimal() or not 0 < int(port) < 65536:
                 raise ValueError(f"A worker's address is host:port. Received: {address!r}")
         if not self.workers or len(set(self.workers)) < len(self.workers):
-            raise ValueError(f"A cluster has workers, each at an address of its own. Received: {list(self.workers)}")
+            raise ValueError(f"A cluster has workers at different addresses. Received: {list(self.workers)}")
         if type(self.index) is not int or not 0 <= self.index < len(self.workers):
             raise ValueError(f"The index of a worker is 0 to {len(self.workers) - 1}. Received: {self.index!r}")
 

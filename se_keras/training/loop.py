@@ -65,7 +65,7 @@ def fit(
 ) -> tuple[keras.Model, Figures]:
     """Trains a classifier, or resumes if `folder` holds an unfinished training of the same network and recipe.
 
-    `folder/checkpoint.safetensors` has the whole state of the training, after each epoch and after SIGTERM or Ctrl-C:
+    `folder/checkpoint.safetensors` has the full state of the training, after each epoch and after SIGTERM or Ctrl-C:
     training resumes with the next step and ends with the same weights. After each epoch `folder/model.keras` holds the
     network (with averaged weights, if the recipe has them), `run.json` the recipe, the figures and the versions that
     made them, `history.csv`, `tensorboard/`, `curves.png` and `curves.svg` the figures. The first worker writes; each
@@ -117,7 +117,7 @@ class _Run:
     def __init__(self, model, recipe, data, folder, replicas, execution, progress):
         self.recipe, self.data, self.folder, self.execution = recipe, data, folder, execution
         self.replicas, self._progress = replicas, progress
-        self.size = _size(model, data)
+        self.size = _image_size(model, data)
         self.share = replicas.share(recipe.batch_size)
         batch, parts = recipe.batch_size // replicas.count, execution.accumulate
         if batch % parts:
@@ -312,7 +312,7 @@ class _Run:
             )
 
 
-def _size(model, data):
+def _image_size(model, data):
     """Height and width of the model's images; refuses a model that does not fit the data."""
     *size, _ = model.input_shape[1:]
     pixels = getattr(data.train, "images", None)

@@ -90,7 +90,7 @@ def pack(data: Data[Files], folder: FilePath, *, shards: int = 8, progress: OnMe
 
     Raises:
         ValueError: If there are fewer images than shards, or if `folder` holds shards of other data.
-        OSError: If a file cannot be read or the folder cannot be written; FileExistsError, if it holds packed data.
+        OSError: If a file cannot be read or written; FileExistsError, if `folder` holds packed data.
     """
     folder = Path(folder)
     if (folder / INDEX).exists():

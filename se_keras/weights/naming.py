@@ -117,18 +117,18 @@ def _unit(stage, block):
     return f"features.stage{stage - 1}.unit{block}"
 
 
-def _one(modules):
+def _module_names(modules):
     return {name: module for name, (module,) in _with_bn(modules).items()}
 
 
 _OUTPUT = {"predictions": "output"}
-_OUTSIDE = _OUTPUT | _one({"conv1": "features.init_block"})
+_OUTSIDE = _OUTPUT | _module_names({"conv1": "features.init_block"})
 _SE = ("se.conv1", "se.conv2")
 _BODY = {f"conv{n}": f"body.conv{n}" for n in (1, 2, 3)}
 pytorchcv_mobilenet = Naming(
     outside=_OUTSIDE,
     block=lambda stage, block: f"features.stage{stage}.unit{block}",
-    inside=_one({"conv1": "dw_conv", "conv2": "pw_conv"}),
+    inside=_module_names({"conv1": "dw_conv", "conv2": "pw_conv"}),
 )
 pytorchcv_shufflenet = Naming(
     outside=_OUTSIDE,
@@ -137,12 +137,12 @@ pytorchcv_shufflenet = Naming(
     | {"conv1_bn": "compress_bn1", "conv2_bn": "dw_bn2", "conv3_bn": "expand_bn3"},
 )
 pytorchcv_cifar_resnet = Naming(
-    outside=_OUTSIDE, block=_unit, inside=_one(_BODY | {"shortcut": "identity_conv"}) | {"se": _SE}
+    outside=_OUTSIDE, block=_unit, inside=_module_names(_BODY | {"shortcut": "identity_conv"}) | {"se": _SE}
 )
 pytorchcv_cifar_preresnet = Naming(
     outside=_OUTPUT | {"conv1": "features.init_block", "stage4_end_bn": "features.post_activ.bn"},
     block=_unit,
-    inside=_one(_BODY) | {"shortcut": "identity_conv", "se": _SE},
+    inside=_module_names(_BODY) | {"shortcut": "identity_conv", "se": _SE},
 )
 
 

@@ -133,7 +133,7 @@ def _port(layers, state, namings, *, where, ignore=()):
         if mean in values and values[mean].shape == values[bias].shape:
             # BatchNorm(W x + b) with mean m is BatchNorm(W x) with mean m - b.
             values[mean] = values[mean] - values.pop(bias)
-    values = {name: _laid_out(array, *rows[name]) if name in rows else array for name, array in values.items()}
+    values = {name: _in_our_layout(array, *rows[name]) if name in rows else array for name, array in values.items()}
     weights = {name: weight for name, (weight, _) in rows.items()}
     _check(values, weights, where=where)
     for layer in layers:
@@ -157,7 +157,7 @@ def _arrays(state, where):
     arrays = {name: _array(tensor) for name, tensor in state.items()}
     infinite = [name for name, array in arrays.items() if not np.isfinite(array).all()]
     if infinite:
-        raise ValueError(f"{where} has values that are not finite: in {_some(infinite)}")
+        raise ValueError(f"{where} has values that are not finite: in {_first_names(infinite)}")
     return arrays
 
 
@@ -209,7 +209,7 @@ def _folded_biases(layers, modules, arrays):
     return found
 
 
-def _laid_out(array, weight, layer):
+def _in_our_layout(array, weight, layer):
     """Their array in the layout of our variable: `(out, in, h, w)` becomes `(h, w, in, out)`."""
     if array.ndim == 4:
         depthwise = isinstance(layer, keras.layers.DepthwiseConv2D)
@@ -234,8 +234,8 @@ def _check(values, weights, *, where, name: Callable[[str], str] = str):
     missing = list(dict.fromkeys(name(key) for key in weights if key not in values))
     surplus = list(dict.fromkeys(name(key) for key in values if key not in weights))
     if missing or surplus:
-        differences = [f"it lacks {_some(missing)}"] * bool(missing)
-        differences += [f"the network lacks {_some(surplus)}"] * bool(surplus)
+        differences = [f"it lacks {_first_names(missing)}"] * bool(missing)
+        differences += [f"the network lacks {_first_names(surplus)}"] * bool(surplus)
         raise ValueError(f"{where} is of another network: {'; '.join(differences)}")
     for key, weight in weights.items():
         ours, theirs = tuple(weight.shape), tuple(values[key].shape)
@@ -271,5 +271,5 @@ def _unreadable(path, error):
     return ValueError(f"{str(path)!r} is not a file of weights that can be read: {first_line(error)}")
 
 
-def _some(names):
+def _first_names(names):
     return ", ".join(names[:3]) + f" and {len(names) - 3} more" * (len(names) > 3)

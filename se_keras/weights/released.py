@@ -73,10 +73,10 @@ def imagenet(network: str, build: Callable[[], keras.Model]) -> Path:
     load_weights(model.layers, downloaded)
     try:
         with storage.staged(path) as written:
-            _reserve(written, 4 * model.count_params())
+            _reserve_space(written, 4 * model.count_params())
             model.save_weights(written)
             checksum = storage.file_sha256(written)
-        storage.write_json(_record(path), {"sha256": checksum, "repo": repo})
+        storage.write_json(_record_path(path), {"sha256": checksum, "repo": repo})
     except (OSError, RuntimeError) as error:  # HDF5 raises either on a full disk
         raise _not_stored(network, path, error) from error
     return path
@@ -89,13 +89,13 @@ def home() -> Path:
 
 def _is_intact(path, repo):
     try:
-        record = json.loads(_record(path).read_text())
+        record = json.loads(_record_path(path).read_text())
         return record["repo"] == repo and record["sha256"] == storage.file_sha256(path)
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
-def _record(path):
+def _record_path(path):
     return path.with_name(path.name + ".json")
 
 
@@ -132,7 +132,7 @@ def _is_as_announced(path):
     return not re.fullmatch("[0-9a-f]{64}", blob) or blob == storage.file_sha256(path)
 
 
-def _reserve(path, size):
+def _reserve_space(path, size):
     """Fails at once if there is no space: on a full disk HDF5 prints pages of errors, one for each of its objects."""
     block = bytes(2**20)
     with path.open("wb") as file:
