@@ -42,8 +42,8 @@ class Lowering:
     """What `lower` did.
 
     Args:
-        hoisted: Names of the SqueezeExcite layers whose squeeze was moved before the previous convolution, of which a
-            copy was then composed with their first fully connected layer.
+        hoisted: Names of the SqueezeExcite layers whose squeeze was moved before the previous convolution. A copy of
+            this convolution was then composed with their first fully connected layer.
         unhoisted: Names of the other SqueezeExcite layers: the previous layer is not an affine 1x1 convolution.
         folded: Names of the BatchNormalization and Rescaling layers that were folded into the previous layer.
         dropped: Names of the layers that do nothing in inference.
@@ -101,7 +101,7 @@ def lower(
         raise ValueError(f"lower takes float layers of Keras and of se_keras. Received: {', '.join(unsupported)}")
     shape = None if input_shape is None else input_shape_of(model, input_shape)
     rewriter = _Rewriter()
-    inputs = {id(x): _like(x, shape) for x in endpoints(model)[0]}
+    inputs = {id(x): _input_like(x, shape) for x in endpoints(model)[0]}
     input_structure, output_structure = structures(model)
     try:
         values = rewriter.add(model, {key: _first(x, normalization) for key, x in inputs.items()})

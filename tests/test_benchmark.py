@@ -638,7 +638,7 @@ def test_footprint_is_that_of_a_process_of_its_own(narrow):
 
 
 def test_file_that_does_not_run_alone_is_refused():
-    with pytest.raises(ValueError, match=r"The file does not run in a process of its own \(exit status 1\): .+"):
+    with pytest.raises(ValueError, match=r"The file does not run in a separate process \(exit status 1\): .+"):
         host.footprint(b"no file")
 
 

@@ -108,14 +108,14 @@ def profile(file: LiteRTModel, *, threads: int = 1, runs: int = 50) -> Profile:
         path.write_bytes(file.content)
         failure = "The installed ai-edge-litert cannot report the time of each operator"
         *_, measured = run(profiler_events, path, threads, runs, failure=failure)
-    times = [(tag, elapsed / runs) for tag, elapsed in _of_one_run(measured["events"], runs)]
+    times = [(tag, elapsed / runs) for tag, elapsed in _summed_over_runs(measured["events"], runs)]
     rows, unattributed = _attributed(_operators(file.content), times)
     run_us, profiled_us = (1e6 * measured[key] / runs for key in ("seconds", "profiled_seconds"))
     others = tuple(name for name in measured["others"] if name != "Invoke")
     return Profile(rows=rows, unattributed=unattributed, run_us=run_us, profiled_us=profiled_us, others=others)
 
 
-def _of_one_run(events, runs):
+def _summed_over_runs(events, runs):
     """Sums the events of several runs, which all have the same operators, over the runs."""
     if not events or len(events) % runs:
         same = f"The installed ai-edge-litert must report as many events for each of {runs} runs"

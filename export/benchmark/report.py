@@ -130,7 +130,7 @@ def _setting(record):
     return f"{record['precision']} {record['form']}, {thread_count(record['threads'])}"
 
 
-def _name(record):
+def _label(record):
     """A short name of a measured pair."""
     return f"{_network(record)}, {_setting(record)}"
 
@@ -168,7 +168,7 @@ def _overview(records):
     for record in records:
         _, baseline, *_, baseline_ms, ms, cost, interval = _cells(record)
         control, significant = _interval(record["comparison"]["null"]), "yes" if record["is_real"] else "no"
-        rows.append((_name(record), cost, interval, ms, baseline, baseline_ms, control, significant))
+        rows.append((_label(record), cost, interval, ms, baseline, baseline_ms, control, significant))
     return _table(("", "cost", "95 % interval", "ms", "baseline", "ms", "A/A control", "significant"), rows)
 
 
@@ -186,16 +186,16 @@ def _row(cells, tag):
 
 def _notes(records):
     """Notes on single pairs that a reader has to know."""
-    notes = [f"{_name(record)}: measured {record['missing']}" for record in records if record.get("missing")]
+    notes = [f"{_label(record)}: measured {record['missing']}" for record in records if record.get("missing")]
     notes += [
-        f"{_name(record)}: the warmest sensor had {min(record['celsius']):.0f} to {max(record['celsius']):.0f} degrees "
-        "Celsius before the blocks"
+        f"{_label(record)}: the warmest sensor had {min(record['celsius']):.0f} to {max(record['celsius']):.0f} "
+        "degrees Celsius before the blocks"
         for record in records
         if record.get("celsius")
     ]
     notes += sorted({f"flags of benchmark_model: {' '.join(x['flags'])}" for x in records if x.get("flags")})
     notes += [
-        f"{_name(record)}: not delegated to XNNPACK: {', '.join(record['undelegated'])}, which ran on slow kernels"
+        f"{_label(record)}: not delegated to XNNPACK: {', '.join(record['undelegated'])}, which ran on slow kernels"
         for record in records
         if record.get("undelegated")
     ]
@@ -214,16 +214,16 @@ def _footprints(records):
                 f"{footprint['bytes'] / 1e6:.1f}",
                 f"{footprint['init_ms']:.0f}",
                 f"{footprint['first_ms']:.1f}",
-                _known(footprint["peak_mb"], ".0f"),
+                _number(footprint["peak_mb"], ".0f"),
                 " / ".join(f"{spread[q]:.3g}" for q in ("p50", "p90", "p99")) if spread else "",
-                _known(record["comparison"].get(f"{side}_mj"), ".3g"),
+                _number(record["comparison"].get(f"{side}_mj"), ".3g"),
             )
             rows.append(cells)
     titles = ("", "MB", "init ms", "first run ms", "peak MB", "p50 / p90 / p99 ms", "mJ a run")
     return f"<h3>Files, start and memory</h3>{_table(titles, rows)}" if rows else ""
 
 
-def _known(value, spec):
+def _number(value, spec):
     """A number; empty where the system did not report it."""
     return "" if value is None else f"{value:{spec}}"
 
@@ -252,7 +252,7 @@ def _profiles(records):
                 for side in record["profiles"]
             )
             ms = (with_se - without) / 1e3
-            text = f"{_name(record)}: squeeze, excitation and scale take {ms:.2f} ms in the profiler"
+            text = f"{_label(record)}: squeeze, excitation and scale take {ms:.2f} ms in the profiler"
             caption, image = html.escape(f"{text}."), _image(_stage_figure(record), text)
             figures.append(f"<figure><figcaption>{caption}</figcaption>{image}</figure>")
     if not figures:

@@ -77,7 +77,7 @@ def attach(content: bytes, metadata: Metadata) -> bytes:
     content = detach(content)
     if _entry(schema.Model.GetRootAs(content)) is not None:
         raise ValueError("Metadata are added to a file without any. Received: one with metadata of another program")
-    begin, model = _linked(content, _packed(content, metadata))
+    begin, model = _prepended(content, _packed(content, metadata))
     record = {
         "schema": 1,
         "network": metadata.network,
@@ -101,7 +101,7 @@ def detach(content: bytes) -> bytes:
     if (record := check(content)) is None:
         return content
     begin, end = record["model"]["begin"], record["model"]["end"]
-    return _moved(content[begin:end], -begin)
+    return _with_moved_buffers(content[begin:end], -begin)
 
 
 def read(content: bytes) -> Metadata | None:
@@ -226,7 +226,7 @@ def tensor_names(model: Any) -> dict[int, str]:
     return names
 
 
-def _linked(content: bytes, packed: bytes) -> tuple[int, bytes]:
+def _prepended(content: bytes, packed: bytes) -> tuple[int, bytes]:
     """Adds the metadata `packed` to a model. Returns the number of bytes that were prepended, and the new file.
 
     Offsets of a flatbuffer point forward. So a new root and its lists are prepended to the old file and point into it.
@@ -266,10 +266,10 @@ def _linked(content: bytes, packed: bytes) -> tuple[int, bytes]:
     builder.Finish(builder.EndObject(), file_identifier=b"TFL3")
     result = builder.Output()
     prepended = len(result) - length
-    return prepended, _moved(result, prepended)
+    return prepended, _with_moved_buffers(result, prepended)
 
 
-def _moved(content: bytes | bytearray, distance: int) -> bytes:
+def _with_moved_buffers(content: bytes | bytearray, distance: int) -> bytes:
     """Adds `distance` to the offsets of the buffers after the flatbuffer, which count from the start of the file."""
     content = bytearray(content)
     model = schema.Model.GetRootAs(content)

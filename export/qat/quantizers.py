@@ -1,4 +1,4 @@
-"""The rounding to integers in quantization-aware training: of which tensors, and how."""
+"""The rounding of tensors to integers in quantization-aware training."""
 
 from typing import Any
 
@@ -134,11 +134,11 @@ class RoundingConfig(tfmot.quantization.keras.QuantizeConfig):
             setattr(layer, _kernel_name(layer), kernel)
 
     def get_activations_and_quantizers(self, layer: Any) -> list[Any]:
-        """Empty: activations are layers of their own."""
+        """Empty: activations are separate layers."""
         return []
 
     def set_quantize_activations(self, layer: Any, quantize_activations: list[Any]) -> None:
-        """Does nothing: activations are layers of their own."""
+        """Does nothing: activations are separate layers."""
 
     def get_output_quantizers(self, layer: Any) -> list[Any]:
         """The quantizer of the output, if it is rounded."""

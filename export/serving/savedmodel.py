@@ -278,7 +278,7 @@ def _compare(model, runner, images):
 def _requests(runner, file):
     """The warm-up requests: one image for each signature.
 
-    With se_resnet50 the first request takes 0.37 s and later ones 0.05 s. Larger batches need no warm-up of their own.
+    With se_resnet50 the first request takes 0.37 s and later ones 0.05 s. Larger batches need no separate warm-up.
     """
     ((name, images),) = runner.signatures[SIGNATURE].structured_input_signature[1].items()
     blank = tf.make_tensor_proto(0.0, images.dtype, _one_image(images.shape))  # the proto stores one value for all

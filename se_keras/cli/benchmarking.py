@@ -91,7 +91,7 @@ def benchmark(options: argparse.Namespace, console: Console) -> None:
         if options.output:
             storage.check_writable(options.output)
             if options.output.exists():
-                report["overhead"] = _earlier(options.output, report)
+                report["overhead"] = _earlier_records(options.output, report)
                 progress(f"{options.output} has {len(report['overhead'])} results: only missing ones are measured")
         for found in _measured(options, tuple(report["overhead"]), measure, progress):
             record = json.loads(json.dumps(found.to_json()))  # as it is read from a file
@@ -123,7 +123,7 @@ def _device(options, progress):
     return partial(adb.measure, **plan, **phone, progress=progress), adb.environment(options.serial)
 
 
-def _earlier(path, report):
+def _earlier_records(path, report):
     """The records of an earlier run; ratios of two machines or versions do not belong in one table."""
     from se_keras.export.benchmark.report import read
 

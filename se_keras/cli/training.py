@@ -117,7 +117,7 @@ def train(options: argparse.Namespace, console: Console) -> int | None:
 
         def show(now):
             if now.step == 0 or console.is_terminal:  # elsewhere a line for each epoch
-                progress(_line(options.network, now))
+                progress(_progress_line(options.network, now))
 
         try:
             _, figures = fit(model, recipe, data, options.output, strategy=replicas, execution=execution, progress=show)
@@ -158,7 +158,7 @@ def _cluster(options):
     return Cluster(workers=tuple(options.workers.split(",")), index=options.index)
 
 
-def _line(network, now):
+def _progress_line(network, now):
     """Progress of a training, in one line."""
     parts = [f"training {network}: epoch {now.epoch} of {now.epochs}"]
     if now.step:
@@ -173,16 +173,16 @@ def _print_plan(options, plan):
     if options.json:
         return print_json(plan)
     rows = {name: f"{plan[name]:,}" for name in ("training_images", "test_images", "classes", "steps_per_epoch")}
-    rows |= {name: _text(value) for name, value in plan["recipe"].items()}
+    rows |= {name: _as_text(value) for name, value in plan["recipe"].items()}
     rates = (f"{rate:.4g} from epoch {epoch + 1}" for epoch, rate in plan["learning_rate_at_epoch"].items())
     rows["learning rate"] = ", ".join(rates)
     title = f"{plan['network']} on {plan['data']}, a dry run"
     print_table((), ((name.replace("_", " "), text) for name, text in rows.items()), title=title)
 
 
-def _text(value):
+def _as_text(value):
     if isinstance(value, dict):
-        return ", ".join(f"{key} {_text(x)}" for key, x in value.items())
+        return ", ".join(f"{key} {_as_text(x)}" for key, x in value.items())
     if isinstance(value, tuple):
         return " to ".join(f"{x:.3g}" for x in value) if len(value) == 2 else ", ".join(map(str, value))
     return f"{value:.4g}" if isinstance(value, float) else str(value)

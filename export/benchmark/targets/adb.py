@@ -29,7 +29,7 @@ from ..results import DeviceConditions, Footprint, Overhead, described, require_
 
 FOLDER = "/data/local/tmp"
 _ON_PHONE = "device:"
-_WARMER = 3.0  # degrees Celsius by which a phone may be warmer before a block than before the first one
+_MAX_WARMING = 3.0  # degrees Celsius by which a phone may be warmer before a block than before the first one
 _LONGEST_REST = 300  # seconds to wait for the phone to cool down
 _LONGEST_CALL = 1800  # seconds that a call of adb may take: a phone that is gone may never answer
 _TIMINGS = (
@@ -50,7 +50,7 @@ _BenchmarkResult = protos.message(
     },
 )
 _PARTIAL = re.compile(r"(partially executed|not be executed) by the delegate")
-_GONE = re.compile(
+_LOST = re.compile(
     r"device '?[^\n]*'? not found|no devices/emulators found|device offline|error: closed|protocol fault"
 )
 
@@ -197,7 +197,7 @@ class Phone:
         except subprocess.TimeoutExpired:
             raise PhoneLost(f"The phone no longer answers: adb waited for {_LONGEST_CALL} seconds") from None
         output = f"{result.stdout}\n{result.stderr}"
-        if result.returncode and _GONE.search(result.stderr):
+        if result.returncode and _LOST.search(result.stderr):
             raise PhoneLost(f"The phone no longer answers: {first_line(result.stderr)}")
         if not result.returncode and "not executable" not in output:
             return result.stdout
@@ -348,7 +348,7 @@ def _rest(phone, celsius, seconds, progress):
     """Waits, longer while the phone is warmer than before the first block."""
     time.sleep(seconds)
     now, until = phone.celsius(), time.monotonic() + _LONGEST_REST
-    while seconds and celsius and now is not None and now > celsius[0] + _WARMER and time.monotonic() < until:
+    while seconds and celsius and now is not None and now > celsius[0] + _MAX_WARMING and time.monotonic() < until:
         progress(f"waiting for {phone.serial} to cool down: {now:.1f} degrees Celsius, {celsius[0]:.1f} at first")
         time.sleep(seconds)
         now = phone.celsius()

@@ -73,5 +73,5 @@ def footprint(content: bytes, *, threads: int = 1) -> Footprint:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.tflite"
         path.write_bytes(content)
-        *_, found = run(footprint_program, path, threads, failure="The file does not run in a process of its own")
+        *_, found = run(footprint_program, path, threads, failure="The file does not run in a separate process")
     return Footprint(bytes=len(content), **found)
