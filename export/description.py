@@ -230,7 +230,7 @@ def reference_outputs(
 
     Args:
         runner: Runs the exported model: a `LiteRTRunner` or a `SavedModelRunner`.
-        low, high: Lowest and highest value of the images. For integers, those of their type are used.
+        low, high: Lowest and highest value of the images. For integers, the limits of their type are used.
         precision: Name of the precision, which determines the tolerance.
         shape: Shape of the images, batch first. Default: the runner's.
         seed: Seed of the random images.

@@ -129,7 +129,7 @@ _KERNELS: tuple[tuple[Any, tuple[str, ...]], ...] = (
 
 
 def _macs(layer, input_shape, output_shape):
-    """A kernel is applied once per output position; that of a transposed convolution, once per input position."""
+    """A kernel is applied once per output position; in a transposed convolution, once per input position."""
     kernels = next((names for types, names in _KERNELS if isinstance(layer, types)), ())
     if not kernels:
         return 0

@@ -101,7 +101,7 @@ class ChannelShuffle(keras.layers.Layer):
     """Distributes the channels of each group over all groups: Zhang et al. 2018 (arXiv:1707.01083), Figure 1c.
 
     Input and output: `(batch, height, width, channels)`. Channel `i * groups + g` of the output is channel
-    `g * (channels // groups) + i` of the input. `groups` is that of the convolution before, and divides the channels.
+    `g * (channels // groups) + i` of the input. `groups`, as in the previous convolution, must divide the channels.
     """
 
     def __init__(self, groups: int, **kwargs: Any):

@@ -187,7 +187,7 @@ _LARGE = 32 * 2**20
 def _large_kernels_in_parts() -> Iterator[None]:
     """Makes the engine quantize kernels of convolutions in parts of less than 32 MiB.
 
-    ai-edge-quantizer 0.10 flattens larger kernels, such as that of SENet-154's last shortcut, but not their scales.
+    ai-edge-quantizer 0.10 flattens larger kernels, as in SENet-154's last shortcut, but not their scales.
     """
     quantize_at_once = uniform_quantize_tensor.uniform_quantize
 

@@ -41,7 +41,7 @@ def is_fused(layer: Any, readers: list[Any]) -> bool:
 class KernelQuantizer(tfmot.quantization.keras.quantizers.Quantizer):
     """Rounds a kernel to int8 in its symmetric range: one for each channel, or one for a fully connected layer.
 
-    Unlike the library's quantizers, it has no state, so the range is never that of the previous step. A depthwise
+    Unlike the library's quantizers, it has no state, so the range never lags a step behind. A depthwise
     kernel has a range for each channel too.
 
     Args:
@@ -83,7 +83,7 @@ class KernelQuantizer(tfmot.quantization.keras.quantizers.Quantizer):
 
 @tf_keras.utils.register_keras_serializable(_PACKAGE)
 class CalibratedQuantizer(tfmot.quantization.keras.quantizers.AllValuesQuantizer):
-    """Rounds activations to int8 in a range that starts as that of all calibration images, and then follows training.
+    """Rounds activations to int8. The range starts with all calibration images, and then follows training.
 
     The library's quantizers start at -6 and 6 for every network, and take thousands of steps to adapt.
     """

@@ -39,7 +39,7 @@ def add_serve_check(commands: Commands) -> None:
     add = add_command(commands, "serve-check", serve_check, json_output=True)
     add("url", metavar="URL", nargs="?", help="address of the REST API: http://HOST:8501")
     add("--grpc", metavar="HOST:PORT", help="the gRPC API: HOST:8500; needs se-keras[serving]")
-    manifest = "an exported model's folder (its highest version), or that of a version"
+    manifest = "folder of an exported model (its highest version) or of one version"
     add("--manifest", metavar="DIR", type=Path, required=True, help=manifest)
     add("--model", metavar="NAME", help="its name on the server (default: the name of its folder)")
     add("--timeout", type=TIMEOUT, default=30, metavar="S", help="seconds for an answer (default: 30)")

@@ -240,7 +240,7 @@ def measure(
 ) -> Overhead:
     """Times two LiteRT files in pairs, on a phone, with the arguments of `host.measure`.
 
-    If the phone is lost after two blocks or more, the `Overhead` is that of the measured blocks.
+    If the phone is lost after two blocks or more, the `Overhead` is computed from the measured blocks.
 
     Args:
         benchmark_model: Path of LiteRT's binary for the phone; `device:/path` if it is already on the phone.
