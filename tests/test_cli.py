@@ -1006,7 +1006,7 @@ REFUSALS = {
     "verify {files}/model.keras {files}/se.tflite --limit 9": "--limit is for a folder of images. .+ no --images",
     "verify {files}/model.keras {new}/x.tflite": "There is no LiteRT file '{new}/x.tflite'",
     "verify {files}/model.keras {new}/x": "There is no file or folder '{new}/x'",
-    "verify {files}/model.keras {files}/text.npy": "Give a .keras file, a .tflite file or a SavedModel's folder. Received: ",
+    "verify {files}/model.keras {files}/text.npy": "a .keras file, a .tflite file or a SavedModel's folder. Received: ",
     "verify {files}/model.keras {files}/nothing": "There is no SavedModel in '{files}/nothing'",
     "verify {files}/truncated.keras {files}/se.tflite": "'{files}/truncated.keras' is not a Keras model",
     "verify {files}/model.keras {files}/truncated.tflite": "{files}/truncated.tflite",

@@ -180,7 +180,9 @@ BAD = {
     described({"worker": []}, {"type": "worker", "index": 0}): r"A cluster has workers.+ Received: \[\]",
     described({"worker": ["a"]}, {"type": "worker", "index": 0}): "A worker's address is host:port. Received: 'a'",
     described({"worker": ["a:0"]}, {"type": "worker", "index": 0}): "A worker's address is host:port. Received: 'a:0'",
-    described({"worker": ["a:1", "a:1"]}, {"type": "worker", "index": 0}): "A cluster has workers at different addresses. Received: ",
+    described(
+        {"worker": ["a:1", "a:1"]}, {"type": "worker", "index": 0}
+    ): "A cluster has workers at different addresses",
     described(
         WORKERS, {"type": "evaluator", "index": 0}
     ): "jobs are chief and worker. Received: .+; this process is 'evaluator'",
