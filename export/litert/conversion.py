@@ -38,7 +38,7 @@ from ..outputs import Agreement, agreement
 from . import metadata
 from .file import LiteRTModel, LiteRTRunner
 from .flatbuffer import TYPES, InferenceType, with_types, without_idle_clamps
-from .quantization import CALIBRATED, PRECISIONS, Precision, quantize
+from .quantization import CALIBRATED, PRECISIONS, Precision, float_operators, quantize
 
 LOW_COSINE = 0.9  # trained networks are above 0.99; below 0.9, the calibration images are not typical
 
@@ -182,6 +182,7 @@ def compared_file(
         agreement=result,
         bytes=len(content),
         sha256=sha256(content),
+        **({"float_operators": float_operators(content)} if about.precision in CALIBRATED else {}),
         golden=reference_outputs(runner, low=images.min(), high=images.max(), precision=about.precision),
         **more,
     )

@@ -1,4 +1,4 @@
-"""Changes to a quantized .tflite file: the types of its input and output, clamps without effect, the softmax."""
+"""Changes to .tflite files: the types of input and output, clamps without effect, the softmax, shared constants."""
 
 from copy import copy
 from typing import Any, Literal
@@ -19,6 +19,7 @@ _ZERO_POINTS = {"int8": 0, "uint8": 128}  # relative to those of int8
 _PROBABILITIES = (1 / 256, -128)  # scale and zero point in int8 of values in 0..1, as in TFLite's softmax
 _QUANTIZE, _DEQUANTIZE = schema.BuiltinOperator.QUANTIZE, schema.BuiltinOperator.DEQUANTIZE
 _SOFTMAX = schema.BuiltinOperator.SOFTMAX
+_ELEMENTWISE = (schema.BuiltinOperator.ADD, schema.BuiltinOperator.SUB, schema.BuiltinOperator.MUL)
 
 
 def with_types(
@@ -117,6 +118,30 @@ def with_float_softmax(content: bytes) -> bytes:
         between = graph.tensors[softmax.outputs[0]]
         between.type, between.quantization = schema.TensorType.FLOAT32, None
     return packed(model)
+
+
+def with_own_constants(content: bytes) -> bytes:
+    """Gives each addition, subtraction and multiplication its own copy of its constant.
+
+    The converter shares equal constants, such as the epsilon of all normalizations. Each needs the scale of its sum.
+    """
+    model = _parsed(content)
+    (graph,) = model.subgraphs
+    count, read = len(graph.tensors), set()
+    for operator in graph.operators:
+        if _code(model, operator) not in _ELEMENTWISE:
+            continue
+        for slot, index in enumerate(operator.inputs):
+            tensor = graph.tensors[index]
+            if model.buffers[tensor.buffer].data is None or index not in read:
+                read.add(index)
+                continue
+            own = copy(tensor)
+            own.name, own.buffer = tensor.name + b"_%d" % len(graph.tensors), len(model.buffers)
+            model.buffers.append(copy(model.buffers[tensor.buffer]))
+            operator.inputs[slot] = len(graph.tensors)
+            graph.tensors.append(own)
+    return packed(model) if len(graph.tensors) > count else content
 
 
 def packed(model: Any) -> bytes:

@@ -12,7 +12,7 @@ To quantize a pruned network, run the first after the second, with `keep_zeros=T
 
 import re
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from typing import Any
@@ -30,7 +30,7 @@ from ..description import describe
 from ..litert.conversion import LOW_COSINE, compared_file, without_clamps
 from ..litert.file import LiteRTModel, LiteRTRunner
 from ..litert.flatbuffer import InferenceType, with_float_softmax, with_types
-from ..litert.quantization import widened, with_wide_ranges
+from ..litert.ranges import widened, with_wide_ranges
 from ..lowering import lower
 from ..model import (
     SIGNATURE,
@@ -315,10 +315,10 @@ def _converted(tf_keras_model: Any, input_name: str, output_names: list[str]) ->
                 low.assign(wider["min"])
                 high.assign(wider["max"])
 
-    def convert() -> bytes:
+    def convert(in_float: Collection[str]) -> bytes:
         return _once_converted(tf_keras_model, input_name, output_names)
 
-    return with_float_softmax(with_wide_ranges(convert, widen))
+    return with_float_softmax(with_wide_ranges(convert, widen, may_stay_float=False))
 
 
 def _once_converted(tf_keras_model: Any, input_name: str, output_names: list[str]) -> bytes:
