@@ -317,6 +317,25 @@ def test_several_outputs_are_compared_by_name():
         np.testing.assert_allclose(actual[name], values, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("keys", [("boxes", "scores"), ("scores", "boxes"), ("P2",)])
+def test_outputs_of_a_dict_have_its_keys(keys):
+    # Sorted by key, the layers are not sorted by name.
+    model = small(lambda x: {key: layers.Conv2D(3, 1, name=f"{9 - i}_layer")(x) for i, key in enumerate(keys)})
+    exported, x = to_litert(model), pixels(3)
+    expected, actual = model(x), exported.runner()(x)
+    assert set(actual) == set(exported.manifest["signature"]["outputs"]) == set(keys)
+    for key in keys:
+        np.testing.assert_allclose(actual[key], expected[key], rtol=0, atol=1e-6)
+
+
+def test_outputs_of_one_layer_have_different_names():
+    shared = layers.Conv2D(3, 1, name="head")
+    model = small(lambda x: [shared(x), shared(layers.ReLU()(x))])
+    exported, x = to_litert(model), pixels(3)
+    for name, values in zip(("head", "head_1"), model(x), strict=True):
+        np.testing.assert_allclose(exported.runner()(x)[name], values, rtol=0, atol=1e-6)
+
+
 # Delegation.
 
 

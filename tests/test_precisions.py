@@ -162,6 +162,43 @@ def test_logits_can_be_integers_too(output_type):
     assert list(made.runner()(IMAGES[:1])) == logits.output_names
 
 
+@pytest.fixture(scope="module")
+def heads():
+    """Three outputs: `y` is computed from `x`."""
+    keras.utils.set_random_seed(0)
+    images = keras.Input((8, 8, 3), name="images")
+    features = layers.GlobalAveragePooling2D()(layers.Conv2D(8, 3, activation="relu")(images))
+    x = layers.Dense(4, name="logits")(features)
+    return keras.Model(images, {"x": x, "y": layers.Softmax()(x), "z": layers.Dense(2)(features)}, name="heads")
+
+
+NOISE = np.random.default_rng(0).normal(size=(20, 8, 8, 3)).astype("float32")
+
+
+@pytest.mark.parametrize(
+    ("output_type", "expected"),
+    [
+        ("float32", ["float32", "float32", "float32"]),
+        ("int8", ["int8", "int8", "int8"]),
+        ("uint8", ["uint8", "uint8", "uint8"]),
+        ({"z": "uint8", "x": "int8"}, ["int8", "float32", "uint8"]),
+    ],
+    ids=str,
+)
+def test_every_output_has_the_type_asked_for(output_type, expected, heads):
+    made = to_litert(heads, precision="int8", calibration=NOISE, output_type=output_type)
+    outputs = made.runner()._outputs
+    assert [np.dtype(outputs[name]["dtype"]).name for name in "xyz"] == expected
+    assert [made.manifest["signature"]["outputs"][name]["dtype"] for name in "xyz"] == expected
+    assert made.manifest["agreement"]["max_error"] < 0.05
+
+
+def test_types_of_outputs_that_the_model_does_not_have_are_refused(heads):
+    message = r"output_type must name outputs of the model, x, y, z. Received: \['a', 'probabilities'\]"
+    with pytest.raises(ValueError, match=message):
+        to_litert(heads, precision="int8", calibration=NOISE, output_type={"probabilities": "int8", "a": "int8"})
+
+
 def test_pixels_are_the_bytes_of_a_picture(exported):
     made = exported("int8", input_type="uint8", normalization=(0, 255))
     scale, zero_point = made.runner()._input["quantization"]
@@ -232,7 +269,8 @@ def test_pattern_that_keeps_nothing_is_refused(pattern, message, model):
 def test_integers_at_an_end_that_is_kept_in_float_are_refused(layer, options):
     model = scattered(create("se_resnet11_digits", classes=10, classifier_activation=None), images=IMAGES)
     (option,) = options
-    with pytest.raises(ValueError, match=f"{option}='u?int8' needs a (first|last) layer in int8: it is kept in float"):
+    message = f"{option}='u?int8' needs a (first|last) layer in int8: (it|that of 'predictions') is (kept )?in float32"
+    with pytest.raises(ValueError, match=message):
         to_litert(model, precision="int8", calibration=IMAGES, keep_float=layer, **options)
 
 

@@ -29,7 +29,7 @@ from se_keras.typing import Array, Json
 from ..description import describe
 from ..litert.conversion import LOW_COSINE, compared_file, without_clamps
 from ..litert.file import LiteRTModel, LiteRTRunner
-from ..litert.flatbuffer import InferenceType, with_float_softmax, with_types
+from ..litert.flatbuffer import InferenceType, OutputTypes, with_float_softmax, with_types
 from ..litert.ranges import widened, with_wide_ranges
 from ..lowering import lower
 from ..model import (
@@ -145,7 +145,7 @@ def to_litert(
     *,
     held_out: Any,
     input_type: InferenceType = "float32",
-    output_type: InferenceType = "float32",
+    output_type: OutputTypes = "float32",
     labels: Iterable[str] | None = None,
     normalization: Any = None,
     training: Json | None = None,
