@@ -141,9 +141,7 @@ class _Rewriter:
         input_structure, output_structure = structures(model)
         values = self.add(model, {key: Emitted(x) for key, x in inputs.items()})
         outputs = keras.tree.map_structure(lambda x: values[id(x)].tensor, output_structure)
-        return keras.Model(
-            keras.tree.map_structure(lambda x: inputs[id(x)], input_structure), outputs, name=model.name
-        )
+        return keras.Model(keras.tree.map_structure(lambda x: inputs[id(x)], input_structure), outputs, name=model.name)
 
     def add(self, model: keras.Model, values: dict[int, Value], prefix: str = "") -> dict[int, Value]:
         """Adds the values of all tensors of `model`, `{id(tensor): value}`, to those of its inputs."""
@@ -191,9 +189,8 @@ class _Rewriter:
         kernel = _values(layer.kernel)
         outputs = kernel.shape[-2:] if isinstance(layer, layers.DepthwiseConv2D) else kernel.shape[-1:]
         bias = _values(layer.bias) if layer.use_bias else np.zeros(int(np.prod(outputs)))
-        affine = Affine(
-            x, kernel, bias, type(layer), copies.without_training(copies.arguments_of(layer) | {"name": self._name(name)})
-        )
+        config = copies.without_training(copies.arguments_of(layer)) | {"name": self._name(name)}
+        affine = Affine(x, kernel, bias, type(layer), config)
         return algebra.unshuffle(affine, x) if isinstance(x, Shuffled) and x not in self._shared else affine
 
     def _average_pooling(self, layer, call, inputs, name):

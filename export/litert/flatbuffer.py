@@ -24,9 +24,7 @@ _SOFTMAX = schema.BuiltinOperator.SOFTMAX
 _ELEMENTWISE = (schema.BuiltinOperator.ADD, schema.BuiltinOperator.SUB, schema.BuiltinOperator.MUL)
 
 
-def with_types(
-    content: bytes, *, input_type: InferenceType = "float32", output_type: OutputTypes = "float32"
-) -> bytes:
+def with_types(content: bytes, *, input_type: InferenceType = "float32", output_type: OutputTypes = "float32") -> bytes:
     """Changes the input or outputs of an int8 file from float32 to integers.
 
     Args:
