@@ -25,6 +25,10 @@ from se_keras.layers import ops
 from se_keras.normalization import Normalization
 from se_keras.typing import Array, Json
 
+from .copies import without_training
+
+_LAST = "channels_last"  # whatever the default of the process is
+
 
 @dataclass(frozen=True, eq=False)
 class Emitted:
@@ -165,7 +169,7 @@ def hoist_mean(value: Value, *, name: str) -> Value:
     The mean then reads x instead of y: a quarter of the elements in a bottleneck. Only the multiplication still reads
     y, and can be done in place. If x has more channels than y, or if the map is not pointwise, the mean stays.
     """
-    pool = layers.GlobalAveragePooling2D(keepdims=True, name=name, dtype="float32")
+    pool = layers.GlobalAveragePooling2D(_LAST, keepdims=True, name=name, dtype="float32")
     if isinstance(value, Affine) and value.is_pointwise:
         matrix = value.matrix
         if matrix.shape[0] <= matrix.shape[1]:
@@ -200,7 +204,8 @@ def compose(first: Affine, second: Affine) -> Affine:
 
 def fully_connected(x: Value, matrix: Array, bias: Array, *, name: str, activation: str = "linear") -> Affine:
     """act(x W + b) at each position, as a 1x1 convolution, for which every runtime has a fast kernel."""
-    config = {"filters": matrix.shape[1], "kernel_size": (1, 1), "strides": (1, 1), "activation": activation}
+    config = {"filters": matrix.shape[1], "kernel_size": (1, 1), "strides": (1, 1)}
+    config |= {"data_format": _LAST, "activation": activation}
     return Affine(x, matrix[None, None], bias, layers.Conv2D, without_training(config | {"name": name}))
 
 
@@ -208,8 +213,8 @@ def max_squeeze(x: Any, *, name: str) -> Any:
     """The maximum over height and width, as pooling with one window, which XNNPACK computes in int8 too."""
     _, height, width, _ = x.shape
     if None in (height, width):
-        return layers.GlobalMaxPooling2D(keepdims=True, name=name, dtype="float32")(x)
-    return layers.MaxPooling2D((height, width), name=name, dtype="float32")(x)
+        return layers.GlobalMaxPooling2D(_LAST, keepdims=True, name=name, dtype="float32")(x)
+    return layers.MaxPooling2D((height, width), data_format=_LAST, name=name, dtype="float32")(x)
 
 
 def average(value: Value, pool: layers.AveragePooling2D, *, name: str) -> Affine:
@@ -220,7 +225,8 @@ def average(value: Value, pool: layers.AveragePooling2D, *, name: str) -> Affine
     """
     channels = value.tensor.shape[-1]
     kernel = np.full((*pool.pool_size, channels, 1), 1 / np.prod(pool.pool_size))
-    config = {"kernel_size": pool.pool_size, "strides": pool.strides, "padding": "valid", "name": name}
+    config = {"kernel_size": pool.pool_size, "strides": pool.strides, "padding": "valid"}
+    config |= {"data_format": _LAST, "name": name}
     return Affine(value, kernel, np.zeros(channels), layers.DepthwiseConv2D, without_training(config))
 
 
@@ -250,12 +256,3 @@ def rectify(concatenated: Concatenated, *, name: str) -> Concatenated:
         for number, part in enumerate(concatenated.parts, start=1)
     ]
     return replace(concatenated, parts=tuple(rectified))
-
-
-def without_training(config: Json) -> Json:
-    """A layer's arguments without regularizers and constraints. Weights start at zero, and are set later."""
-    training = ("_regularizer", "_constraint")
-    return {
-        key: "zeros" if key.endswith("_initializer") else None if key.endswith(training) else value
-        for key, value in config.items()
-    }

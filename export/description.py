@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
@@ -20,6 +20,56 @@ from .lowering import Lowering
 from .outputs import Agreement
 
 LABELS_FILE = "labels.txt"
+
+
+class TensorRecord(TypedDict):
+    """An input or output in a signature; a free size is None."""
+
+    shape: list[int | None]
+    dtype: str
+
+
+class Signature(TypedDict):
+    """Inputs and outputs by name."""
+
+    inputs: dict[str, TensorRecord]
+    outputs: dict[str, TensorRecord]
+
+
+class ReferenceInput(TypedDict):
+    """How the images of the reference outputs are made."""
+
+    seed: int
+    low: float
+    high: float
+    shape: list[int]
+    dtype: str
+    sha256: str
+
+
+class ReferenceValues(TypedDict):
+    """Every so many-th value of an output."""
+
+    every: int
+    values: list[float]
+
+
+class ReferenceRecord(TypedDict):
+    """What `reference_outputs` returns."""
+
+    input: ReferenceInput
+    outputs: dict[str, ReferenceValues]
+    tolerance: float
+
+
+class Manifest(TypedDict):
+    """The manifest of an export, as far as it is read."""
+
+    network: str
+    precision: str
+    signature: NotRequired[Signature]
+    golden: NotRequired[ReferenceRecord]
+    versions: NotRequired[dict[str, str]]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,9 +4,8 @@ The layers are visited once, in order. `_REWRITES` has the function that rewrite
 in algebra.py; all other layers are copied.
 """
 
-import inspect
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,7 +18,7 @@ from se_keras.graph import calls, endpoints, input_shape_of, parts, producer, st
 from se_keras.layers import ChannelShuffle, ShakeShake, SqueezeExcite, ops
 from se_keras.normalization import Normalization
 
-from . import algebra
+from . import algebra, copies
 from .algebra import Affine, Concatenated, Emitted, Gated, Shuffled, Value
 
 # Layers that return their input in inference.
@@ -81,13 +80,15 @@ def lower(
             not pad, else a layer of its own, `normalized_pixels`.
 
     Returns:
-        A new float32 `keras.Model` for inference, with the same inputs, and outputs that differ by about 1e-6 of their
-        range. It loads without se_keras. Its attribute `lowering` is a `Lowering`. `model` is not changed.
+        A new float32 `keras.Model` for inference, with the same inputs and outputs to about 1e-6 of their range. It
+        loads without se_keras, and contains the functions of your own, such as those of `Lambda` layers, as they are.
+        Weights of LoRA are added to those that they adapt. Its attribute `lowering` is a `Lowering`. `model` is not
+        changed.
 
     Raises:
         TypeError: If `model` is not functional.
-        ValueError: If a layer is neither from Keras nor from se_keras, or is quantized, or if the model does not take
-            `input_shape`.
+        ValueError: If a layer is neither from Keras nor from se_keras, is quantized, or cannot be copied, or if the
+            model does not take `input_shape`.
 
     Example:
 
@@ -100,17 +101,13 @@ def lower(
     if unsupported:
         raise ValueError(f"lower takes float layers of Keras and of se_keras. Received: {', '.join(unsupported)}")
     shape = None if input_shape is None else input_shape_of(model, input_shape)
-    rewriter = _Rewriter()
-    inputs = {id(x): _input_like(x, shape) for x in endpoints(model)[0]}
-    input_structure, output_structure = structures(model)
+    rewriter = _Rewriter(_REWRITES)
     try:
-        values = rewriter.add(model, {key: _first(x, normalization) for key, x in inputs.items()})
-        outputs = keras.tree.map_structure(lambda x: values[id(x)].tensor, output_structure)
+        lowered = rewriter.rewritten(model, shape, normalization)
     except ValueError as error:
         if shape is None:
             raise
         raise ValueError(f"{model.name} does not take input_shape={shape}: {first_line(error)}") from error
-    lowered = keras.Model(keras.tree.map_structure(lambda x: inputs[id(x)], input_structure), outputs, name=model.name)
     lowered.lowering = Lowering(
         **{kind: tuple(found) for kind, found in rewriter.log.items()},
         counterparts={name: producer(y.tensor).name for name, y in rewriter.outputs if algebra.is_emitted(y)},
@@ -118,15 +115,43 @@ def lower(
     return lowered
 
 
-class _Rewriter:
-    """Rewrites a graph: from the values of its inputs to the values of its outputs."""
+def in_float32(model: keras.Model) -> keras.Model:
+    """The model that computes in float32 with the weights of a functional model: this model itself, if it does.
 
-    def __init__(self):
+    Raises:
+        TypeError: If a model inside is not functional.
+        ValueError: If a layer cannot be copied.
+    """
+    return model if copies.computes_in_float32(model) else _Rewriter({}).rewritten(model)
+
+
+class _Rewriter:
+    """Rewrites a graph: from the values of its inputs to the values of its outputs.
+
+    Args:
+        rewrites: How each type of layer is rewritten. All others are copied.
+    """
+
+    def __init__(self, rewrites: Mapping[type, Callable[..., Value | None]]):
+        self._rewrites = rewrites
         self.log: dict[str, list[str]] = {"hoisted": [], "unhoisted": [], "folded": [], "dropped": []}
         self.outputs: list[tuple[str, Value]] = []  # by layer, of the outermost model's layers with one output
         self._names = Counter()
         self._copies = {}
         self._shared: set[Value] = set()  # values that are used several times, by layers or as outputs
+
+    def rewritten(
+        self,
+        model: keras.Model,
+        shape: tuple[int | None, ...] | None = None,
+        normalization: Normalization | None = None,
+    ) -> keras.Model:
+        """The new model: with an input of this shape, which is normalized in the model, if they are not None."""
+        inputs = {id(x): _like(x, shape) for x in endpoints(model)[0]}
+        input_structure, output_structure = structures(model)
+        values = self.add(model, {key: _first(x, normalization) for key, x in inputs.items()})
+        outputs = keras.tree.map_structure(lambda x: values[id(x)].tensor, output_structure)
+        return keras.Model(keras.tree.map_structure(lambda x: inputs[id(x)], input_structure), outputs, name=model.name)
 
     def add(self, model: keras.Model, values: dict[int, Value], prefix: str = "") -> dict[int, Value]:
         """Adds the values of all tensors of `model` to `values` of its inputs, `{id(tensor): value}`."""
@@ -145,7 +170,7 @@ class _Rewriter:
         operation, inputs = call.operation, [values[id(x)] for x in call.input_tensors]
         if isinstance(operation, keras.Model):
             return self._inlined(operation, inputs, name)
-        rewrite = _REWRITES.get(type(operation))
+        rewrite = self._rewrites.get(type(operation))
         if rewrite and not call.arguments.kwargs.get("training"):
             if (value := rewrite(self, operation, call, inputs, name)) is not None:
                 return [value]
@@ -174,9 +199,8 @@ class _Rewriter:
         kernel = _values(layer.kernel)
         outputs = kernel.shape[-2:] if isinstance(layer, layers.DepthwiseConv2D) else kernel.shape[-1:]
         bias = _values(layer.bias) if layer.use_bias else np.zeros(int(np.prod(outputs)))
-        affine = Affine(
-            x, kernel, bias, type(layer), algebra.without_training(layer.get_config() | {"name": self._name(name)})
-        )
+        config = copies.without_training(copies.arguments_of(layer)) | {"name": self._name(name)}
+        affine = Affine(x, kernel, bias, type(layer), config)
         if isinstance(x, Affine) and x.is_channelwise and x not in self._shared and _is_absorbing(layer):
             return algebra.absorb(affine, x)
         return algebra.unshuffle(affine, x) if isinstance(x, Shuffled) and x not in self._shared else affine
@@ -250,18 +274,9 @@ class _Rewriter:
         return Gated(x, expand, f"{name}_scale")
 
     def _copy(self, operation, name):
-        """A copy of a layer or operation with the same weights: one for all calls of a shared layer."""
+        """A copy of a layer or operation: one for all calls of a shared layer."""
         if operation not in self._copies:
-            config = operation.get_config() | {"name": self._name(name)}
-            if isinstance(operation, layers.Layer) and operation.compute_dtype in ("float16", "bfloat16"):
-                config["dtype"] = "float32"
-            copy = type(operation).from_config(config)
-            if isinstance(operation, layers.Layer) and operation.weights:
-                copy.build_from_config(operation.get_build_config())
-                copy.set_weights(operation.get_weights())
-                if isinstance(operation, layers.Normalization):
-                    copy.finalize_state()  # prepares the weights for the call
-            self._copies[operation] = copy
+            self._copies[operation] = copies.copied(operation, name=self._name(name))
         return self._copies[operation]
 
     def _name(self, name):
@@ -343,12 +358,11 @@ def _unsupported(model):
         elif type(operation) is ShakeShake and call.arguments.kwargs.get("training"):
             yield f"{operation.name} (training=True)"
         elif type(operation) not in _OURS:
-            used = {type(part) for part in parts(operation)} | {getattr(operation, "activation", None)}
-            foreign = {f.__name__ for f in used if inspect.isfunction(f) or inspect.isclass(f) if not _is_stock(f)}
+            foreign = {type(part).__name__ for part in parts(operation) if not _is_stock(type(part))}
             if mode := getattr(operation, "quantization_mode", None):
                 foreign.add(f"quantized to {mode}")
             yield from (f"{operation.name} ({reason})" for reason in foreign)
 
 
-def _is_stock(definition: Any) -> bool:
+def _is_stock(definition: type) -> bool:
     return definition.__module__.split(".")[0] == "keras"

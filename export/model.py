@@ -76,8 +76,14 @@ def input_names(model: keras.Model) -> list[str]:
 
 
 def output_names(model: keras.Model) -> list[str]:
-    """Names of the outputs; `probabilities` for a single output after a softmax."""
-    return ["probabilities"] if ends_in_softmax(model) else list(model.output_names)
+    """Names of the outputs: the keys, if they are a dict; `probabilities` for a single one after a softmax."""
+    paths = [path for path, _ in keras.tree.flatten_with_path(structures(model)[1])]
+    if all(len(path) == 1 and isinstance(path[0], str) for path in paths):
+        return [path[0] for path in paths]
+    if ends_in_softmax(model):
+        return ["probabilities"]
+    names = list(model.output_names)  # of the last layers; a layer that gives several outputs repeats its name
+    return [f"{name}_{n}" if (n := names[:i].count(name)) else name for i, name in enumerate(names)]
 
 
 def ends_in_softmax(model: keras.Model) -> bool:
@@ -120,7 +126,7 @@ def check_images(model: keras.Model, *, shape: Sequence[int] | None = None, samp
     for _ in range(8):
         outputs, nudged = predict(model, images[:1]), predict(model, images[:1] * np.float32(1 + 1e-6))
         finite = all(np.isfinite(x).all() for x in outputs.values())
-        logits = (logit_range(outputs["probabilities"]) if finite else np.inf) if as_logits else None
+        logits = (logit_range(*outputs.values()) if finite else np.inf) if as_logits else None
         stable = finite and agreement(outputs, nudged, as_logits=as_logits).max_error < 1e-5
         if stable and (logits is None or _LOGIT_RANGE[0] < logits < _LOGIT_RANGE[1]):
             return images

@@ -21,6 +21,8 @@ from se_keras.images import calibration_images
 from se_keras.layers import SqueezeExcite, ops
 from se_keras.typing import Array
 
+from .copies import arguments_of, rebuilt
+
 RankingName = Literal["excitation", "response", "magnitude", "random"]
 _BATCH = 32
 
@@ -340,7 +342,7 @@ def _rebuilt(model: keras.Model, kept: Mapping[_Span, Array]) -> keras.Model:
     for call in calls(model):
         operation = call.operation
         if operation not in copies:
-            copies[operation] = type(operation).from_config(operation.get_config() | arguments[operation])
+            copies[operation] = rebuilt(operation, arguments_of(operation) | arguments[operation])
         args, kwargs = call.arguments.fill_in(values)
         results = keras.tree.flatten(copies[operation](*args, **kwargs))
         values |= {id(x): result for x, result in zip(call.output_tensors, results, strict=True)}

@@ -1,6 +1,27 @@
-"""Messages of errors that other libraries raise."""
+"""Errors of other libraries, which become ours where a file is read, a model is run, or a server is asked."""
+
+import contextlib
+import re
+from collections.abc import Iterator
+
+_NODE = re.compile(r"^(\{\{[^}]*\}\}\s*)+")  # the node of a graph, with which TensorFlow's messages begin
 
 
 def first_line(error: object) -> str:
     """The first line of an error's message; the type of the error if it has no message."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return (_NODE.sub("", str(error).strip()) or type(error).__name__).splitlines()[0]
+
+
+@contextlib.contextmanager
+def translated(message: str, *, into: type[Exception] = ValueError) -> Iterator[None]:
+    """Turns every error in the `with` block into one of ours: `message`, a colon, and the first line of its own.
+
+    Readers of damaged files raise errors of any type. A path that the system cannot open, such as for want of
+    permission, keeps its OSError.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, OSError) and error.filename is not None:
+            raise
+        raise into(f"{message}: {first_line(error)}") from error

@@ -1,12 +1,19 @@
 """Normalization of pixels: checked, applied and written out."""
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import keras
 import numpy as np
 
 from se_keras.layers import ops
+
+
+class NormalizationRecord(TypedDict):
+    """A normalization in JSON, such as run.json."""
+
+    mean: list[float]
+    std: list[float]
 
 
 class Normalization(NamedTuple):

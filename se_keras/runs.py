@@ -1,12 +1,24 @@
 """The record of a training, run.json, which lies next to the trained model."""
 
-import json
 from pathlib import Path
+from typing import Any, NotRequired, TypedDict
 
-from se_keras.errors import first_line
+from se_keras.normalization import NormalizationRecord
+from se_keras.records import read_json
 from se_keras.typing import FilePath, Json
 
 MODEL_FILE, RUN_FILE = "model.keras", "run.json"
+
+
+class RunRecord(TypedDict):
+    """The file run.json, as far as it is read."""
+
+    network: str
+    figures: dict[str, list[float]]
+    data: NotRequired[str]
+    classes: NotRequired[list[str]]
+    normalization: NotRequired[NormalizationRecord | None]
+    recipe: NotRequired[dict[str, Any]]
 
 
 def training_of(model_file: FilePath) -> Json | None:
@@ -14,7 +26,4 @@ def training_of(model_file: FilePath) -> Json | None:
     run = Path(model_file).with_name(RUN_FILE)
     if Path(model_file).name != MODEL_FILE or not run.is_file():
         return None
-    try:
-        return json.loads(run.read_text())
-    except ValueError as error:
-        raise ValueError(f"{str(run)!r} is no record of a run: {first_line(error)}") from None
+    return read_json(run, RunRecord, what="the record of a run")

@@ -934,7 +934,7 @@ REFUSALS = {
     "evaluate {files}/run/model.keras --confusion {new}/c.gif": "is written as .csv, .png or .svg. Received",
     "benchmark-training --network resnet50": "resnet50 is a baseline",
     "report {new}/r.json -o {new}/r.html": "There is no file of results '{new}/r.json'",
-    "report {files}/run/run.json -o {new}/r.html": "holds no results of se-keras benchmark",
+    "report {files}/run/run.json -o {new}/r.html": "is not a file of results of se-keras benchmark: it lacks ",
     "benchmark --network resnet50 -o {new}/r.json": "resnet50 is a baseline",
     "benchmark-input {new}": "'{new}' needs two folders or more",
     "train resnet11_digits -o {files}/run": "holds another run: its network and recipe differ",

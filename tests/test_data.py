@@ -314,7 +314,9 @@ def test_packed_folder_is_not_packed_over(insects, packed):
 
 
 def test_unfinished_shards_of_other_data_are_not_gone_on_with(insects, tmp_path):
-    (tmp_path / "packing.json").write_text(json.dumps({"source": "other", "shards": 4, "classes": []}))
+    (tmp_path / "packing.json").write_text(
+        json.dumps({"name": "x", "source": "other", "shards": 4, "classes": [], "splits": {"train": [], "test": []}})
+    )
     with pytest.raises(ValueError, match="holds unfinished shards of other data. Take a new folder"):
         shards.pack(insects, tmp_path, shards=4)
 
@@ -359,6 +361,14 @@ def test_shard_with_a_flipped_bit_is_named_where_checksums_are_asked_for(copied)
 def test_damaged_index_is_refused(copied, text):
     (copied / shards.INDEX).write_text(text)
     with pytest.raises(ValueError, match="index.json' is not an index of shards"):
+        shards.read(copied)
+
+
+def test_index_with_a_shard_elsewhere_is_refused(copied):
+    index = json.loads((copied / shards.INDEX).read_text())
+    index["splits"]["test"][0]["file"] = "../shard.tfrecord"
+    (copied / shards.INDEX).write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=r"is not an index of shards: no shard is '\.\./shard.tfrecord'"):
         shards.read(copied)
 
 

@@ -20,7 +20,6 @@ from keras import layers
 from se_keras.catalogue import create
 from se_keras.export.litert import conversion as litert
 from se_keras.export.litert import file
-from se_keras.export.litert import quantization as quantize
 from se_keras.export.litert.conversion import to_litert
 from se_keras.export.litert.file import LiteRTModel, LiteRTRunner, load_litert
 from se_keras.export.litert.metadata import detach
@@ -316,6 +315,25 @@ def test_several_outputs_are_compared_by_name():
     actual = exported.runner()(x)
     for name, values in zip(("b", "a"), model(x), strict=True):
         np.testing.assert_allclose(actual[name], values, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("keys", [("boxes", "scores"), ("scores", "boxes"), ("P2",)])
+def test_outputs_of_a_dict_have_its_keys(keys):
+    # Sorted by key, the layers are not sorted by name.
+    model = small(lambda x: {key: layers.Conv2D(3, 1, name=f"{9 - i}_layer")(x) for i, key in enumerate(keys)})
+    exported, x = to_litert(model), pixels(3)
+    expected, actual = model(x), exported.runner()(x)
+    assert set(actual) == set(exported.manifest["signature"]["outputs"]) == set(keys)
+    for key in keys:
+        np.testing.assert_allclose(actual[key], expected[key], rtol=0, atol=1e-6)
+
+
+def test_outputs_of_one_layer_have_different_names():
+    shared = layers.Conv2D(3, 1, name="head")
+    model = small(lambda x: [shared(x), shared(layers.ReLU()(x))])
+    exported, x = to_litert(model), pixels(3)
+    for name, values in zip(("head", "head_1"), model(x), strict=True):
+        np.testing.assert_allclose(exported.runner()(x)[name], values, rtol=0, atol=1e-6)
 
 
 # Delegation.
@@ -893,28 +911,3 @@ def test_runner_refuses_random_bytes_behind_the_magic(seed):
 def test_number_of_threads_that_is_none_is_an_error(tiny, threads):
     with pytest.raises(ValueError, match="threads must be an int of 1 to 1024. Received: threads="):
         tiny[1].runner(threads=threads)
-
-
-def test_gate_whose_bottleneck_is_dead_runs_in_int8():
-    # Its range is zero. With a scale near zero, XNNPACK's factors overflow, and XNNPACK aborts the process.
-    images = keras.Input((8, 8, 3), name="images")
-    x = layers.Conv2D(16, 3, padding="same")(images)
-    x = layers.Add()([SqueezeExcite(16, name="se")(x), x])
-    model = keras.Model(images, layers.Dense(4)(layers.GlobalAveragePooling2D()(x)))
-    model.get_layer("se").reduce_bias.assign([-1e3])
-    random = np.random.default_rng(0)
-    images = (random.normal(size=(20, 8, 8, 3)) + random.normal(size=(20, 1, 1, 3))).astype("float32")
-    converted = to_litert(model, precision="int8", calibration=images)
-    assert converted.manifest["agreement"]["cosine"] > 0.99
-    assert converted.runner().undelegated() == []
-
-
-def test_ranges_that_fit_no_integer_kernel_are_refused(monkeypatch):
-    monkeypatch.setattr(
-        quantize, "too_narrow", lambda content: {"serving_default_images:0": 1.0, "inserted by the engine": 1.0}
-    )
-    images = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype("float32")
-    with pytest.raises(
-        ValueError, match="No int8 ranges fit integer kernels at .*images.*, inserted by the engine: cal"
-    ):
-        to_litert(small(layers.Conv2D(2, 1), shape=(8, 8, 3)), precision="int8", calibration=images)

@@ -18,7 +18,7 @@ from keras import layers, ops
 from keras.layers import BatchNormalization, Conv2D, Dense, DepthwiseConv2D, Dropout, ReLU
 
 from se_keras.catalogue import create
-from se_keras.export.lowering import lower
+from se_keras.export.lowering import in_float32, lower
 from se_keras.graph import calls, producer, structures
 from se_keras.layers import EXCITATIONS, SQUEEZES, ChannelShuffle, ShakeShake, SqueezeExcite
 from se_keras.recalibration import SITES, SEConfig
@@ -850,6 +850,82 @@ def test_lowered_mixed_network_computes_in_float32_throughout(build, mixed_float
     assert {str(x.dtype) for x in (*lowered.inputs, *lowered.outputs)} == {"float32"}
 
 
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16", "float16", "float64"])
+def test_model_of_another_float_type_has_a_model_in_float32_with_its_weights(policy):
+    def function(x):
+        x = layers.TimeDistributed(Dense(8))(recalibrate(norm(Conv2D(8, 3)(x))))
+        return layers.Softmax(dtype="float32")(ops.cast(x, x.dtype))
+
+    full = scattered(graph(function))
+    keras.config.set_dtype_policy(policy)
+    try:
+        other = graph(function)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    other.set_weights(full.get_weights())
+    full.set_weights(other.get_weights())  # rounded by the policies whose variables are of 16 bits
+    images = images_for(full)
+    copy = in_float32(other)
+    assert [type(layer) for layer in copy.layers] == [type(layer) for layer in other.layers]
+    assert {str(x.dtype) for call in calls(copy) for x in call.output_tensors} == {"float32"}
+    assert difference(outputs_of(full, images), outputs_of(copy, images)) <= 1e-6
+
+
+def test_model_in_float32_is_its_own():
+    model = graph(bottleneck)
+    assert in_float32(model) is model
+
+
+# Functions that are only in memory.
+
+
+def doubled(x):
+    return x * 2
+
+
+SCALE = 3.0
+FUNCTIONS = {
+    "activation": Conv2D(4, 1, activation=doubled),
+    "lambda as activation": Conv2D(4, 1, activation=lambda x: ops.tanh(x) * SCALE),
+    "activation layer": layers.Activation(lambda x: ops.tanh(x) * SCALE),
+    "lambda": layers.Lambda(lambda x: ops.tanh(x) * SCALE),
+    "function": layers.Lambda(doubled),
+    "arguments": layers.Lambda(lambda x, factor: x * factor, arguments={"factor": 5.0}),
+    "output shape": layers.Lambda(lambda x: ops.max(x, axis=-1), output_shape=lambda shape: shape[:-1]),
+    "regularizer": Conv2D(4, 1, activation="relu", kernel_regularizer=lambda w: ops.sum(ops.square(w))),
+    "initializer": Conv2D(4, 1, activation="relu", kernel_initializer=lambda shape, dtype: ops.ones(shape, dtype)),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_functions_are_kept_as_they_are_in_memory(name):
+    model = scattered(graph(lambda x: FUNCTIONS[name](recalibrate(norm(pointwise(x))))))
+    images = images_for(model)
+    assert difference(outputs_of(model, images), outputs_of(lower(model), images)) <= BOUND
+
+
+# Low-rank adaptation.
+
+
+@pytest.mark.parametrize("activation", ["linear", "relu"])
+@pytest.mark.parametrize("kind", ["Dense", "Conv2D", "EinsumDense", "TimeDistributed"])
+def test_low_rank_adaptation_is_added_to_the_weights(kind, activation):
+    layer = {
+        "Dense": lambda: Dense(4, activation=activation),
+        "Conv2D": lambda: Conv2D(4, 3, activation=activation),
+        "EinsumDense": lambda: layers.EinsumDense("abcd,de->abce", (6, 6, 4), activation=activation),
+        "TimeDistributed": lambda: layers.TimeDistributed(Dense(4, activation=activation)),
+    }[kind]()
+    model = graph(lambda x: recalibrate(norm(layer(x))))
+    getattr(layer, "layer", layer).enable_lora(2)
+    scattered(model)
+    lowered, images = lower(model), images_for(model)
+    assert difference(outputs_of(model, images), outputs_of(lowered, images)) <= BOUND
+    assert sum("lora" in w.path for w in model.weights) == 2
+    assert not any("lora" in w.path for w in lowered.weights)
+    assert '"lora_rank": 2' not in lowered.to_json()
+
+
 # Inputs of bytes.
 
 
@@ -906,14 +982,10 @@ def test_every_custom_layer_is_named_those_in_nested_models_too():
         lower(model)
 
 
-def doubled(x):
-    return x * 2
-
-
-def test_function_of_a_user_as_activation_is_refused_by_name():
-    # The lowered model could not be loaded without it.
-    with pytest.raises(ValueError, match="mine"):
-        lower(graph(Conv2D(4, 1, activation=doubled, name="mine")))
+def test_layer_that_cannot_be_copied_is_refused_by_name():
+    # Keras has no arguments for an object of functools.
+    with pytest.raises(ValueError, match=r"^mine cannot be copied: Cannot serialize object functools.partial[^\n]+$"):
+        lower(graph(layers.Activation(partial(ops.leaky_relu, negative_slope=0.1), name="mine")))
 
 
 def test_subclassed_model_is_refused():

@@ -274,7 +274,7 @@ def test_damaged_record_is_an_error(plain, record, monkeypatch):
     file = io.BytesIO(written[:end])
     with zipfile.ZipFile(file, "a") as archive:
         archive.writestr("se_keras.json", record)
-    with pytest.raises(ValueError, match="se_keras.json is not a record of an export"):
+    with pytest.raises(ValueError, match="se_keras.json is not the record of an export"):
         read(file.getvalue())
 
 

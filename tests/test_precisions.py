@@ -10,15 +10,17 @@ import tensorflow as tf
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.tools import flatbuffer_utils
 from export_fixtures import difference, images_for, outputs_of, scattered
-from keras import layers
+from keras import initializers, layers, ops
 
 from se_keras.catalogue import create
 from se_keras.export.litert import conversion as litert
-from se_keras.export.litert import metadata
+from se_keras.export.litert import metadata, ranges
 from se_keras.export.litert.conversion import PRECISIONS, to_litert
 from se_keras.export.litert.file import LiteRTRunner
 from se_keras.export.litert.flatbuffer import packed, without_idle_clamps
+from se_keras.export.model import predict
 from se_keras.export.verification import runnable, verify
+from se_keras.layers import SqueezeExcite
 from se_keras.normalization import Normalization
 from se_keras.training.data import digits
 
@@ -163,6 +165,43 @@ def test_logits_can_be_integers_too(output_type):
     assert list(made.runner()(IMAGES[:1])) == logits.output_names
 
 
+@pytest.fixture(scope="module")
+def heads():
+    """Three outputs: `y` is computed from `x`."""
+    keras.utils.set_random_seed(0)
+    images = keras.Input((8, 8, 3), name="images")
+    features = layers.GlobalAveragePooling2D()(layers.Conv2D(8, 3, activation="relu")(images))
+    x = layers.Dense(4, name="logits")(features)
+    return keras.Model(images, {"x": x, "y": layers.Softmax()(x), "z": layers.Dense(2)(features)}, name="heads")
+
+
+NOISE = np.random.default_rng(0).normal(size=(20, 8, 8, 3)).astype("float32")
+
+
+@pytest.mark.parametrize(
+    ("output_type", "expected"),
+    [
+        ("float32", ["float32", "float32", "float32"]),
+        ("int8", ["int8", "int8", "int8"]),
+        ("uint8", ["uint8", "uint8", "uint8"]),
+        ({"z": "uint8", "x": "int8"}, ["int8", "float32", "uint8"]),
+    ],
+    ids=str,
+)
+def test_every_output_has_the_type_asked_for(output_type, expected, heads):
+    made = to_litert(heads, precision="int8", calibration=NOISE, output_type=output_type)
+    outputs = made.runner()._outputs
+    assert [np.dtype(outputs[name]["dtype"]).name for name in "xyz"] == expected
+    assert [made.manifest["signature"]["outputs"][name]["dtype"] for name in "xyz"] == expected
+    assert made.manifest["agreement"]["max_error"] < 0.05
+
+
+def test_types_of_outputs_that_the_model_does_not_have_are_refused(heads):
+    message = r"output_type must name outputs of the model, x, y, z. Received: \['a', 'probabilities'\]"
+    with pytest.raises(ValueError, match=message):
+        to_litert(heads, precision="int8", calibration=NOISE, output_type={"probabilities": "int8", "a": "int8"})
+
+
 def test_pixels_are_the_bytes_of_a_picture(exported):
     made = exported("int8", input_type="uint8", normalization=(0, 255))
     scale, zero_point = made.runner()._input["quantization"]
@@ -246,8 +285,153 @@ def test_pattern_that_keeps_nothing_is_refused(pattern, message, model):
 def test_integers_at_an_end_that_is_kept_in_float_are_refused(layer, options):
     model = scattered(create("se_resnet11_digits", classes=10, classifier_activation=None), images=IMAGES)
     (option,) = options
-    with pytest.raises(ValueError, match=f"{option}='u?int8' needs a (first|last) layer in int8: it is kept in float"):
+    message = f"{option}='u?int8' needs a (first|last) layer in int8: (it|that of 'predictions') is (kept )?in float32"
+    with pytest.raises(ValueError, match=message):
         to_litert(model, precision="int8", calibration=IMAGES, keep_float=layer, **options)
+
+
+# Ranges that integer kernels can compute with.
+
+
+def instance_norm(x):
+    return (x - ops.mean(x, (1, 2), keepdims=True)) / ops.sqrt(ops.var(x, (1, 2), keepdims=True) + 1e-5)
+
+
+def response_norm(x):  # GRN of ConvNeXt V2
+    sums = ops.sqrt(ops.sum(ops.square(x), axis=(1, 2), keepdims=True) + 1e-6)
+    return x * (sums / (ops.mean(sums, axis=-1, keepdims=True) + 1e-6)) + x
+
+
+def pre_activation(shift):
+    """A BatchNorm before its ReLU cannot be folded into a convolution: its shift is an addition of constants."""
+
+    def norm(x):
+        x = layers.ReLU()(x)
+        return layers.Add()([x, layers.BatchNormalization(beta_initializer=initializers.Constant(shift))(x)])
+
+    return norm
+
+
+# Each adds or subtracts a constant, which is far below the range of the sum in most of them.
+NORMALIZATIONS = {
+    "addition": lambda x: x * 10 + 1e-3,
+    "subtraction": lambda x: x * 10 - 1e-3,
+    "from_constant": lambda x: 1e-3 - x * 10,
+    "rms": lambda x: x * ops.rsqrt(ops.mean(ops.square(3 * x), axis=-1, keepdims=True) + 1e-6),
+    "response": response_norm,
+    "instance": lambda x: instance_norm(10 * x),
+    # Equal epsilons, which the converter shares: of no weight in one, and of as much as the variance in the other.
+    "layer_wide": lambda x: layers.LayerNormalization()(1000 * x),
+    "layer_narrow": lambda x: layers.LayerNormalization()(0.03 * x),
+    "group": lambda x: layers.GroupNormalization(4)(30 * x),
+    "batch_1": pre_activation(1.0),
+    "batch_1e_2": pre_activation(1e-2),
+    "batch_1e_4": pre_activation(1e-4),
+}
+
+
+@pytest.fixture(scope="module")
+def normalizations():
+    """`{precision: (outputs of Keras, outputs of the file)}` of a network with one output for each normalization."""
+    keras.utils.set_random_seed(0)
+    images = keras.Input((10, 10, 3), name="images")
+    x = layers.Conv2D(16, 3)(images)
+    heads = {}
+    for name, norm in NORMALIZATIONS.items():
+        y = SqueezeExcite(ratio=4)(layers.ReLU()(norm(x)))
+        heads[name] = layers.Dense(4, name=name)(layers.GlobalAveragePooling2D()(y))
+    network = keras.Model(images, list(heads.values()))
+    samples = images_for(network, samples=24)
+    float32 = to_litert(network, held_out=samples)
+    found = {}
+    for precision in ("int8", "int16x8"):
+        made = to_litert(network, precision=precision, calibration=samples, converted=float32)
+        found[precision] = predict(network, samples), made.runner()(samples)
+    return found
+
+
+@pytest.mark.parametrize("precision", ["int8", "int16x8"])
+@pytest.mark.parametrize("name", NORMALIZATIONS)
+def test_normalization_agrees_with_keras(name, precision, normalizations):
+    expected, actual = (outputs[name].astype("float64").ravel() for outputs in normalizations[precision])
+    cosine = expected @ actual / np.linalg.norm(expected) / np.linalg.norm(actual)
+    # About ten operators round to 1/256 of a range whose typical value is a tenth: at most 4 % each, and 12 % together,
+    # which is a cosine of 0.993. An epsilon that is lost where it counts gives less.
+    assert cosine > 0.993
+
+
+def with_addition(*, other):
+    """A network that adds `other` of an activation to 100,000 times the activation."""
+    keras.utils.set_random_seed(0)
+    images = keras.Input((8, 8, 3), name="images")
+    x = layers.Conv2D(8, 3, name="conv")(images)
+    x = layers.Add(name="sum")([x * 1e5, other(x)])
+    return keras.Model(images, layers.Dense(4)(layers.GlobalAveragePooling2D()(x)))
+
+
+# XNNPACK adds tensors whose scales are within 2^10. The range of these cannot be widened to that.
+@pytest.mark.parametrize("other", [layers.Activation("sigmoid"), layers.MaxPooling2D(3, 1, padding="same")])
+def test_addition_that_no_integer_kernel_computes_stays_in_float(other):
+    network = with_addition(other=other)
+    made = to_litert(network, precision="int8", calibration=images_for(network, samples=20))
+    assert set(made.manifest["float_operators"].values()) == {"ADD"}
+    assert made.manifest["agreement"]["cosine"] > 0.98
+    assert made.runner().undelegated() == []
+
+
+def test_manifest_names_the_operators_in_float32(exported):
+    assert set(exported("int8").manifest["float_operators"].values()) == {"SOFTMAX"}
+    kept = exported("int8", keep_float="stage2_block1_se_reduce").manifest["float_operators"]
+    assert sorted(kept.values()) == ["CONV_2D", "SOFTMAX"]
+    assert "float_operators" not in exported("float32").manifest
+
+
+def test_images_60_times_too_loud_are_warned_of_and_not_refused():
+    images = keras.Input((8, 8, 3), name="images")
+    x = pre_activation(0.01)(layers.Conv2D(8, 3)(images))
+    network = keras.Model(images, layers.Dense(4)(layers.GlobalAveragePooling2D()(x)))
+    (norm,) = (layer for layer in network.layers if isinstance(layer, layers.BatchNormalization))
+    norm.moving_variance.assign(np.full(8, 0.5))  # as after training on normal images
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        made = to_litert(network, precision="int8", calibration=60 * images_for(network, samples=20))
+    assert sum("was trained on values about" in str(warning.message) for warning in caught) == 1
+    assert made.manifest["agreement"]["cosine"] > 0.99
+    assert made.runner().undelegated() == []
+
+
+def test_zero_gammas_leave_every_operator_to_xnnpack():
+    keras.utils.set_random_seed(0)
+    network = create("se_resnet11_digits", classes=10)
+    for layer in network.layers:
+        if layer.name.endswith("_conv2_bn"):
+            layer.gamma.assign(np.zeros(layer.gamma.shape))
+    made = to_litert(network, precision="int8", calibration=IMAGES)
+    assert made.manifest["agreement"]["cosine"] > 0.99
+    assert made.runner().undelegated() == []
+
+
+def test_gate_whose_bottleneck_is_dead_runs_in_int8():
+    # Its range is zero. With a scale near zero, XNNPACK's factors overflow, and XNNPACK aborts the process.
+    images = keras.Input((8, 8, 3), name="images")
+    x = layers.Conv2D(16, 3, padding="same")(images)
+    x = layers.Add()([SqueezeExcite(16, name="se")(x), x])
+    model = keras.Model(images, layers.Dense(4)(layers.GlobalAveragePooling2D()(x)))
+    model.get_layer("se").reduce_bias.assign([-1e3])
+    random = np.random.default_rng(0)
+    images = (random.normal(size=(20, 8, 8, 3)) + random.normal(size=(20, 1, 1, 3))).astype("float32")
+    converted = to_litert(model, precision="int8", calibration=images)
+    assert converted.manifest["agreement"]["cosine"] > 0.99
+    assert converted.runner().undelegated() == []
+
+
+def test_ranges_that_fit_no_integer_kernel_are_refused(monkeypatch):
+    narrow = {"not in the file": {"serving_default_images:0": 1.0, "inserted by the engine": 1.0}}
+    monkeypatch.setattr(ranges, "too_narrow", lambda content: narrow)
+    images = keras.Input((8, 8, 3), name="images")
+    network = keras.Model(images, layers.Conv2D(2, 1)(images))
+    with pytest.raises(ValueError, match="No int8 ranges fit integer kernels at inserted .*, .*images.*: calibrate"):
+        to_litert(network, precision="int8", calibration=images_for(network, samples=4))
 
 
 # Clamps without effect.

@@ -158,11 +158,14 @@ def test_page_without_results_is_refused():
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("", "holds no results of se-keras benchmark"),
-        ("[]", "holds no results of se-keras benchmark"),
-        ("{}", "holds no results of se-keras benchmark"),
+        ("", "is not a file of results of se-keras benchmark: Expecting value"),
+        ("[]", "results of se-keras benchmark: it must be an object. Received: \\[\\]"),
+        ("{}", "results of se-keras benchmark: it lacks environment, overhead, schema"),
         ('{"schema": 2, "environment": {"processor": "x"}, "overhead": []}', "Results of schema 1 .+ of schema 2"),
-        ('{"schema": 1, "environment": {"processor": "x"}, "overhead": [{}]}', "holds incomplete results"),
+        (
+            '{"schema": 1, "environment": {"processor": "x"}, "overhead": [{}]}',
+            "overhead.0 lacks baseline, ",
+        ),
     ],
 )
 def test_file_that_holds_no_results_is_refused(tmp_path, text, message):

@@ -263,6 +263,17 @@ def test_several_outputs_are_compared_by_name(tmp_path):
     assert {name: x["shape"] for name, x in outputs.items()} == {"b": [None, 4, 4, 2], "a": [None, 4, 4, 3]}
 
 
+def test_outputs_of_a_dict_have_its_keys(tmp_path):
+    images = keras.Input((4, 4, 2), name="images")
+    maps = {"boxes": layers.Conv2D(3, 1, name="z")(images), "scores": layers.Conv2D(3, 1, name="a")(images)}
+    model = keras.Model(images, maps)
+    exported, x = to_savedmodel(model, tmp_path), np.random.default_rng(0).normal(size=(2, 4, 4, 2)).astype("float32")
+    expected, actual = model(x), exported.runner()(x)
+    assert set(actual) == set(exported.manifest["signature"]["outputs"]) == set(maps)
+    for key in maps:
+        np.testing.assert_allclose(actual[key], expected[key], rtol=0, atol=1e-6)
+
+
 # Versions.
 
 

@@ -429,7 +429,7 @@ def test_savedmodel_that_is_not_its_manifests_is_refused(model, tmp_path, does):
 def test_foreign_manifest_of_a_savedmodel_is_refused(model, tmp_path, content):
     path = to_savedmodel(model, tmp_path).path
     (path / "assets.extra" / "manifest.json").write_text(content)
-    with pytest.raises(ValueError, match="manifest.json' is not the manifest of a SavedModel$"):
+    with pytest.raises(ValueError, match="manifest.json' is not the manifest of a SavedModel: "):
         verify(model, path)
 
 

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
+from se_keras.records import read_json
 from se_keras.typing import FilePath, Json
 
-from .results import AS_GIVEN, PAPER, placement, thread_count
+from .results import AS_GIVEN, PAPER, ResultsRecord, placement, thread_count
 
 SCHEMA = 1
-_FIELDS = {"network", "baseline", "precision", "form", "threads", "input_shape", "comparison", "is_real"}
 _SE_PARTS = ("squeeze", "excitation", "scale")
 _PART_COLORS = {
     "convolution": "0.8",
@@ -36,18 +36,13 @@ def read(path: FilePath) -> Json:
         FileNotFoundError, ValueError: If there is no such file, or if its results are incomplete or of another version.
     """
     path = Path(path)
-    try:
-        results = json.loads(path.read_text())
-        schema, records = results["schema"], results["overhead"]
-        complete = all(map(_FIELDS.issubset, records)) and "processor" in results["environment"]
-    except FileNotFoundError:
-        raise FileNotFoundError(f"There is no file of results {str(path)!r}") from None
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{str(path)!r} holds no results of se-keras benchmark") from None
-    if schema != SCHEMA:
-        raise ValueError(f"Results of schema {SCHEMA} can be read. Received: {str(path)!r} of schema {schema!r}")
-    if not complete:
-        raise ValueError(f"{str(path)!r} holds incomplete results of se-keras benchmark")
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file of results {str(path)!r}")
+    results = read_json(path, ResultsRecord, what="a file of results of se-keras benchmark")
+    if results["schema"] != SCHEMA:
+        raise ValueError(
+            f"Results of schema {SCHEMA} can be read. Received: {str(path)!r} of schema {results['schema']}"
+        )
     return results
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal, NotRequired, TypedDict
 
 from se_keras.recalibration import SEConfig
 from se_keras.storage import sha256
@@ -13,6 +13,97 @@ from ..litert.file import LiteRTModel, LiteRTRunner
 
 AS_GIVEN = "as given"  # the variant of files that were not exported for the measurement
 PAPER = {"resnet50_ms": 164, "se_resnet50_ms": 167, "ratio": 167 / 164, "source": "arXiv:1709.01507, section 4"}
+
+
+class IntervalRecord(TypedDict):
+    """A ratio in results.json."""
+
+    median: float
+    low: float
+    high: float
+
+
+class PercentilesRecord(TypedDict):
+    """Milliseconds in results.json."""
+
+    p50: float
+    p90: float
+    p99: float
+
+
+class ComparisonRecord(TypedDict):
+    """A comparison in results.json."""
+
+    ratio: IntervalRecord
+    null: IntervalRecord
+    a_ms: float
+    b_ms: float
+    a: NotRequired[PercentilesRecord | None]
+    b: NotRequired[PercentilesRecord | None]
+    a_mj: NotRequired[float | None]
+    b_mj: NotRequired[float | None]
+
+
+class FootprintRecord(TypedDict):
+    """A footprint in results.json."""
+
+    bytes: int
+    init_ms: float
+    first_ms: float
+    peak_mb: float | None
+
+
+class SERecord(TypedDict):
+    """The squeeze-and-excitation in results.json."""
+
+    ratio: int
+    squeeze: str
+    excitation: str
+    bias: bool
+    site: str
+    stages: Literal["all"] | list[int]
+
+
+Profile = dict[str, dict[str, float]]  # microseconds by stage and part
+
+
+class OverheadRecord(TypedDict):
+    """A measured pair in results.json; those of version 0.1.0 have all of these keys."""
+
+    baseline: str
+    network: str
+    precision: str
+    form: str
+    threads: int
+    input_shape: list[int]
+    comparison: ComparisonRecord
+    is_real: bool
+    sha256: NotRequired[list[str]]
+    se: NotRequired[SERecord | None]
+    undelegated: NotRequired[list[str]]
+    footprints: NotRequired[list[FootprintRecord]]
+    profiles: NotRequired[tuple[()] | tuple[Profile, Profile]]
+    flags: NotRequired[list[str]]
+    celsius: NotRequired[list[float]]
+    missing: NotRequired[str | None]
+
+
+class EnvironmentRecord(TypedDict):
+    """The environment in results.json."""
+
+    processor: str
+    affinity: NotRequired[list[int] | None]
+    cores: NotRequired[int | None]
+    matrix_units: NotRequired[list[str] | None]
+    versions: NotRequired[dict[str, str] | None]
+
+
+class ResultsRecord(TypedDict):
+    """The file results.json."""
+
+    schema: int
+    environment: EnvironmentRecord
+    overhead: list[OverheadRecord]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +164,7 @@ class Overhead:
     sha256: tuple[str, str]
     se: dict[str, Any] | None = None
     footprints: tuple[Footprint, ...] = ()
-    profiles: tuple[dict[str, dict[str, float]], ...] = ()
+    profiles: tuple[Profile, ...] = ()
     device: DeviceConditions = DeviceConditions()
 
     def to_json(self) -> Json:

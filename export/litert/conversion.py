@@ -4,7 +4,7 @@ import os
 import re
 import tempfile
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -39,8 +39,8 @@ from ..model import (
 from ..outputs import Agreement, agreement
 from . import metadata
 from .file import LiteRTModel, LiteRTRunner
-from .flatbuffer import TYPES, InferenceType, with_types, without_idle_clamps
-from .quantization import CALIBRATED, PRECISIONS, Precision, quantize
+from .flatbuffer import TYPES, InferenceType, OutputTypes, types_by_name, with_types, without_idle_clamps
+from .quantization import CALIBRATED, PRECISIONS, Precision, float_operators, quantize
 
 LOW_COSINE = 0.9  # trained networks are above 0.99; below 0.9, the calibration images are not typical
 
@@ -53,7 +53,7 @@ def to_litert(
     held_out: Any = None,
     input_shape: Sequence[int] | None = None,
     input_type: InferenceType = "float32",
-    output_type: InferenceType = "float32",
+    output_type: OutputTypes = "float32",
     keep_float: str | None = None,
     lowering: bool = True,
     converted: LiteRTModel | None = None,
@@ -66,7 +66,8 @@ def to_litert(
     """Converts a functional model to a LiteRT file of builtin operators, and compares the two.
 
     The file takes one image at a time. It has one signature, `serving_default`, with the names of the model's input
-    (`images` in this project's networks) and output (`probabilities` after a softmax). Both are float32 by default.
+    (`images` in this project's networks) and outputs: the keys of a dict, `probabilities` after a softmax, or else the
+    names of the last layers. All are float32 by default.
 
     Args:
         model: A functional Keras model with one input.
@@ -83,7 +84,7 @@ def to_litert(
             used for calibration (all of them, if there are fewer than five); without calibration, noise.
         input_shape: `(height, width, channels)`; required if the model's size is free.
         input_type: For int8. The scale is in the file and in the manifest.
-        output_type: For int8.
+        output_type: For int8: of all outputs, or `{name: type}` for some of them.
         keep_float: For int8 and int16x8: a regular expression for the names of layers of the lowered model that stay in
             float32. `".*_se_.*"` matches squeeze-and-excitation.
         lowering: Whether to `lower` the model first; `False` exports it as published.
@@ -112,6 +113,7 @@ def to_litert(
     _check_options(precision, calibration, input_type, output_type, keep_float)
     model = functional(model)
     require_one_input(model)
+    output_types = types_by_name(output_type, output_names(model))
     shape = tuple(input_shape or model.inputs[0].shape[1:])
     if None in shape:
         raise ValueError(f"A LiteRT file has a fixed size: give input_shape. Received: a model of {shape}")
@@ -155,7 +157,7 @@ def to_litert(
         exported,
         about=about,
         images=calibration_set,
-        types=(input_type, output_type),
+        types=(input_type, output_types),
         float_layers=float_layers,
         report=report,
     )
@@ -209,6 +211,7 @@ def compared_file(
         agreement=result,
         bytes=len(content),
         sha256=sha256(content),
+        **({"float_operators": float_operators(content)} if about.precision in CALIBRATED else {}),
         golden=reference_outputs(runner, low=taken.min(), high=taken.max(), precision=about.precision),
         **more,
     )
@@ -221,7 +224,8 @@ def _check_options(precision: Any, calibration: Any, input_type: Any, output_typ
         raise ValueError(f"precision must be one of {PRECISIONS}. Received: precision={precision!r}")
     if precision in CALIBRATED and calibration is None:
         raise ValueError(f"{precision=} needs calibration images: calibration=an array or an iterable of images")
-    for option, value in (("input_type", input_type), ("output_type", output_type)):
+    output_types = output_type.values() if isinstance(output_type, Mapping) else [output_type]
+    for option, value in (("input_type", input_type), *(("output_type", value) for value in output_types)):
         if value not in TYPES:
             raise ValueError(f"{option} must be one of {tuple(TYPES)}. Received: {option}={value!r}")
         if value != "float32" and precision != "int8":
@@ -307,7 +311,7 @@ def _quantized(
     *,
     about: Metadata,
     images: Images,
-    types: tuple[InferenceType, InferenceType],
+    types: tuple[InferenceType, OutputTypes],
     float_layers: tuple[str, ...],
     report: OnMessage,
 ) -> bytes:

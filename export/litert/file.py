@@ -1,6 +1,5 @@
 """A LiteRT file: its bytes and its manifest, saved, loaded and run."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +10,11 @@ from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from se_keras import storage
 from se_keras.errors import first_line
+from se_keras.records import read_json
 from se_keras.storage import sha256
 from se_keras.typing import Array, FilePath, Json, Outputs
 
+from ..description import Manifest
 from ..outputs import in_batches
 from . import metadata
 
@@ -40,6 +41,12 @@ class LiteRTModel:
     def runner(self, *, threads: int = 1) -> "LiteRTRunner":
         """The file, ready to run."""
         return LiteRTRunner(self.content, threads=threads)
+
+
+class FileManifest(Manifest):
+    """The manifest of a LiteRT file, as far as it is read."""
+
+    sha256: str
 
 
 class LiteRTRunner:
@@ -185,13 +192,9 @@ def load_litert(path: FilePath) -> LiteRTModel:
             raise ValueError(f"{str(path)!r}: {error}") from None
         network, precision = (about.network, about.precision) if about else (path.stem, "unknown")
         return LiteRTModel(content=content, manifest={"network": network, "precision": precision})
-    try:
-        record = json.loads(_manifest_path(path).read_text())
-        checksum = record["sha256"]
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{str(_manifest_path(path))!r} is not the manifest of a LiteRT file") from None
+    record = read_json(_manifest_path(path), FileManifest, what="the manifest of a LiteRT file")
     # A file with a flipped or missing byte may load and run. Only the checksum shows it.
-    if checksum != sha256(content):
+    if record["sha256"] != sha256(content):
         raise ValueError(f"{str(path)!r} is not the file that was exported: its SHA-256 is not its manifest's")
     return LiteRTModel(content=content, manifest=record)
 

@@ -1,5 +1,6 @@
-"""Changes to a quantized .tflite file: the types of its input and output, clamps without effect, the softmax."""
+"""Changes to .tflite files: the types of input and output, clamps without effect, the softmax, shared constants."""
 
+from collections.abc import Mapping, Sequence
 from copy import copy
 from typing import Any, Literal
 
@@ -15,34 +16,63 @@ TYPES: dict[InferenceType, int] = {
     "int8": schema.TensorType.INT8,
     "uint8": schema.TensorType.UINT8,
 }
+OutputTypes = InferenceType | Mapping[str, InferenceType]  # of all outputs, or of some by their names
 _ZERO_POINTS = {"int8": 0, "uint8": 128}  # relative to those of int8
 _PROBABILITIES = (1 / 256, -128)  # scale and zero point in int8 of values in 0..1, as in TFLite's softmax
 _QUANTIZE, _DEQUANTIZE = schema.BuiltinOperator.QUANTIZE, schema.BuiltinOperator.DEQUANTIZE
 _SOFTMAX = schema.BuiltinOperator.SOFTMAX
+_ELEMENTWISE = (schema.BuiltinOperator.ADD, schema.BuiltinOperator.SUB, schema.BuiltinOperator.MUL)
 
 
-def with_types(
-    content: bytes, *, input_type: InferenceType = "float32", output_type: InferenceType = "float32"
-) -> bytes:
-    """Changes the input or output of an int8 file from float32 to integers.
+def with_types(content: bytes, *, input_type: InferenceType = "float32", output_type: OutputTypes = "float32") -> bytes:
+    """Changes the input or outputs of an int8 file from float32 to integers.
 
     Args:
-        content: The .tflite file, with one input, which is quantized first, and one output.
+        content: The .tflite file, with one input, which is quantized first.
         input_type: Scale and zero point are those of the quantized input.
-        output_type: Scale and zero point are those of the output before it is dequantized. The output of a softmax is
-            computed in float32; it gets 256 steps in 0..1.
+        output_type: Of all outputs, or `{name: type}`. Scale and zero point are those of the output before it is
+            dequantized. The output of a softmax is computed in float32; it gets 256 steps in 0..1.
 
     Raises:
-        ValueError: If the first or last layer computes in float32.
+        ValueError: If the first layer, or the last one of an output, computes in float32, or if a name is unknown.
     """
-    if (input_type, output_type) == ("float32", "float32"):
-        return content
     model = _parsed(content)
+    outputs = {entry.name.decode(): entry for entry in model.signatureDefs[0].outputs}
+    changed = {name: kind for name, kind in types_by_name(output_type, list(outputs)).items() if kind != "float32"}
+    if input_type == "float32" and not changed:
+        return content
     if input_type != "float32":
         _retype_input(model, input_type)
-    if output_type != "float32":
-        _retype_output(model, output_type)
+    for name, kind in changed.items():
+        _retype_output(model, outputs[name].tensorIndex, kind, name)
     return packed(model)
+
+
+def types_by_name(output_type: OutputTypes, names: Sequence[str]) -> dict[str, InferenceType]:
+    """The type of each output in `names`: float32 for those that a mapping does not name.
+
+    Raises:
+        ValueError: If the mapping has another name.
+    """
+    if not isinstance(output_type, Mapping):
+        return dict.fromkeys(names, output_type)
+    if unknown := sorted(set(output_type) - set(names)):
+        raise ValueError(f"output_type must name outputs of the model, {', '.join(names)}. Received: {unknown}")
+    return dict.fromkeys(names, "float32") | dict(output_type)
+
+
+def with_outputs_in_signature(content: bytes) -> bytes:
+    """Makes the signature name the outputs of the graph.
+
+    ai-edge-quantizer 0.10 leaves it at the integers before them, where the file reads an output itself.
+    """
+    model = _parsed(content)
+    (graph,) = model.subgraphs
+    float_of = {o.inputs[0]: o.outputs[0] for o in graph.operators if _code(model, o) == _DEQUANTIZE}
+    inner = [entry for entry in model.signatureDefs[0].outputs if entry.tensorIndex not in graph.outputs]
+    for entry in inner:
+        entry.tensorIndex = float_of[entry.tensorIndex]
+    return packed(model) if inner else content
 
 
 def _retype_input(model: Any, input_type: InferenceType) -> None:
@@ -55,28 +85,41 @@ def _retype_input(model: Any, input_type: InferenceType) -> None:
         _bypass(graph, reader, graph.inputs, model.signatureDefs[0].inputs)
 
 
-def _retype_output(model: Any, output_type: InferenceType) -> None:
+def _retype_output(model: Any, index: int, output_type: InferenceType, name: str) -> None:
+    """Changes the tensor `index`, the output `name`, to integers."""
     (graph,) = model.subgraphs
-    writer = next(o for o in graph.operators if o.outputs[0] == graph.outputs[0])
-    output = graph.tensors[graph.outputs[0]]
-    if _code(model, writer) == _DEQUANTIZE:
+    output = graph.tensors[index]
+    if output.type == TYPES[output_type]:  # a tensor that is two outputs has been changed already
+        return
+    writer = next((o for o in graph.operators if index in o.outputs), None)
+    code = None if writer is None else _code(model, writer)
+    if code == _DEQUANTIZE and not any(index in o.inputs for o in graph.operators):
         _retype(output, output_type, graph.tensors[writer.inputs[0]].quantization)
         writer.opcodeIndex, writer.builtinOptions, writer.builtinOptionsType = _opcode(model, _QUANTIZE), None, 0
         if output_type == "int8":
             _bypass(graph, writer, graph.outputs, model.signatureDefs[0].outputs)
-    elif _code(model, writer) == _SOFTMAX:
-        quantized, quantization = copy(output), schema.QuantizationParametersT()
-        quantized.name = output.name + b"_quantized"
+    elif code == _DEQUANTIZE:  # float layers read it too: the integers become a tensor of their own
+        _add_quantized(model, index, output_type, writer.inputs[0], graph.tensors[writer.inputs[0]].quantization)
+    elif code == _SOFTMAX:
+        quantization = schema.QuantizationParametersT()
         quantization.scale, quantization.zeroPoint = ([value] for value in _PROBABILITIES)
-        _retype(quantized, output_type, quantization)
-        graph.tensors.append(quantized)
-        operator = schema.OperatorT()
-        operator.opcodeIndex = _opcode(model, _QUANTIZE)
-        operator.inputs, operator.outputs = [graph.outputs[0]], [len(graph.tensors) - 1]
-        graph.operators.append(operator)
-        _replace(graph.outputs[0], operator.outputs[0], graph.outputs, model.signatureDefs[0].outputs)
+        _add_quantized(model, index, output_type, index, quantization)
     else:
-        raise ValueError(f"output_type={output_type!r} needs a last layer in int8: it is kept in float32")
+        raise ValueError(f"output_type={output_type!r} needs a last layer in int8: that of {name!r} is in float32")
+
+
+def _add_quantized(model: Any, index: int, output_type: InferenceType, source: int, quantization: Any) -> None:
+    """Makes integers of the tensor `source` the output that the tensor `index` was."""
+    (graph,) = model.subgraphs
+    quantized = copy(graph.tensors[index])
+    quantized.name = quantized.name + b"_quantized"
+    _retype(quantized, output_type, quantization)
+    graph.tensors.append(quantized)
+    operator = schema.OperatorT()
+    operator.opcodeIndex = _opcode(model, _QUANTIZE)
+    operator.inputs, operator.outputs = [source], [len(graph.tensors) - 1]
+    graph.operators.append(operator)
+    _replace(index, operator.outputs[0], graph.outputs, model.signatureDefs[0].outputs)
 
 
 def without_idle_clamps(content: bytes) -> bytes:
@@ -117,6 +160,30 @@ def with_float_softmax(content: bytes) -> bytes:
         between = graph.tensors[softmax.outputs[0]]
         between.type, between.quantization = schema.TensorType.FLOAT32, None
     return packed(model)
+
+
+def with_own_constants(content: bytes) -> bytes:
+    """Gives each addition, subtraction and multiplication its own copy of its constant.
+
+    The converter shares equal constants, such as the epsilon of all normalizations. Each needs the scale of its sum.
+    """
+    model = _parsed(content)
+    (graph,) = model.subgraphs
+    count, read = len(graph.tensors), set()
+    for operator in graph.operators:
+        if _code(model, operator) not in _ELEMENTWISE:
+            continue
+        for slot, index in enumerate(operator.inputs):
+            tensor = graph.tensors[index]
+            if model.buffers[tensor.buffer].data is None or index not in read:
+                read.add(index)
+                continue
+            own = copy(tensor)
+            own.name, own.buffer = tensor.name + b"_%d" % len(graph.tensors), len(model.buffers)
+            model.buffers.append(copy(model.buffers[tensor.buffer]))
+            operator.inputs[slot] = len(graph.tensors)
+            graph.tensors.append(own)
+    return packed(model) if len(graph.tensors) > count else content
 
 
 def packed(model: Any) -> bytes:
@@ -162,8 +229,8 @@ def _bypass(graph: Any, operator: Any, ends: list[int], signature: Any) -> None:
 
 
 def _replace(old: int, new: int, ends: list[int], signature: Any) -> None:
-    """Makes the tensor `new` the input or output in place of `old`."""
-    ends[list(ends).index(old)] = new
+    """Makes the tensor `new` the input or output that `old` was."""
+    ends[:] = [new if index == old else index for index in ends]
     for entry in signature:
         entry.tensorIndex = new if entry.tensorIndex == old else entry.tensorIndex
 

@@ -13,7 +13,7 @@ import io
 import json
 import struct
 import zipfile
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import flatbuffers
 import numpy as np
@@ -22,6 +22,7 @@ from flatbuffers.table import Table
 
 from se_keras.errors import first_line
 from se_keras.normalization import Normalization
+from se_keras.records import parse_json
 from se_keras.typing import Json
 from se_keras.version import __version__
 
@@ -64,6 +65,23 @@ _SCHEMA: dict[str, dict[str, tuple[int, Any]]] = {
 }
 _DESCRIPTION, _AXIS_LABELS = 1, 2  # AssociatedFileType
 _COLOR_SPACE = {3: 1, 1: 2}  # channels: ColorSpaceType
+
+
+class Place(TypedDict):
+    """Where the model that metadata were added to is in the file."""
+
+    begin: int
+    end: int
+
+
+class Record(TypedDict):
+    """The file se_keras.json in a .tflite file."""
+
+    network: str
+    precision: str
+    training: NotRequired[dict[str, Any] | None]
+    model: Place
+    sha256: str
 
 
 def attach(content: bytes, metadata: Metadata) -> bytes:
@@ -149,12 +167,9 @@ def check(content: bytes) -> Json | None:
     files, end = _archive(content)
     if RECORD_FILE not in files:
         return None
-    try:
-        record = json.loads(files[RECORD_FILE])
-        checksum = record["sha256"]
-    except (KeyError, TypeError, ValueError):
-        raise ValueError(f"The metadata of the file are damaged: {RECORD_FILE} is not a record of an export") from None
-    if checksum != hashlib.sha256(content[:end]).hexdigest():
+    refusal = f"The metadata of the file are damaged: {RECORD_FILE} is not the record of an export"
+    record = parse_json(files[RECORD_FILE], Record, refusal=refusal)
+    if record["sha256"] != hashlib.sha256(content[:end]).hexdigest():
         raise ValueError("The file is not the one that was exported: its SHA-256 is not its metadata's")
     return record
 

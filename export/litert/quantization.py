@@ -2,10 +2,9 @@
 
 import contextlib
 import io
-import math
 import re
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from typing import Any, Literal, get_args
 
@@ -27,6 +26,8 @@ from ai_edge_quantizer.utils.qsv_utils import min_max_update
 from se_keras.typing import Images
 
 from .file import plain_interpreter
+from .flatbuffer import with_outputs_in_signature, with_own_constants
+from .ranges import widened, with_wide_ranges
 
 Precision = Literal["float32", "float16", "dynamic", "int8", "int16x8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
@@ -76,6 +77,7 @@ _RULES: dict[Precision, dict[TFLOperationName, _Rule]] = {
 # Images and probabilities stay in float32, so that callers need no scales. In int8, a softmax has only 256 different
 # outputs and is not delegated to XNNPACK.
 _IN_FLOAT = (TFLOperationName.INPUT, TFLOperationName.OUTPUT, TFLOperationName.SOFTMAX)
+_ADDED = re.compile(r"(_quantized|_dequant|_duplicated_\d+)$")  # by the engine, to the names of copies of a tensor
 
 
 def quantize(
@@ -109,52 +111,49 @@ def quantize(
     if precision == "float32":
         return content
     rules = _rules(precision, keep_float, output_layer)
-    engine = quantizer.Quantizer(content, rules.get_quantization_recipe())
+    content = with_own_constants(content) if precision == "int8" else content
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.filterwarnings("ignore", message=".*experimental_preserve_all_tensors.*")  # calibration reads them all
         if precision not in CALIBRATED:
-            return _quantized(engine, None)
-        # The range of each tensor over all images. By default, the engine averages the ranges of the images, and gives
-        # the first image the most weight, which clips values of later images.
+            return _quantized(content, rules, None)
+        # The range of each tensor over all images. By default, the engine averages the ranges of the images, and the
+        # first image weighs most: that clips values of later images.
         calibrator = Calibrator(content, num_threads=2, qsv_update_func=min_max_update)
         for done, image in enumerate(images, start=1):
             calibrator.calibrate({signature: [{input_name: image[None]}]}, rules)
             if progress:
                 progress(done, len(images))
         ranges = calibrator.get_model_qsvs()
+        pixels = f"{signature}_{input_name}:0"
         if input_range:
             low, high = np.asarray(input_range, "float32").reshape(2, 1, 1, 1, 1)
-            ranges[f"{signature}_{input_name}:0"] = {"min": low, "max": high}
+            ranges[pixels] = {"min": low, "max": high}
 
-        def convert() -> bytes:
+        def convert(in_float: Collection[str]) -> bytes:
+            if in_float:
+                exactly = rf"^({'|'.join(map(re.escape, in_float))});$"
+                rules.add_quantization_config(exactly, _ALL, algorithm_key=AlgorithmName.NO_QUANTIZE)
             with np.errstate(invalid="ignore"):  # the scale of a dead unit's bias: widened below
-                return _quantized(engine, ranges)
+                return _quantized(content, rules, ranges)
 
         def widen(narrow: dict[str, float]) -> None:
-            for name in narrow.keys() & ranges.keys():  # the engine adds tensors of its own
-                ranges[name] = widened(ranges[name], 255 * narrow[name])
+            for tensor, scale in narrow.items():
+                name = _ADDED.sub("", tensor)
+                if name != pixels or input_range is None:
+                    ranges[name] = widened(ranges.get(name), 255 * scale)
 
-        return with_wide_ranges(convert, widen) if precision == "int8" else convert()
+        return with_wide_ranges(convert, widen) if precision == "int8" else convert(())
 
 
-def with_wide_ranges(convert: Callable[[], bytes], widen: Callable[[dict[str, float]], None]) -> bytes:
-    """Converts to an int8 file until all its ranges are wide enough for integer kernels.
-
-    Args:
-        convert: Makes the file.
-        widen: Widens ranges before the next attempt; takes `{tensor: scale that it needs}`.
-
-    Raises:
-        ValueError: If ranges are still too narrow after five attempts.
-    """
-    narrow: dict[str, float] = {}
-    for _ in range(5):
-        content = convert()
-        narrow = too_narrow(content)
-        if not narrow:
-            return content
-        widen(narrow)
-    raise ValueError(f"No int8 ranges fit integer kernels at {', '.join(narrow)}: calibrate on more typical images")
+def float_operators(content: bytes) -> dict[str, str]:
+    """The operators of a quantized file that compute in float32: `{name of the output: operator}`."""
+    interpreter = plain_interpreter(content)
+    tensors = {tensor["index"]: tensor for tensor in interpreter.get_tensor_details()}
+    return {
+        tensors[operator["outputs"][0]]["name"]: operator["op_name"]
+        for operator in interpreter._get_ops_details()
+        if operator["op_name"] != "DEQUANTIZE" and tensors[operator["outputs"][0]]["dtype"] == np.float32
+    }
 
 
 def _rules(precision: Precision, keep_float: Collection[str], output_layer: str | None) -> RecipeManager:
@@ -174,10 +173,12 @@ def _rules(precision: Precision, keep_float: Collection[str], output_layer: str 
     return rules
 
 
-def _quantized(engine: quantizer.Quantizer, ranges: Any) -> bytes:
+def _quantized(content: bytes, rules: RecipeManager, ranges: Any) -> bytes:
+    engine = quantizer.Quantizer(content, rules.get_quantization_recipe())
     with _large_kernels_in_parts():
         result = engine.quantize(ranges, enable_progress_bar=False, enable_progress_report=False)
-    return bytes(result.quantized_model)  # pyright: ignore[reportArgumentType]  # None only where nothing was quantized
+    quantized: Any = result.quantized_model  # None only where nothing was quantized
+    return with_outputs_in_signature(bytes(quantized))
 
 
 _LARGE = 32 * 2**20
@@ -208,52 +209,3 @@ def _large_kernels_in_parts() -> Iterator[None]:
         yield
     finally:
         uniform_quantize_tensor.uniform_quantize = quantize_at_once
-
-
-# XNNPACK multiplies sums by a factor that must be below 2^8, and adds tensors only if the ratio of their scales is at
-# most 2^10. It does not reject all other files: some abort the process.
-_LARGEST_FACTOR = 2.0**7
-_SMALLEST_FACTOR = 2.0**-9
-_MARGIN = 1.5
-_SUMS_OF_PRODUCTS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "MUL")
-
-
-def too_narrow(content: bytes) -> dict[str, float]:
-    """The tensors whose scale is too small for integer kernels, `{tensor: scale that it needs}`.
-
-    Dead units cause them: if the bottleneck of a gate is zero for all calibration images, the next range is zero too.
-    """
-    interpreter = plain_interpreter(content)
-    tensors = {tensor["index"]: tensor for tensor in interpreter.get_tensor_details()}
-    scales = {
-        index: float(tensor["quantization_parameters"]["scales"].max())
-        for index, tensor in tensors.items()
-        if tensor["quantization_parameters"]["scales"].size
-    }
-    needed = {}
-    for operator in interpreter._get_ops_details():
-        output, inputs = operator["outputs"][0], [index for index in operator["inputs"] if index in scales]
-        if output not in scales or not inputs:
-            continue
-        if operator["op_name"] in _SUMS_OF_PRODUCTS:
-            factor = math.prod(scales[index] for index in inputs[:2]) / scales[output]
-        elif operator["op_name"] == "ADD":
-            factor = max(scales[index] for index in inputs) / scales[output]
-        else:
-            continue
-        if factor > _LARGEST_FACTOR:
-            needed[output] = scales[output] = scales[output] * factor / _LARGEST_FACTOR * _MARGIN
-        if operator["op_name"] == "ADD":
-            for index in inputs:
-                if scales[index] < scales[output] * _SMALLEST_FACTOR:
-                    needed[index] = scales[index] = scales[output] * _SMALLEST_FACTOR * _MARGIN
-    return {tensors[index]["name"]: scale for index, scale in needed.items()}
-
-
-def widened(ranges: Mapping[str, Any], extent: float) -> dict[str, Any]:
-    """Scales the ranges, extended to include 0, so that the widest has this extent."""
-    low, high = np.minimum(ranges["min"], 0), np.maximum(ranges["max"], 0)
-    if not np.any(high - low):  # a dead unit, which other images may activate
-        low, high, extent = low - 1, high + 1, max(extent, 2)
-    factor = extent / np.max(high - low)
-    return {**ranges, "min": low * factor, "max": high * factor}

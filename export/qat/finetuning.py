@@ -17,7 +17,7 @@ trained in this way, or if weights are not finite (the message names the layers)
 
 import re
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from typing import Any
@@ -34,8 +34,8 @@ from se_keras.typing import Array, Json
 from ..description import describe
 from ..litert.conversion import LOW_COSINE, compared_file, without_clamps
 from ..litert.file import LiteRTModel, LiteRTRunner
-from ..litert.flatbuffer import InferenceType, with_float_softmax, with_types
-from ..litert.quantization import widened, with_wide_ranges
+from ..litert.flatbuffer import InferenceType, OutputTypes, with_float_softmax, with_types
+from ..litert.ranges import widened, with_wide_ranges
 from ..lowering import lower
 from ..model import (
     SIGNATURE,
@@ -140,7 +140,7 @@ def to_litert(
     *,
     held_out: Any,
     input_type: InferenceType = "float32",
-    output_type: InferenceType = "float32",
+    output_type: OutputTypes = "float32",
     labels: Iterable[str] | None = None,
     normalization: Any = None,
     training: Json | None = None,
@@ -288,10 +288,10 @@ def _converted(tf_keras_model: Any, input_name: str, output_names: list[str]) ->
                 low.assign(wider["min"])
                 high.assign(wider["max"])
 
-    def convert() -> bytes:
+    def convert(in_float: Collection[str]) -> bytes:
         return _convert(tf_keras_model, input_name, output_names)
 
-    return with_float_softmax(with_wide_ranges(convert, widen))
+    return with_float_softmax(with_wide_ranges(convert, widen, may_stay_float=False))
 
 
 def _convert(tf_keras_model: Any, input_name: str, output_names: list[str]) -> bytes:

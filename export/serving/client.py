@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import tensorflow as tf
@@ -17,6 +17,7 @@ from google.protobuf.json_format import MessageToDict
 
 from se_keras import storage
 from se_keras.errors import first_line
+from se_keras.records import parse_json
 from se_keras.typing import Array, FilePath, Json, Outputs
 
 from ..description import reference_error
@@ -24,6 +25,31 @@ from ..model import SIGNATURE
 from .signatures import IMAGE_BYTES
 
 MODELS, MONITORING = "models.config", "monitoring.config"
+
+
+class StateError(TypedDict):
+    """Why a version is in its state."""
+
+    error_message: NotRequired[str]
+
+
+class VersionState(TypedDict):
+    """The state of a version."""
+
+    state: str
+    status: NotRequired[StateError]
+
+
+class Status(TypedDict):
+    """What TF Serving answers about a model's versions, a GetModelStatusResponse."""
+
+    model_version_status: list[VersionState]
+
+
+class Predictions(TypedDict):
+    """What TF Serving answers to the inputs of a signature."""
+
+    outputs: Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,19 +150,19 @@ class Rest:
 
     def metadata(self) -> tuple[int, Json]:
         """The version that the server has, and the signatures as in a manifest."""
-        states = self._read("").get("model_version_status")
-        if not isinstance(states, list) or not states:
-            raise ValueError(f"{self._url} is not TF Serving: it reports no versions")
-        if not any(state.get("state") == "AVAILABLE" for state in states):
+        states = self._read("", Status)["model_version_status"]
+        if not states:
+            raise ValueError(f"{self._url} is not TF Serving's: it reports no versions")
+        if not any(state["state"] == "AVAILABLE" for state in states):
             message = states[0].get("status", {}).get("error_message") or "no error message"
-            raise ValueError(f"{self._url} is {states[0].get('state')}, not AVAILABLE: {message}")
-        version, self._signatures = _metadata(self._read("/metadata"))
+            raise ValueError(f"{self._url} is {states[0]['state']}, not AVAILABLE: {message}")
+        version, self._signatures = _metadata(self._read("/metadata", dict[str, Any]))
         return version, self._signatures
 
     def predict(self, signature: str, inputs: Mapping[str, Array]) -> Outputs:
         """Outputs of a signature, `{name: array}`. Strings are bytes."""
         values = {name: _listed(x) for name, x in inputs.items()}
-        outputs: Any = self._read(":predict", {"signature_name": signature, "inputs": values}).get("outputs")
+        outputs: Any = self._read(":predict", Predictions, {"signature_name": signature, "inputs": values})["outputs"]
         described = self._signatures[signature]["outputs"]
         if len(described) == 1:  # then the answer does not contain the name
             outputs = {name: outputs for name in described}
@@ -145,7 +171,7 @@ class Rest:
         except (AttributeError, KeyError, TypeError, ValueError):
             raise ValueError(f"{self._url} answers {signature} without valid {', '.join(described)}") from None
 
-    def _read(self, path, body=None):
+    def _read(self, path, shape, body=None):
         url = self._url + path
         request = urllib.request.Request(url, data=None if body is None else json.dumps(body).encode())
         try:
@@ -161,13 +187,11 @@ class Rest:
             raise ConnectionError(f"{url} cannot be reached: {first_line(reason)}") from None
         except http.client.HTTPException:
             raise ConnectionError(f"{url} cannot be reached: the program at that port does not speak HTTP") from None
-        try:
-            answer = dict(json.loads(content))
-        except (ValueError, TypeError):
-            raise ValueError(f"{url} is not TF Serving. It answers: {content[:60]!r}") from None
+        refusal = f"{url} is not TF Serving's. It answers: {content[:60]!r}"
+        answer = parse_json(content, dict[str, Any], refusal=refusal)
         if refused or "error" in answer:
             raise ValueError(f"{url} is refused: {first_line(answer.get('error', 'no error message'))}")
-        return answer
+        return parse_json(content, shape, refusal=refusal)
 
 
 class Grpc:

@@ -1,13 +1,12 @@
 """SavedModels for TF Serving: `folder/<version>/`, written atomically after a comparison with the Keras model."""
 
 import base64
-import json
 import math
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import keras
 import numpy as np
@@ -19,9 +18,10 @@ from se_keras.errors import first_line
 from se_keras.graph import functional
 from se_keras.images import evaluation_image
 from se_keras.normalization import Normalization
+from se_keras.records import read_json
 from se_keras.typing import Array, FilePath, Json, Outputs
 
-from ..description import LABELS_FILE, Metadata, describe, manifest, reference_outputs
+from ..description import LABELS_FILE, Manifest, Metadata, Signature, describe, manifest, reference_outputs
 from ..lowering import lower
 from ..model import (
     FREE_SIZE,
@@ -45,6 +45,22 @@ from .signatures import IMAGE_BYTES, LOGITS, classify, logits
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)
 _GRAPH, _MANIFEST = "saved_model.pb", "assets.extra/manifest.json"
 _BATCHING = "batching_params.pbtxt"  # TF Serving reads it with --enable_per_model_batching_parameters
+
+
+class ReferenceFile(TypedDict):
+    """An image file and the answer of `image_bytes`."""
+
+    base64: str
+    classes: list[str]
+    scores: list[float]
+
+
+class FolderManifest(Manifest):
+    """The manifest of a SavedModel, as far as it is read."""
+
+    files: dict[str, str]
+    signatures: NotRequired[dict[str, Signature]]
+    golden_file: NotRequired[ReferenceFile | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -352,11 +368,8 @@ def load_savedmodel(folder: FilePath) -> SavedModel:
         raise FileNotFoundError(f"There is no SavedModel in {str(folder)!r}: neither {_GRAPH} nor a version with one")
     if not (path / _MANIFEST).is_file():
         return SavedModel(path=path, manifest={"network": folder.name, "precision": "unknown"})
-    try:
-        record = json.loads((path / _MANIFEST).read_text())
-        expected = dict(record["files"])
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{str(path / _MANIFEST)!r} is not the manifest of a SavedModel") from None
+    record = read_json(path / _MANIFEST, FolderManifest, what="the manifest of a SavedModel")
+    expected = record["files"]
     files = {name: path / name for name in sorted(expected)}
     changed = [x for x, file in files.items() if not file.is_file() or storage.file_sha256(file) != expected[x]]
     if changed:

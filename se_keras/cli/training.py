@@ -1,7 +1,6 @@
 """The commands about training: train a network, draw curves, pack data."""
 
 import argparse
-import json
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -201,19 +200,16 @@ def curves(options: argparse.Namespace, console: Console) -> None:
     Examples:
       se-keras curves runs/plain runs/se -o curves.png
     """
-    from se_keras.runs import RUN_FILE
+    from se_keras.runs import MODEL_FILE, RUN_FILE, training_of
     from se_keras.training.record import draw_curves
 
     runs = {}
     for folder in options.runs:
-        try:
-            run = json.loads((folder / RUN_FILE).read_text())
-            name = run["network"] if run["network"] not in runs else f"{run['network']} ({folder})"
-            runs[name] = run["figures"]
-        except FileNotFoundError:
-            raise FileNotFoundError(f"There is no run in {str(folder)!r}: no {RUN_FILE}") from None
-        except (ValueError, KeyError, TypeError):
-            raise ValueError(f"{str(folder / RUN_FILE)!r} is not the record of a run") from None
+        run = training_of(folder / MODEL_FILE)
+        if run is None:
+            raise FileNotFoundError(f"There is no run in {str(folder)!r}: no {RUN_FILE}")
+        name = run["network"] if run["network"] not in runs else f"{run['network']} ({folder})"
+        runs[name] = run["figures"]
     draw_curves(options.output, runs)
     print_line(f"wrote {options.output}: {', '.join(runs)}")
 

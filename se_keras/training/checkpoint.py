@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypedDict
 
 import keras
 import numpy as np
@@ -14,9 +15,19 @@ import safetensors.numpy
 
 from se_keras import storage
 from se_keras.errors import first_line
+from se_keras.records import parse_json
 from se_keras.typing import Array, FilePath, Json
 
 FILE = "checkpoint.safetensors"
+
+
+class About(TypedDict):
+    """The description in a checkpoint, as far as a training reads it."""
+
+    epoch: int
+    step: int
+    sums: list[float]
+    figures: dict[str, list[float]]
 
 
 def state_of(model: keras.Model, optimizer: keras.Optimizer) -> dict[str, Array]:
@@ -55,8 +66,8 @@ def load_checkpoint(path: FilePath) -> tuple[dict[str, Array], Json]:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
         metadata = file.metadata() or {}
     if metadata.get("sha256") != _checksum(tensors, metadata.get("about", "")):
-        raise ValueError(f"{str(path)!r} is damaged, or not a checkpoint of se_keras: its checksum does not match")
-    return tensors, json.loads(metadata["about"])
+        raise ValueError(f"{str(path)!r} is damaged, or no checkpoint of se_keras: its checksum does not match")
+    return tensors, _about(path, metadata)
 
 
 def position(path: Path) -> tuple[int, int] | None:
@@ -64,8 +75,12 @@ def position(path: Path) -> tuple[int, int] | None:
     if not path.is_file():
         return None
     with _open(path) as file:
-        about = json.loads(file.metadata()["about"])
+        about = _about(path, file.metadata() or {})
     return about["epoch"], about["step"]
+
+
+def _about(path, metadata):
+    return parse_json(metadata.get("about", ""), About, refusal=f"{str(path)!r} is not a checkpoint of se_keras")
 
 
 @contextlib.contextmanager

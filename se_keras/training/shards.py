@@ -4,17 +4,17 @@ The records are `tf.train.Example`s with the keys of ImageNet's: `image/encoded`
 """
 
 import contextlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NotRequired, TypedDict
 
 import numpy as np
 import tensorflow as tf
 
 from se_keras import storage
-from se_keras.errors import first_line
 from se_keras.normalization import IMAGENET
+from se_keras.records import read_json
 from se_keras.training.data import Data, EpochOrder, Files
 from se_keras.typing import Array, FilePath, Json, OnMessage
 
@@ -25,6 +25,33 @@ _KEYS = {
     "image/encoded": tf.io.FixedLenFeature([], tf.string),
     "image/class/label": tf.io.FixedLenFeature([], tf.int64),
 }
+
+
+class Shard(TypedDict):
+    """A shard in the index."""
+
+    file: str
+    count: int
+    bytes: int
+    sha256: str
+    labels: list[int]
+
+
+class Splits(TypedDict):
+    """The shards of each split."""
+
+    train: list[Shard]
+    test: list[Shard]
+
+
+class Index(TypedDict):
+    """The files index.json and packing.json."""
+
+    name: str
+    classes: list[str]
+    splits: Splits
+    source: NotRequired[str]
+    shards: NotRequired[int]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -108,7 +135,7 @@ def pack(data: Data[Files], folder: FilePath, *, shards: int = 8, progress: OnMe
         "splits": {name: [] for name in splits},
     }
     if (folder / _UNFINISHED).exists():
-        unfinished = _read_json(folder / _UNFINISHED)
+        unfinished = _read_index(folder / _UNFINISHED)
         if any(unfinished.get(key) != index[key] for key in ("source", "shards", "classes")):
             raise ValueError(f"{str(folder)!r} holds unfinished shards of other data. Take a new folder")
         index = unfinished
@@ -141,21 +168,18 @@ def read(
         ValueError: If the index is damaged, or if a shard was cut short or changed.
     """
     folder = Path(folder)
-    index = _read_json(folder / INDEX)
-    try:
-        train, test = (_records(folder, index["splits"][name], check) for name in ("train", "test"))
-        classes = tuple(index["classes"])
-        return Data(
-            name=index["name"],
-            train=train,
-            test=test,
-            classes=classes,
-            mean=tuple(mean),
-            std=tuple(std),
-            source=str(folder.resolve()),
-        )
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{str(folder / INDEX)!r} is not an index of shards: {first_line(error)}") from None
+    index = _read_index(folder / INDEX)
+    train, test = (_records(folder, index["splits"][name], check) for name in ("train", "test"))
+    classes = tuple(index["classes"])
+    return Data(
+        name=index["name"],
+        train=train,
+        test=test,
+        classes=classes,
+        mean=tuple(mean),
+        std=tuple(std),
+        source=str(folder.resolve()),
+    )
 
 
 def _records(folder, entries, check):
@@ -219,10 +243,12 @@ def _is_intact(path, entry):
     return path.is_file() and path.stat().st_size == entry["bytes"] and storage.file_sha256(path) == entry["sha256"]
 
 
-def _read_json(path):
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise FileNotFoundError(f"There is no index of shards {str(path)!r}") from None
-    except ValueError as error:
-        raise ValueError(f"{str(path)!r} is not an index of shards: {first_line(error)}") from None
+def _read_index(path):
+    """The index; also refuses shards that are not in its folder."""
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no index of shards {str(path)!r}")
+    index = read_json(path, Index, what="an index of shards")
+    for entry in (*index["splits"]["train"], *index["splits"]["test"]):
+        if Path(entry["file"]).name != entry["file"] or min(entry["count"], entry["bytes"]) < 0:
+            raise ValueError(f"{str(path)!r} is not an index of shards: no shard is {entry['file']!r}")
+    return index

@@ -1,16 +1,17 @@
 """Released weights: downloaded from the Hugging Face hub, checked, ported, and stored as Keras files in KERAS_HOME."""
 
-import json
 import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 
 import keras
 
 from se_keras import storage
 from se_keras.errors import first_line
+from se_keras.records import read_json
 from se_keras.weights.porting import load_weights
 
 
@@ -42,6 +43,13 @@ IMAGENET = {
     "resnet50b": Pretrained(repo="timm/resnet50.a1_in1k", source=_timm),
 }
 FILE = "model.safetensors"
+
+
+class _Ported(TypedDict):
+    """The record next to a file of ported weights."""
+
+    sha256: str
+    repo: str
 
 
 def imagenet(network: str, build: Callable[[], keras.Model]) -> Path:
@@ -89,9 +97,9 @@ def home() -> Path:
 
 def _is_intact(path, repo):
     try:
-        record = json.loads(_record_path(path).read_text())
+        record = read_json(_record_path(path), _Ported, what="the record of ported weights")
         return record["repo"] == repo and record["sha256"] == storage.file_sha256(path)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError):
         return False
 
 
