@@ -11,12 +11,13 @@ from typing import Any
 import keras
 import numpy as np
 
-from se_keras.errors import first_line
+from se_keras.errors import translated
 from se_keras.graph import calls, functional, gives_probabilities, producer
 from se_keras.images import calibration_images
 from se_keras.normalization import Normalization
 from se_keras.runs import training_of
 from se_keras.typing import Array, FilePath, Images, ImageShape, Json, Outputs
+from se_keras.weights.files import check_keras
 
 from .description import Metadata, agreed
 from .litert import metadata
@@ -201,10 +202,9 @@ def load_keras(path: FilePath) -> keras.Model:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no model file {str(path)!r}")
-    try:
+    with translated(f"{str(path)!r} is not a Keras model that can be loaded"):
+        check_keras(path)
         return keras.saving.load_model(path)  # pyright: ignore[reportReturnType]  # inferred as any object
-    except Exception as error:  # zipfile, h5py and Keras raise different errors for damaged and other files
-        raise ValueError(f"{str(path)!r} is not a Keras model that can be loaded: {first_line(error)}") from error
 
 
 _FILES = {".keras": load_keras, ".tflite": load_litert}

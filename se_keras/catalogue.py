@@ -67,7 +67,8 @@ def create(
         include_top: Whether to include the classifier.
         weights: `None` for random weights (He et al. 2015); `"imagenet"` for the released ones, which are downloaded
             the first time; or a file with weights of the same network. A file is `.weights.h5` or `.keras` (of Keras),
-            `.safetensors` or `.pth` (of timm or pytorchcv). Without the top, the classifier in it is ignored.
+            or has the names of timm or pytorchcv: `.safetensors`, or `.pth`, `.pt`, `.pth.tar`, `.bin` or `.ckpt` of
+            torch, of which the weights alone are read. Without the top, the classifier in it is ignored.
         input_tensor: A Keras tensor to use as the images.
         input_shape: `(height, width, channels)`; height and width may be `None`. Default: the published shape; without
             the top, height and width are `None`.

@@ -489,9 +489,8 @@ def test_folder_is_refused(suffix, tmp_path):
 def test_keras_file_is_no_state_dict(trained, tmp_path):
     path = tmp_path / "model.weights.h5"
     trained[0].save_weights(path)
-    with pytest.raises(
-        ValueError, match=one_line("A state dict is a .safetensors or .pth file. Received: ", str(path))
-    ):
+    rule = "A state dict is a .safetensors, .pth, .pt, .pth.tar, .bin or .ckpt file. Received: "
+    with pytest.raises(ValueError, match=one_line(rule, str(path))):
         read_state_dict(path)
 
 

@@ -5,24 +5,17 @@ network with the same shapes would silently load into the wrong layers. State di
 and pytorchcv.
 """
 
-import io
-import pickle
-import warnings
-import zipfile
 from collections.abc import Callable, Collection, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
-import h5py
 import keras
 import numpy as np
 
-from se_keras.errors import first_line
 from se_keras.graph import producer
-from se_keras.typing import Array, FilePath
+from se_keras.typing import FilePath
+from se_keras.weights.files import COUNTERS, RULE, STATE_DICTS, as_array, checked_path, read_layers, read_state_dict
 from se_keras.weights.naming import NAMINGS
 
-SUFFIXES = (".weights.h5", ".keras", ".safetensors", ".pth")
 Source = Literal["timm", "pytorchcv"]
 
 
@@ -31,21 +24,18 @@ def load_weights(layers: Sequence[keras.layers.Layer], path: FilePath, *, ignore
 
     Args:
         layers: The layers to fill, in order. Layers without weights are ignored.
-        path: A `.weights.h5`, `.keras`, `.safetensors` or `.pth` file. Code in a `.pth` file is refused, not run.
+        path: A `.weights.h5`, `.keras` or `.safetensors` file, or one of torch, as `read_state_dict` takes it.
         ignore: Names of further layers that the file may contain.
 
     Raises:
         TypeError, FileNotFoundError: If `path` is not a path, or not the path of a file.
         ValueError: If the file has no weights, or if names or shapes differ. No layer is changed in this case.
     """
-    path = _checked(path)
-    if path.suffix in _READERS:
+    path = checked_path(path)
+    if path.name.endswith(STATE_DICTS):
         namings = [naming for source in NAMINGS.values() for naming in source]
         return _port(layers, read_state_dict(path), namings, where=repr(str(path)), ignore=ignore)
-    try:
-        found = _read_keras(path)
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise _unreadable(path, error) from error
+    found = read_layers(path)
     weights = {f"{layer.name}/{n}": w for layer in layers for n, w in enumerate(layer.weights)}
     values = {
         f"{name}/{n}": array
@@ -75,47 +65,6 @@ def port(model: keras.Model, state_dict: dict[str, Any], *, source: Source) -> N
     _port(model.layers, state_dict, NAMINGS[source], where="the state dict")
 
 
-def read_state_dict(path: FilePath) -> dict[str, Array]:
-    """The state dict in a `.safetensors` or `.pth` file, `{name: array}`. A `.pth` may have it under `"state_dict"`.
-
-    Raises FileNotFoundError, or ValueError if it cannot be read or contains pickled code, which is not run.
-    """
-    path = _checked(path)
-    if path.suffix not in _READERS:
-        raise ValueError(f"A state dict is a {' or '.join(_READERS)} file. Received: {str(path)!r}")
-    try:
-        return _READERS[path.suffix](path)
-    except Exception as error:  # safetensors and torch raise their own types of errors
-        raise _unreadable(path, error) from error
-
-
-def _read_safetensors(path):
-    from safetensors.numpy import load_file
-
-    return load_file(path)
-
-
-def _read_pth(path):
-    try:
-        import torch
-    except ImportError:
-        raise ValueError("reading .pth files needs torch; .safetensors files do not") from None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # about pickle protocols
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        # The message of torch recommends running the code.
-        raise ValueError("it is truncated or not of torch, or it contains pickled code, which is not run") from None
-    state = state.get("state_dict", state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
-        raise ValueError("it contains no state dict, {name: tensor}")
-    return {name: _array(tensor) for name, tensor in state.items()}
-
-
-_READERS: dict[str, Callable[[Path], dict[str, Array]]] = {".safetensors": _read_safetensors, ".pth": _read_pth}
-
-
 def _port(layers, state, namings, *, where, ignore=()):
     arrays = _arrays(state, where)
     names = [layer.name for layer in layers if layer.weights]
@@ -125,9 +74,7 @@ def _port(layers, state, namings, *, where, ignore=()):
     naming, modules, rows = max(candidates, key=lambda candidate: len(candidate[2].keys() & arrays.keys()))
     dropped = tuple(f"{module}." for name in ignore if name not in names for module in modules.get(name, ()))
     values = {
-        name: array
-        for name, array in arrays.items()
-        if not name.endswith("num_batches_tracked") and not name.startswith(dropped)
+        name: array for name, array in arrays.items() if not name.endswith(COUNTERS) and not name.startswith(dropped)
     }
     for bias, mean in _folded_biases(layers, modules, arrays).items():
         if mean in values and values[mean].shape == values[bias].shape:
@@ -146,27 +93,16 @@ def _port(layers, state, namings, *, where, ignore=()):
 
 
 def _arrays(state, where):
-    rule = "A state dict is a dict of arrays by their names"
     if not isinstance(state, dict):
-        raise TypeError(f"{rule}. Received: {type(state).__name__} as {where}")
+        raise TypeError(f"{RULE}. Received: {type(state).__name__} as {where}")
     for name, tensor in state.items():
         if not isinstance(name, str) or not hasattr(tensor, "shape"):
-            raise TypeError(f"{rule}. Received: {type(tensor).__name__} as {name!r} in {where}")
-        if getattr(tensor.dtype, "kind", "f") in "cOSU":
-            raise TypeError(f"{rule}, of real numbers. Received: {tensor.dtype} as {name!r} in {where}")
-    arrays = {name: _array(tensor) for name, tensor in state.items()}
+            raise TypeError(f"{RULE}. Received: {type(tensor).__name__} as {name!r} in {where}")
+    arrays = {name: as_array(name, tensor, where=where) for name, tensor in state.items()}
     infinite = [name for name, array in arrays.items() if not np.isfinite(array).all()]
     if infinite:
         raise ValueError(f"{where} has values that are not finite: in {_first_names(infinite)}")
     return arrays
-
-
-def _array(tensor):
-    """An array or torch tensor in float32. Values out of its range become infinite."""
-    if hasattr(tensor, "detach"):  # torch: numpy cannot read tensors with gradients, on a GPU, or in bfloat16
-        tensor = tensor.detach().cpu().float()
-    with np.errstate(over="ignore"):
-        return np.asarray(tensor, dtype="float32")
 
 
 # For each variable of our layers: the index of the module that contains it, and its name there.
@@ -241,34 +177,6 @@ def _check(values, weights, *, where, name: Callable[[str], str] = str):
         ours, theirs = tuple(weight.shape), tuple(values[key].shape)
         if ours != theirs:
             raise ValueError(f"{where} does not fit: {name(key)} has the shape {ours} here and {theirs} there")
-
-
-def _checked(path):
-    rule = f"weights must be None, 'imagenet', or the path of a {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file"
-    if not isinstance(path, (str, Path)):
-        raise TypeError(f"{rule}. Received: {path!r}")
-    if not str(path).endswith(SUFFIXES):
-        raise ValueError(f"{rule}. Received: {str(path)!r}")
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"There is no file of weights {str(path)!r}")
-    return Path(path)
-
-
-def _read_keras(path):
-    """The arrays of each layer by its name. Keras stores them by class and number, with the name as an attribute."""
-    if path.suffix == ".keras":
-        with zipfile.ZipFile(path) as archive:
-            content = io.BytesIO(archive.read("model.weights.h5"))
-    else:
-        content = path
-    with h5py.File(content, "r") as opened:
-        file: Any = opened  # groups within groups, which h5py does not type
-        variables = [group["vars"] for group in file["layers"].values() if len(group.get("vars", ()))]
-        return {group.attrs["name"]: [group[str(i)][()] for i in range(len(group))] for group in variables}
-
-
-def _unreadable(path, error):
-    return ValueError(f"{str(path)!r} is not a file of weights that can be read: {first_line(error)}")
 
 
 def _first_names(names):
