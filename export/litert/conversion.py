@@ -19,7 +19,7 @@ from se_keras.storage import sha256
 from se_keras.typing import Images, Json, OnMessage
 
 from ..description import Metadata, describe, manifest, reference_outputs
-from ..lowering import Lowering, lower
+from ..lowering import Lowering, in_float32, lower
 from ..model import (
     SIGNATURE,
     check_images,
@@ -32,6 +32,7 @@ from ..model import (
     require_one_input,
     signature_of,
     trace,
+    trained_precision,
     warn_of_other_range,
 )
 from ..outputs import Agreement, agreement
@@ -66,6 +67,9 @@ def to_litert(
     (`images` in this project's networks) and outputs: the keys of a dict, `probabilities` after a softmax, or else the
     names of the last layers. All are float32 by default.
 
+    A model that was trained in mixed precision, float16 or bfloat16 is compared as the float32 model of its weights.
+    `trained_precision` in the manifest says how far the model itself is from that one.
+
     Args:
         model: A functional Keras model with one input.
         precision: One of
@@ -84,7 +88,7 @@ def to_litert(
         output_type: For int8: of all outputs, or `{name: type}` for some of them.
         keep_float: For int8 and int16x8: a regular expression for the names of layers of the lowered model that stay in
             float32. `".*_se_.*"` matches squeeze-and-excitation.
-        lowering: Whether to `lower` the model first; `False` exports it as published.
+        lowering: Whether to `lower` the model first; `False` exports it as published, but in float32.
         converted: The same model's float32 file, which saves a conversion. Its metadata are the defaults of `labels`,
             `normalization` and `training`.
         labels: Names of the classes, in the order of the outputs.
@@ -122,10 +126,11 @@ def to_litert(
         training=training,
         converted=metadata.read(converted.content) if converted else None,
     )
-    exported = lower(model, input_shape=shape) if lowering else model
+    reference = in_float32(model)
+    exported = lower(model, input_shape=input_shape) if lowering else reference
     float_layers = _matching_layers(exported, keep_float)
     calibration_set, comparison_set = _image_sets(
-        model, shape, calibration=calibration if precision in CALIBRATED else None, held_out=held_out
+        reference, shape, calibration=calibration if precision in CALIBRATED else None, held_out=held_out
     )
     report(f"converting {model.name}")
     content = metadata.detach(converted.content) if converted else _convert(exported, (1, *shape), output_names(model))
@@ -141,13 +146,14 @@ def to_litert(
     report(f"comparing {model.name} with its file on {len(comparison_set)} images")
     file, result = compared_file(
         content,
-        model=model,
+        model=reference,
         about=about,
         lowering=getattr(exported, "lowering", None),
         images=comparison_set,
         held_out=comparison_set is not calibration_set,
         calibration_images=len(calibration_set),
         kept_float=list(float_layers),
+        **trained_precision(model, reference, comparison_set),
     )
     _check_agreement(result, precision)
     return file
@@ -166,7 +172,7 @@ def compared_file(
 
     Args:
         content: The .tflite file without metadata.
-        model: The functional Keras model that was converted.
+        model: The functional Keras model that was converted, in float32.
         about: The metadata.
         lowering: None for a model that is exported as published.
         images: `(samples, height, width, channels)`, to compare on.
