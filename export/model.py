@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import keras
@@ -143,7 +144,24 @@ def predict(model: keras.Model, images: Array) -> Outputs:
         outputs = keras.tree.flatten(model(batch, training=False))
         return dict(zip(names, map(ops.convert_to_numpy, outputs), strict=True))
 
-    return in_batches(run, images)
+    return in_batches(run, images, size=model.inputs[0].shape[0])
+
+
+def trained_precision(model: keras.Model, reference: keras.Model, images: Images) -> Json:
+    """An entry of the manifest: how far a model that computes in another float type is from its float32 model.
+
+    Args:
+        model: The model.
+        reference: Its float32 model. If this is the model itself, there is no entry.
+        images: `(samples, height, width, channels)`, to compare on. If the model overflows on them, the entry is None.
+    """
+    if reference is model:
+        return {}
+    outputs = predict(model, images)
+    if not all(np.isfinite(x).all() for x in outputs.values()):
+        return {"trained_precision": None}
+    result = agreement(predict(reference, images), outputs, as_logits=ends_in_softmax(model))
+    return {"trained_precision": asdict(result)}
 
 
 def default_normalization(model: keras.Model) -> Normalization | None:

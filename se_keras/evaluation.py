@@ -265,7 +265,7 @@ def _batches(split, data, protocol, size, skipped) -> Iterator:
     channels = len(data.mean)
 
     def read(index, content, label):
-        image = tf.ensure_shape(tf.cast(as_pixels(content, channels), "float32"), (None, None, channels))
+        image = tf.ensure_shape(as_pixels(content, channels), (None, None, channels))
         return index, tf.concat([protocol.views(image, size, scale) for scale in protocol.scales], axis=0), label
 
     blank = tf.zeros((*size, channels))

@@ -1,7 +1,9 @@
-"""Reading of image files: folders of images, images for evaluation, and images for calibration."""
+"""Images as networks take them: of files and folders, for evaluation, serving and calibration."""
 
+import itertools
 import os
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +11,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from se_keras.decoding import decode, reason
+from se_keras.folders import SUFFIXES, files_in, is_image, printable
 from se_keras.graph import calls, functional
 from se_keras.normalization import Normalization
 from se_keras.typing import FilePath, Images, ImageShape, OnMessage
 
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png")
-RESIZE = 256 / 224  # resized shorter side / side of the crop: section 5.1 of arXiv:1709.01507
+RESIZE = 256 / 224  # of the shorter side to the crop's: section 5.1 of arXiv:1709.01507
+MOST_SAMPLES = 2048  # of calibration data that may have no end: a GiB at 224x224, several times what ranges need
 _SCALING = (keras.layers.Rescaling, keras.layers.Normalization)
 
 
@@ -30,11 +34,12 @@ def load_images(
 ) -> Images:
     """Reads the images of a folder and its subfolders, in the order of their paths.
 
-    Each image is cropped in the middle to the aspect ratio of `size`, and then scaled to `size`. Only the first frame
-    of an animation is read. Transparency is dropped. The EXIF orientation is not applied.
+    They are those of evaluation and serving: see `evaluation_image` and `decode`. Of an animation the first frame is
+    read. Transparency is dropped, and the orientation that a camera records is not applied.
 
     Args:
-        folder: Files that end in .bmp, .gif, .jpeg, .jpg or .png are read, except hidden files.
+        folder: Its files with names in .bmp, .gif, .jpeg, .jpg, .png or .webp are read, except hidden ones. Links are
+            followed.
         size: `(height, width)`.
         channels: 3 for RGB, 1 for gray. Other images are converted.
         mean: Subtracted from the pixels (0 to 255): a number, or one for each channel.
@@ -60,10 +65,10 @@ def load_images(
     for index, file in enumerate(files):
         if progress and index % -(-len(files) // 10) == 0:
             progress(f"reading {folder}: image {index + 1} of {len(files)}")
-        pixels = _with_channels(_decoded(file), channels)
-        images[index] = keras.ops.image.resize(
-            pixels, size, antialias=True, crop_to_aspect_ratio=True, data_format="channels_last"
-        )
+        try:
+            images[index] = evaluation_image(tf.constant(file.read_bytes()), size=size, channels=channels)
+        except tf.errors.OpError as error:
+            raise ValueError(f"{printable(file)!r} cannot be decoded: {reason(error)}") from None
     return normalization.apply(images)
 
 
@@ -78,44 +83,12 @@ def scales_pixels(model: keras.Model) -> bool:
 def _files(folder):
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no folder of images {str(folder)!r}")
-    found = [path for path in folder.rglob("*") if path.is_file() and not _is_hidden(path.relative_to(folder))]
-    files = sorted(path for path in found if path.suffix.lower() in SUFFIXES)
+    found = files_in(folder)
+    files = [path for path in found if is_image(path)]
     if not files:
-        what = f"{len(found)} other files, such as {min(found).name!r}" if found else "an empty folder"
+        what = f"{len(found)} other files, such as {found[0].name!r}" if found else "an empty folder"
         raise ValueError(f"{str(folder)!r} has no images ({', '.join(SUFFIXES)}). Received: {what}")
     return files
-
-
-def _is_hidden(path):
-    return any(part.startswith(".") for part in path.parts)  # thumbnails, and macOS's files
-
-
-def _decoded(path):
-    """Pixels `(height, width, 1 to 4)`, uint8."""
-    try:
-        return tf.io.decode_image(path.read_bytes(), expand_animations=False).numpy()
-    except tf.errors.OpError:
-        reason = "it is damaged, or not a PNG, JPEG, BMP or GIF image"
-        raise ValueError(f"{str(path)!r} cannot be decoded: {reason}") from None
-
-
-def _with_channels(pixels, channels):
-    """Gray or RGB as float32. The last of 2 or 4 channels is transparency, and is dropped."""
-    pixels = pixels[..., : (1 if pixels.shape[-1] < 3 else 3)].astype("float32")
-    if pixels.shape[-1] == channels:
-        return pixels
-    if channels == 3:
-        return np.repeat(pixels, 3, axis=-1)
-    return pixels @ np.array([[0.299], [0.587], [0.114]], "float32")  # ITU-R BT.601, as in JPEG
-
-
-def decode(content: Any, channels: int = 3) -> Any:
-    """Pixels `(height, width, channels)`, uint8, of a JPEG, PNG, GIF (its first frame), BMP or WebP file.
-
-    The format is recognized by the content. Gray is converted to RGB or RGB to gray, and transparency is dropped.
-    """
-    image = tf.io.decode_image(content, channels=channels, expand_animations=False)
-    return tf.ensure_shape(image, (None, None, channels))
 
 
 def as_pixels(content: Any, channels: int) -> Any:
@@ -129,30 +102,49 @@ def evaluation_image(content: Any, *, size: Sequence[int], channels: int, resize
     Without `resize`, the shorter side is scaled to 256/224 of the crop; an image of exactly `size` is returned as it
     is. Scaling is bilinear and antialiased, as in Pillow and torchvision.
     """
-    image = tf.cast(as_pixels(content, channels), "float32")
-    height, width = size
+    image = as_pixels(content, channels)
     ratio = RESIZE if resize is None else resize / min(size)
 
     def middle():
         shape = tf.cast(tf.shape(image)[:2], "float32")
-        scale = tf.reduce_max([height, width] * tf.constant(ratio, "float32") / shape)
-        scaled = tf.maximum(tf.cast(tf.round(shape * scale), "int32"), [height, width])
-        top, left = tf.unstack((scaled - [height, width]) // 2)
-        return tf.image.resize(image, scaled, antialias=True)[top : top + height, left : left + width]
+        scale = tf.reduce_max(tf.constant(size, "float32") * tf.constant(ratio, "float32") / shape)
+        scaled = tf.maximum(tf.cast(tf.round(shape * scale), "int64"), tf.constant(size, "int64"))
+        return _scaled_middle(image, scaled, size)
 
     if resize is None:
-        fits = tf.reduce_all(tf.shape(image)[:2] == [height, width])
-        return tf.ensure_shape(tf.cond(fits, lambda: image, middle), (*size, channels))
+        fits = tf.reduce_all(tf.shape(image)[:2] == size)
+        return tf.ensure_shape(tf.cond(fits, lambda: tf.cast(image, "float32"), middle), (*size, channels))
     return tf.ensure_shape(middle(), (*size, channels))
+
+
+def _scaled_middle(image, scaled, size):
+    """The middle, of `size`, of an image that is scaled to `scaled`, int64, without the rest: that may be gigabytes."""
+    shape, corner = tf.shape(image, tf.int64)[:2], (scaled - size) // 2
+    scale = tf.cast(scaled, "float64") / tf.cast(shape, "float64")
+    reach = tf.maximum(1 / scale, 1) + 1  # of the filter, in pixels of the image
+    begin = tf.cast(tf.floor(tf.cast(corner, "float64") / scale - reach), "int64")
+    end = tf.cast(tf.math.ceil(tf.cast(corner + size, "float64") / scale + reach), "int64")
+    begin, end = tf.maximum(begin, 0), tf.minimum(end, shape)
+    part = tf.raw_ops.ScaleAndTranslate(
+        images=image[None, begin[0] : end[0], begin[1] : end[1]],
+        size=size,
+        scale=tf.cast(scale, "float32"),
+        translation=tf.cast(tf.cast(begin, "float64") * scale - tf.cast(corner, "float64"), "float32"),
+        kernel_type="triangle",  # as tf.image.resize(antialias=True)
+        antialias=True,
+    )
+    return part[0]
 
 
 def calibration_images(calibration: Any, shape: ImageShape, *, what: str = "Calibration") -> Images:
     """Collects images in one float32 array `(samples, *shape)`.
 
     Args:
-        calibration: An array of images, an iterable of images or batches, such as a `tf.data.Dataset`, or a folder of
-            images, whose pixels stay 0 to 255. From tuples such as `(images, labels)`, the first element is used.
-        shape: `(height, width, channels)` of the model's input; None stands for the size of the first image.
+        calibration: An array of images, an iterable of images or batches, such as a `tf.data.Dataset`, a function that
+            returns one, such as a converter's `representative_dataset`, or a folder of images, whose pixels stay 0 to
+            255. Of `(images, labels)`, the first is used, and of a dict the only entry of this shape. Of data without
+            a length, which may have no end, at most `MOST_SAMPLES` images are read; a warning says so.
+        shape: `(height, width, channels)` of the model's input; None is the size of the first image.
         what: The purpose of the images, for messages.
 
     Raises:
@@ -163,21 +155,9 @@ def calibration_images(calibration: Any, shape: ImageShape, *, what: str = "Cali
     if isinstance(calibration, (str, os.PathLike)):
         free: Any = shape  # load_images refuses a free size
         calibration = load_images(calibration, size=free[:2], channels=free[2])
-    if hasattr(calibration, "shape"):
-        calibration = [calibration]
-    batches = []
-    for item in calibration:
-        try:
-            batch = np.asarray(item[0] if isinstance(item, tuple) else item, dtype="float32")
-        except (TypeError, ValueError):
-            raise TypeError(f"{what} data must be arrays of numbers. Received: {type(item).__name__}") from None
-        if _fits(batch.shape, shape):
-            batch = batch[None]
-        if not _fits(batch.shape[1:], shape):
-            raise ValueError(f"{what} images must be {shape}. Received: {batch.shape}")
-        shape = batch.shape[1:]
-        batches.append(batch)
-    images = np.concatenate(batches) if batches else np.zeros(0, "float32")
+    images = np.zeros((0, *(size or 0 for size in shape)), "float32")
+    if batches := list(_batches(calibration, shape, what)):
+        images = np.concatenate(batches)
     if not len(images):
         raise ValueError(f"{what} needs at least one image of {shape}. Received: none")
     bad = np.flatnonzero(~np.isfinite(images).reshape(len(images), -1).all(axis=1))
@@ -185,6 +165,58 @@ def calibration_images(calibration: Any, shape: ImageShape, *, what: str = "Cali
         found = f"NaN or infinity in {len(bad)} of {len(images)} images, the first in image {bad[0]}"
         raise ValueError(f"{what} images must be finite. Received: {found}")
     return images
+
+
+def _batches(calibration, shape, what) -> Iterator[Images]:
+    """The images of an array or an iterable, `(samples, *shape)` each time."""
+    if callable(calibration) and not hasattr(calibration, "shape"):
+        calibration = calibration()
+    calibration = _images_in(calibration, shape)
+    if hasattr(calibration, "shape"):
+        yield _batch(calibration, shape, what)
+        return
+    try:
+        calibration, most = itertools.islice(calibration, len(calibration)), float("inf")
+    except TypeError:  # a generator, or a data set that is repeated for ever
+        most = MOST_SAMPLES
+    count = 0
+    for item in calibration:
+        batch = _batch(_images_in(item[0] if isinstance(item, tuple) else item, shape), shape, what)
+        shape = batch.shape[1:]
+        if count + len(batch) > most:
+            rule = f"of data without a length, which may have no end, at most {most:,} are"
+            warnings.warn(f"{what} read {most:,} images: {rule}", stacklevel=4)
+            yield batch[: MOST_SAMPLES - count]
+            return
+        count += len(batch)
+        yield batch
+
+
+def _images_in(data, shape):
+    """The images of `[images]`, of `(images, labels)` and of a dict; other data as they are."""
+
+    def fits(value):
+        found = np.shape(value) if hasattr(value, "shape") else ()
+        return _fits(found, shape) or _fits(found[1:], shape)
+
+    if isinstance(data, dict):
+        entries = [value for value in data.values() if fits(value)]
+        return entries[0] if len(entries) == 1 else data
+    if isinstance(data, (list, tuple)) and data and fits(data[0]) and not any(fits(value) for value in data[1:]):
+        return data[0]
+    return data
+
+
+def _batch(images, shape, what):
+    try:
+        batch = np.asarray(images, dtype="float32")
+    except (TypeError, ValueError):
+        raise TypeError(f"{what} data must be arrays of numbers. Received: {type(images).__name__}") from None
+    if _fits(batch.shape, shape):
+        batch = batch[None]
+    if not _fits(batch.shape[1:], shape):
+        raise ValueError(f"{what} images must be {shape}. Received: {batch.shape}")
+    return batch
 
 
 def _fits(found, shape):

@@ -406,6 +406,11 @@ def test_list_of_a_part_that_no_name_has_is_refused(cli):
     assert result.err == "se-keras: error: No network's name has 'resnet51' in it: se-keras list shows all\n"
 
 
+def test_shipped_listing_is_what_list_prints(cli):
+    # In the same order and format, so that CONTRIBUTING.md's `--counts --json > networks.json` changes new rows alone.
+    assert cli("list", "--json").out == (ROOT / "se_keras" / "networks.json").read_text()
+
+
 @pytest.mark.slow
 def test_listing_is_what_counting_anew_gives(cli):
     # The whole file would take a minute; tests/test_networks.py counts every network.

@@ -1,6 +1,7 @@
 """LiteRT files run, agree with Keras, contain only builtin operators, and are saved atomically."""
 
 import errno
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -334,6 +335,34 @@ def test_outputs_of_one_layer_have_different_names():
     exported, x = to_litert(model), pixels(3)
     for name, values in zip(("head", "head_1"), model(x), strict=True):
         np.testing.assert_allclose(exported.runner()(x)[name], values, rtol=0, atol=1e-6)
+
+
+# Mixed precision, and functions in memory.
+
+
+@pytest.mark.parametrize("lowering", [True, False], ids=["lowered", "published"])
+def test_mixed_precision_is_compared_with_its_float32_model(lowering, mixed_float16):
+    mixed = small(lambda x: SqueezeExcite(2)(layers.Conv2D(4, 3)(x)), (8, 8, 2))
+    made = to_litert(mixed, held_out=pixels(8, (8, 8, 2)), lowering=lowering)
+    # float32 rounds to 6e-8, float16 to 5e-4.
+    assert made.manifest["agreement"]["max_error"] < 1e-5
+    assert 1e-5 < made.manifest["trained_precision"]["max_error"] < 1e-2
+
+
+def test_mixed_precision_that_overflows_is_converted(mixed_float16):
+    mixed = small(lambda x: layers.Rescaling(1e-4)(layers.Rescaling(1e5)(x)))
+    assert to_litert(mixed, held_out=pixels(2)).manifest["trained_precision"] is None
+
+
+def test_float32_has_no_other_precision(tiny):
+    assert "trained_precision" not in tiny[1].manifest
+
+
+def test_error_of_a_layer_does_not_blame_an_input_shape_that_was_not_given():
+    model = small(lambda x: layers.Activation(functools.partial(keras.ops.leaky_relu, negative_slope=0.1), name="a")(x))
+    with pytest.raises(ValueError, match=r"^a cannot be copied: "):
+        to_litert(model)
+    assert to_litert(model, lowering=False).manifest["agreement"]["max_error"] < 1e-6
 
 
 # Delegation.

@@ -528,6 +528,47 @@ def test_noise_counts_as_not_calibrated_on_as_it_does_in_litert(exports):
     assert record["agreement"]["held_out"] is True
 
 
+@pytest.mark.parametrize("lowering", [True, False], ids=["lowered", "published"])
+def test_mixed_precision_is_compared_with_its_float32_model(lowering, mixed_float16, tmp_path):
+    mixed = scattered(small())
+    saved = to_savedmodel(mixed, tmp_path, held_out=images_for(mixed, samples=8), lowering=lowering)
+    output = saved.manifest["signature"]["outputs"]["probabilities"]
+    assert output == saved.manifest["signatures"]["serving_default"]["outputs"]["probabilities"]
+    if lowering:
+        # float32 rounds to 6e-8, float16 to 5e-4.
+        assert output["dtype"] == "float32" and saved.manifest["agreement"]["max_error"] < 1e-5
+        assert 1e-5 < saved.manifest["trained_precision"]["max_error"] < 1e-2
+    else:  # the mixed model itself
+        assert output["dtype"] == "float16" and "trained_precision" not in saved.manifest
+
+
+# Batches.
+
+
+def fixed(size, function):
+    images = keras.Input((4, 4, 2), batch_size=size, name="images")
+    return keras.Model(images, layers.Dense(3, name="top")(function(images)), name="fixed")
+
+
+@pytest.mark.parametrize("size", [1, 8])
+def test_model_of_a_fixed_batch_size_takes_any_as_a_savedmodel(size, tmp_path):
+    model = fixed(size, lambda x: layers.Flatten()(SqueezeExcite(2)(x)))
+    saved = to_savedmodel(model, tmp_path, held_out=images_for(model, samples=5))
+    assert saved.manifest["signature"]["inputs"]["images"]["shape"] == [None, 4, 4, 2]
+    assert saved.runner()(images_for(model, samples=3))["top"].shape == (3, 3)
+
+
+@pytest.mark.parametrize("size", [1, 3, 8])
+def test_model_that_computes_with_its_batch_size_is_refused(size, tmp_path):
+    model = fixed(size, lambda x: keras.ops.reshape(x, (size, 32)))
+    message = (
+        f"^A SavedModel must take batches of any size. Received: fixed, which computes with a batch size of {size}$"
+    )
+    with pytest.raises(ValueError, match=message):
+        to_savedmodel(model, tmp_path)
+    assert names_in(tmp_path) == []
+
+
 # Arguments.
 
 

@@ -11,7 +11,7 @@ import se_keras
 
 ROOT = Path(__file__).parents[1]
 SOURCE = Path(se_keras.__file__).parent
-NOT_CORE = {"environment", "images", "protos", "timing"}
+NOT_CORE = {"decoding", "environment", "formats", "images", "protos", "timing"}
 # What files of the core import in addition to Keras: arrays, and readers of files that are not Keras' own.
 ALLOWED = {
     "normalization": {"numpy"},

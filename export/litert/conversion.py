@@ -20,7 +20,7 @@ from se_keras.storage import sha256
 from se_keras.typing import Images, Json, OnMessage
 
 from ..description import Metadata, describe, manifest, reference_outputs
-from ..lowering import Lowering, lower
+from ..lowering import Lowering, in_float32, lower
 from ..model import (
     SIGNATURE,
     check_images,
@@ -34,6 +34,7 @@ from ..model import (
     require_one_input,
     signature_of,
     trace,
+    trained_precision,
     warn_of_other_range,
 )
 from ..outputs import Agreement, agreement
@@ -69,6 +70,9 @@ def to_litert(
     (`images` in this project's networks) and outputs: the keys of a dict, `probabilities` after a softmax, or else the
     names of the last layers. All are float32 by default.
 
+    A model that was trained in mixed precision, float16 or bfloat16 is compared as the float32 model of its weights.
+    `trained_precision` in the manifest says how far the model itself is from that one.
+
     Args:
         model: A functional Keras model with one input.
         precision: One of
@@ -87,7 +91,7 @@ def to_litert(
         output_type: For int8: of all outputs, or `{name: type}` for some of them.
         keep_float: For int8 and int16x8: a regular expression for the names of layers of the lowered model that stay in
             float32. `".*_se_.*"` matches squeeze-and-excitation.
-        lowering: Whether to `lower` the model first; `False` exports it as published.
+        lowering: Whether to `lower` the model first; `False` exports it as published, but in float32.
         converted: The same model's float32 file, which saves a conversion. Its metadata are the defaults of `labels`,
             `normalization` and `training`.
         labels: Names of the classes, in the order of the outputs. Default: those in `training`.
@@ -129,15 +133,16 @@ def to_litert(
         default=default_normalization(model),
         override=override,
     )
+    reference = in_float32(model)
     inside = about.normalization if input_type != "float32" and not _is_one_scale(about.normalization) else None
     if inside and not lowering:
         raise ValueError(
             f"An integer input with a scale for each channel needs lowering. Received: {lowering=}, {inside}"
         )
-    exported = lower(model, input_shape=shape, normalization=inside) if lowering else model
+    exported = lower(model, input_shape=input_shape, normalization=inside) if lowering else reference
     float_layers = _matching_layers(exported, keep_float)
     calibration_set, comparison_set = _image_sets(
-        model,
+        reference,
         shape,
         calibration=calibration if precision in CALIBRATED else None,
         held_out=held_out,
@@ -164,7 +169,7 @@ def to_litert(
     report(f"comparing {model.name} with its file on {len(comparison_set)} images")
     file, result = compared_file(
         content,
-        model=model,
+        model=reference,
         about=about,
         lowering=getattr(exported, "lowering", None),
         images=comparison_set,
@@ -172,6 +177,7 @@ def to_litert(
         held_out=is_held_out,
         calibration_images=len(calibration_set),
         kept_float=list(float_layers),
+        **trained_precision(model, reference, comparison_set),
     )
     _check_agreement(result, precision)
     return file
@@ -191,7 +197,7 @@ def compared_file(
 
     Args:
         content: The .tflite file without metadata.
-        model: The functional Keras model that was converted.
+        model: The functional Keras model that was converted, in float32.
         about: The metadata.
         lowering: None for a model that is exported as published.
         images: `(samples, height, width, channels)`, to compare on.

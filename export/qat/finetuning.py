@@ -36,7 +36,7 @@ from ..litert.conversion import LOW_COSINE, compared_file, without_clamps
 from ..litert.file import LiteRTModel, LiteRTRunner
 from ..litert.flatbuffer import InferenceType, OutputTypes, with_float_softmax, with_types
 from ..litert.ranges import widened, with_wide_ranges
-from ..lowering import lower
+from ..lowering import in_float32, lower
 from ..model import (
     SIGNATURE,
     class_count,
@@ -44,6 +44,7 @@ from ..model import (
     input_names,
     output_names,
     require_one_input,
+    trained_precision,
 )
 from ..outputs import agreement
 from .library import tfmot
@@ -184,15 +185,17 @@ def to_litert(
     # A few values are rounded to the neighbouring step.
     if result.cosine < LOW_COSINE:
         raise ValueError(f"The int8 file disagrees with the tf_keras model that was trained: {result}")
+    reference = in_float32(model)
     file, _ = compared_file(
         with_types(content, input_type=input_type, output_type=output_type),
-        model=model,
+        model=reference,
         about=about,
         lowering=lowered.lowering,
         images=images,
         held_out=True,
         agreement_with_twin=asdict(result),
         quantization_aware=True,
+        **trained_precision(model, reference, images),
     )
     return file
 

@@ -22,7 +22,7 @@ from se_keras.records import read_json
 from se_keras.typing import Array, FilePath, Json, Outputs
 
 from ..description import LABELS_FILE, Manifest, Metadata, Signature, describe, manifest, reference_outputs
-from ..lowering import lower
+from ..lowering import in_float32, lower
 from ..model import (
     FREE_SIZE,
     SIGNATURE,
@@ -36,6 +36,7 @@ from ..model import (
     require_one_input,
     signature_of,
     trace,
+    trained_precision,
 )
 from ..outputs import agreement, in_batches
 from . import warmup
@@ -180,22 +181,24 @@ def to_savedmodel(
     description = _description(model, labels, normalization, training, override, top)
     has_files = _takes_files(model, description)
     exported = lower(model) if lowering else model
-    images = check_images(model) if held_out is None else np.asarray(held_out, dtype="float32")
-    is_batch = images.ndim == 4 and len(images) > 0
-    if not is_batch or any(b not in (a, None) for a, b in zip(images.shape, model.input_shape, strict=True)):
-        raise ValueError(f"held_out must be images for {model.input_shape}. Received: {images.shape}")
+    reference = in_float32(model) if lowering else model
+    images = check_images(reference) if held_out is None else np.asarray(held_out, dtype="float32")
+    shape = (None, *model.inputs[0].shape[1:])
+    is_batch = images.ndim == len(shape) and len(images) > 0
+    if not is_batch or any(b not in (a, None) for a, b in zip(images.shape, shape, strict=True)):
+        raise ValueError(f"held_out must be images for {shape}. Received: {images.shape}")
     with storage.staged(target) as path:
         _write_graph(exported, path, names=output_names(model), description=description if has_files else None, top=top)
         _remove_xla(path / _GRAPH)
         runner = SavedModelRunner(path)
-        result = _compare(model, runner, images)
+        result = _compare(reference, runner, images)
         file = _image_file(images[0], description.normalization) if has_files else None
         warmup.write(path, model.name, _requests(runner, file))
         (path / _BATCHING).write_text(_batching())
         record = manifest(
             network=model.name,
             precision="float32",
-            signature=signature_of(model),
+            signature=signature_of(reference),
             lowering=getattr(exported, "lowering", None),
             agreement=result,
             held_out=True,  # nothing was calibrated
@@ -207,6 +210,7 @@ def to_savedmodel(
             golden_file=file and _reference_file(runner, file, description.normalization),
             warmup=warmup.replay(path, runner.signatures),
             files=_checksums(path),
+            **trained_precision(model, reference, images),
         )
         storage.write_json(path / _MANIFEST, record)
     return SavedModel(path=target, manifest=record)
@@ -282,6 +286,7 @@ def _write_graph(model, path, *, names, description, top):
 
 def _compare(model, runner, images):
     """The agreement of a SavedModel with the Keras model. Raises ValueError if a signature disagrees."""
+    _require_any_batch_size(model, runner, images[:1])
     outputs = runner(images)
     result = agreement(predict(model, images), outputs, as_logits=ends_in_softmax(model))
     require_equal(result, "SavedModel")
@@ -289,6 +294,20 @@ def _compare(model, runner, images):
         softmax = tf.nn.softmax(runner(images, signature=LOGITS)["logits"]).numpy()
         require_equal(agreement(outputs, dict.fromkeys(outputs, softmax), as_logits=True), f"signature {LOGITS}")
     return result
+
+
+def _require_any_batch_size(model, runner, image):
+    """Raises ValueError if a model that was built for batches of one size computes something else for other sizes."""
+    size = model.inputs[0].shape[0]
+    if size is None:
+        return
+    other = 5 if size == 3 else 3
+    expected = {name: np.repeat(values, other, axis=0) for name, values in predict(model, image).items()}
+    try:
+        require_equal(agreement(expected, runner(np.repeat(image, other, axis=0))), "SavedModel")
+    except (tf.errors.OpError, ValueError) as error:
+        rule = "A SavedModel must take batches of any size"
+        raise ValueError(f"{rule}. Received: {model.name}, which computes with a batch size of {size}") from error
 
 
 def _requests(runner, file):

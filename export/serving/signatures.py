@@ -7,13 +7,15 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from se_keras import decoding
 from se_keras.graph import calls, gives_probabilities
 from se_keras.images import evaluation_image
 from se_keras.normalization import Normalization
 
 LOGITS, IMAGE_BYTES = "logits", "image_bytes"
-# A file of a few kilobytes can declare an image of gigabytes. Cameras have up to 2^27 pixels.
-MOST_PIXELS = 2**27
+# Pixels of a request, which take up to ten seconds. Files beyond are answered as damaged ones are.
+MOST_PIXELS = 2**30
+AT_ONCE = 2**24  # pixels of a file to decode beside others, 48 MB; larger ones are decoded one after the other
 
 
 def logits(model: keras.Model) -> Callable[[Any], Any] | None:
@@ -43,8 +45,9 @@ def classify(
 ) -> tuple[Callable[[Any], dict[str, Any]], tf.lookup.StaticHashTable]:
     """A function from image files to the classes with the highest scores, and the table of the names of the classes.
 
-    A file is decoded by its content (JPEG, PNG, the first frame of a GIF, BMP or WebP) and resized as in evaluation. A
-    file that cannot be decoded gets the classes "" and the scores 0; the other files of the batch are not affected.
+    A file is decoded by its content (JPEG, PNG, GIF, BMP or WebP) and resized as in evaluation. A file that cannot be
+    decoded, or has too many pixels, alone or together with those before it, gets the classes "" and the scores 0; the
+    other files of the batch are not affected.
 
     Args:
         scores_of: Function from normalized images to scores, a tensor `(batch, classes)`.
@@ -77,32 +80,24 @@ def _images(contents, shape):
     """
     count = tf.shape(contents)[0]
 
-    def read(index, content):
-        with tf.control_dependencies([_check_pixels(content)]):
-            return index, evaluation_image(content, size=shape[:2], channels=shape[2])
+    def read(index, content, *_):
+        return index, evaluation_image(content, size=shape[:2], channels=shape[2])
+
+    def add_up(total, file):
+        index, content, pixels = file
+        return total + pixels, (index, content, pixels, total + pixels)
 
     files = tf.data.Dataset.from_tensor_slices((tf.range(count), contents))
-    images = files.map(read, num_parallel_calls=tf.data.AUTOTUNE).ignore_errors()
+    files = files.map(lambda index, content: (index, content, decoding.pixels_in(content))).ignore_errors()
+    files = files.filter(lambda _, __, pixels: pixels <= decoding.MOST_PIXELS)
+    files = files.scan(tf.constant(0, "int64"), add_up)
+    files = files.filter(lambda _, __, ___, total: total <= MOST_PIXELS)
+    small = files.filter(lambda _, __, pixels, ___: pixels <= AT_ONCE).map(read, num_parallel_calls=tf.data.AUTOTUNE)
+    large = files.filter(lambda _, __, pixels, ___: pixels > AT_ONCE).map(read)
     # An extra image after the last one: the dataset must not be empty, even if no file can be decoded.
     blank = tf.data.Dataset.from_tensors((count, tf.zeros(shape)))
-    indices, images = images.concatenate(blank).batch(tf.cast(count, "int64") + 1).get_single_element()
+    images = small.ignore_errors().concatenate(large.ignore_errors()).concatenate(blank)
+    indices, images = images.batch(tf.cast(count, "int64") + 1).get_single_element()
     images = tf.scatter_nd(indices[:, None], images, (count + 1, *shape))[:count]
     decoded = tf.scatter_nd(indices[:, None], tf.ones_like(indices), (count + 1,))[:count]
     return images, decoded[:, None] > 0
-
-
-def _check_pixels(content):
-    """Fails if the header of a JPEG, PNG or GIF file declares more than `MOST_PIXELS`. Reads only the header."""
-
-    def declared(begin, length, dtype, **order):
-        return lambda: tf.cast(tf.io.decode_raw(tf.strings.substr(content, begin, length), dtype, **order), "int64")
-
-    sides = tf.case(
-        [
-            (tf.io.is_jpeg(content), lambda: tf.image.extract_jpeg_shape(content, "int64")[:2]),
-            (tf.strings.substr(content, 0, 4) == b"\x89PNG", declared(16, 8, "int32", little_endian=False)),
-            (tf.strings.substr(content, 0, 4) == b"GIF8", declared(6, 4, "uint16")),
-        ],
-        default=lambda: tf.zeros(2, "int64"),  # BMP is not compressed, and WebP ends at 2^28 pixels
-    )
-    return tf.debugging.assert_less_equal(tf.reduce_prod(sides), tf.constant(MOST_PIXELS, "int64"))

@@ -10,6 +10,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from se_keras.decoding import is_croppable, jpeg_part
 from se_keras.images import as_pixels, evaluation_image
 from se_keras.training.recipes import Augmentation
 
@@ -121,17 +122,13 @@ def _random_part(content, channels, augmentation, seed):
             use_image_if_no_bounding_boxes=True,
         )
         (top, left, _), (height, width, _) = tf.unstack(begin), tf.unstack(extent)
-        return top, left, height, width
+        return tf.stack([top, left, height, width])
 
     def of_pixels():
         pixels = as_pixels(content, channels)
-        top, left, height, width = part(tf.shape(pixels))
+        top, left, height, width = tf.unstack(part(tf.shape(pixels)))
         return pixels[top : top + height, left : left + width]
-
-    def of_jpeg():
-        window = tf.stack(part(tf.image.extract_jpeg_shape(content)))
-        return tf.image.decode_and_crop_jpeg(content, window, channels=channels, dct_method="INTEGER_FAST")
 
     if content.dtype != tf.string:
         return of_pixels()
-    return tf.cond(tf.io.is_jpeg(content), of_jpeg, of_pixels)
+    return tf.cond(is_croppable(content), lambda: jpeg_part(content, part, channels), of_pixels)

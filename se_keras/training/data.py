@@ -1,6 +1,8 @@
 """Data to train on: splits of images and their order in an epoch, the digits of scikit-learn, folders of images."""
 
 import itertools
+import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,13 +11,15 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 import tensorflow as tf
 
+from se_keras.decoding import decode, reason
+from se_keras.folders import SUFFIXES, files_in, is_image, printable, subfolders
 from se_keras.normalization import IMAGENET, Normalization
 from se_keras.training.recipes import SAMPLINGS, Sampling
 from se_keras.typing import Array, FilePath
 
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")  # the content of a file decides its format
-TRAIN, HELD_OUT = "train", ("val", "valid", "validation", "test")
-HELD_OUT_SHARE = 0.2  # of each class, if a folder has no held-out images
+TRAIN = ("train", "training")  # names of the folders of splits, in any case; the first that there is
+HELD_OUT = ("val", "valid", "validation", "test", "dev", "testing", "eval", "evaluation")
+HELD_OUT_SHARE = 0.2  # of each class, where a folder has no held-out images of its own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,8 +126,8 @@ class Files:
         return len(self.paths)
 
     def examples(self, order: EpochOrder) -> tf.data.Dataset:
-        """A dataset of (index, bytes of the file, label) in this order; index -1 pads the last step."""
-        paths, labels = tf.constant(self.paths), tf.constant(self.labels, "int32")
+        """A dataset of (index, bytes of the file, label) in this order; index -1 fills the last step up."""
+        paths, labels = tf.constant([os.fsencode(path) for path in self.paths]), tf.constant(self.labels, "int32")
 
         def read(index):
             content = tf.io.read_file(tf.gather(paths, tf.maximum(index, 0)))
@@ -133,8 +137,8 @@ class Files:
         return indices.map(read, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
     def name_of(self, index: int) -> str:
-        """The path of an image."""
-        return self.paths[index]
+        """The path of an image, as text."""
+        return printable(self.paths[index])
 
 
 AnySplit = TypeVar("AnySplit", bound=Split, covariant=True)
@@ -205,8 +209,19 @@ class SkippedFiles:
             listed = ", ".join(self.paths[:20]) + (", ..." if len(self.paths) > 20 else "")
             raise ValueError(
                 f"{len(self.paths)} files cannot be decoded, and at most {self.budget} may be skipped "
-                f"(--corrupt-budget): {listed}"
+                f"(--corrupt-budget): {listed}{_why(self.paths[0])}"
             )
+
+
+def _why(path):
+    """The end of a message: why a file cannot be decoded, if there is such a file."""
+    try:
+        decode(tf.constant(Path(path).read_bytes()))
+    except tf.errors.OpError as error:
+        return f"; of the first, {reason(error)}"
+    except OSError:
+        pass
+    return ""
 
 
 def digits() -> Data[Arrays]:
@@ -237,8 +252,10 @@ def folder(
 ) -> Data[Files]:
     """Image files in a folder for each class: `train/CLASS/...` and `val/CLASS/...`, or `CLASS/...` alone.
 
-    Held-out images are in `val`, `valid`, `validation` or `test`; from `CLASS/...` alone, a fifth of each class is held
-    out. Classes are sorted by name, and include the images of subfolders. Hidden and other files are ignored.
+    The first folder may be called `training` too, and that of held-out images is the first of `val`, `valid`,
+    `validation`, `test`, `dev`, `testing`, `eval` and `evaluation`, in upper or lower case. Of `CLASS/...` alone, a
+    fifth of each class is held out; a warning says so if the classes look like splits. Classes are sorted by name, and
+    have the images of their subfolders too. Hidden and other files are ignored, and links are followed.
 
     Args:
         mean, std: For each channel of pixels in 0 to 255: 3 values to read RGB, 1 to read gray.
@@ -251,16 +268,19 @@ def folder(
     root = Path(path)
     if not root.is_dir():
         raise FileNotFoundError(f"There is no folder of images {str(path)!r}")
-    held_out = next((root / name for name in HELD_OUT if (root / name).is_dir()), None)
-    if (root / TRAIN).is_dir() and held_out:
-        train, classes = _files(root / TRAIN)
-        test, others = _files(held_out)
+    named = {path.name.casefold(): path for path in subfolders(root)[::-1]}
+    train_folder, test_folder = (next((named[x] for x in names if x in named), None) for names in (TRAIN, HELD_OUT))
+    if train_folder and test_folder:
+        train, classes = _files(train_folder)
+        test, others = _files(test_folder)
         if classes != others:
             missing = sorted(set(classes) ^ set(others))
             raise ValueError(
-                f"train/ and {held_out.name}/ must have the same classes. Received: {missing[0]!r} in one of them only"
+                f"{train_folder.name}/ and {test_folder.name}/ must have the same classes. "
+                f"Received: {missing[0]!r} in one of them only"
             )
     else:
+        _warn_of_splits(subfolders(root))
         files, classes = _files(root)
         train, test = _divided(files, classes, seed)
     root = root.resolve()
@@ -283,18 +303,29 @@ def _divided(files, classes, seed):
     )
 
 
+def _warn_of_splits(folders):
+    """Warns if folders that are taken for classes look like splits: by a name, or because all hold the same folders."""
+    inner = [tuple(x.name for x in subfolders(path)) for path in folders]
+    names = [path.name for path, held in zip(folders, inner, strict=True) if len(held) > 1]
+    if {name.casefold() for name in names} & {*TRAIN, *HELD_OUT} or (len(names) > 1 and len({*inner}) == 1):
+        shown = ", ".join(f"{name}/" for name in names[:5])
+        warnings.warn(
+            f"{shown} are read as classes, and look like splits, since they hold folders themselves. "
+            f"Splits are called train/ and val/, or the like",
+            stacklevel=3,
+        )
+
+
 def _files(root):
     """The images in a folder of class folders, and the names of the classes."""
-    folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    folders = subfolders(root)
     if len(folders) < 2:
         raise ValueError(f"{str(root)!r} needs two folders or more, one for each class. Received: {len(folders)}")
     paths, labels = [], []
     for label, folder_ in enumerate(folders):
-        found = sorted(
-            str(path)
-            for path in folder_.rglob("*")
-            if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
-        )
+        if printable(folder_.name) != folder_.name:
+            raise ValueError(f"The name of a class must be UTF-8. Received: the folder {printable(folder_)!r}")
+        found = sorted(str(path) for path in files_in(folder_, within=root) if is_image(path))
         if not found:
             raise ValueError(f"Each class needs images ({', '.join(SUFFIXES)}). Received: none in {str(folder_)!r}")
         paths += found

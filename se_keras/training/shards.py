@@ -4,6 +4,7 @@ The records are `tf.train.Example`s with the keys of ImageNet's: `image/encoded`
 """
 
 import contextlib
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -130,7 +131,7 @@ def pack(data: Data[Files], folder: FilePath, *, shards: int = 8, progress: OnMe
         "schema": 1,
         "name": data.name,
         "classes": list(data.classes),
-        "source": storage.sha256("\n".join(path for split in splits.values() for path in split.paths).encode()),
+        "source": storage.sha256(os.fsencode("\n".join(path for split in splits.values() for path in split.paths))),
         "shards": shards,
         "splits": {name: [] for name in splits},
     }
@@ -234,7 +235,7 @@ def _example(content, label, name):
     values = {
         "image/encoded": tf.train.Feature(bytes_list=tf.train.BytesList(value=[content])),
         "image/class/label": tf.train.Feature(int64_list=tf.train.Int64List(value=[label])),
-        "image/filename": tf.train.Feature(bytes_list=tf.train.BytesList(value=[name.encode()])),
+        "image/filename": tf.train.Feature(bytes_list=tf.train.BytesList(value=[os.fsencode(name)])),
     }
     return tf.train.Example(features=tf.train.Features(feature=values)).SerializeToString(deterministic=True)
 

@@ -179,7 +179,7 @@ def _read_safetensors(path):
 def _read_torch(path):
     """A state dict with the names that it has in the file, and notes on where it was."""
     try:
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]  optional
     except ImportError:
         raise ValueError("reading files of torch needs torch; .safetensors files do not") from None
     unknown, inert = [], _inert()
