@@ -94,7 +94,7 @@ def add_command(commands: Commands, name: str, handler: Handler, *, json_output:
 def add_folder_options(add: AddArgument) -> None:
     """Adds the options for a folder of images."""
     add("--normalize", nargs="+", metavar="VALUE", help=NORMALIZE)
-    add("--limit", type=POSITIVE, metavar="N", help=f"images to use of a folder (default: {LIMIT})")
+    add("--limit", type=POSITIVE, metavar="N", help=f"use at most N images of a folder (default: {LIMIT})")
 
 
 def add_corrupt_budget(add: AddArgument) -> None:
