@@ -29,6 +29,7 @@ class SqueezeExcite(keras.layers.Layer):
         bias: Whether the fully connected layers have biases. The released networks have them.
         units: Number of units of the bottleneck, in place of `ratio`. Channel pruning sets it: a layer that loses
             channels keeps its bottleneck.
+        data_format: `"channels_last"`. Default: `keras.config.image_data_format()`, which must be this one.
 
     Example: `x = se_keras.SqueezeExcite(ratio=16)(keras.layers.Conv2D(256, 1)(x))`.
     """
@@ -40,9 +41,11 @@ class SqueezeExcite(keras.layers.Layer):
         excitation: Excitation = "sigmoid",
         bias: bool = True,
         units: int | None = None,
+        data_format: str | None = None,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
+        self.data_format = checked_format(self, data_format)
         check_arguments(ratio, squeeze, excitation, bias)
         if units is not None and (type(units) is not int or units < 1):
             raise ValueError(f"units must be an int of at least 1, or None. Received: units={units!r}")
@@ -92,8 +95,13 @@ class SqueezeExcite(keras.layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         """The arguments of the layer."""
-        names = ("ratio", "squeeze", "excitation", "bias", "units")
+        names = ("ratio", "squeeze", "excitation", "bias", "units", "data_format")
         return super().get_config() | {name: getattr(self, name) for name in names}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "SqueezeExcite":
+        """The layer of these arguments. Saved layers are channels-last, whatever the default of the process is."""
+        return super().from_config({"data_format": "channels_last"} | config)
 
 
 @keras.saving.register_keras_serializable(package="se_keras")
@@ -101,11 +109,13 @@ class ChannelShuffle(keras.layers.Layer):
     """Distributes the channels of each group over all groups: Zhang et al. 2018 (arXiv:1707.01083), Figure 1c.
 
     Input and output: `(batch, height, width, channels)`. Channel `i * groups + g` of the output is channel
-    `g * (channels // groups) + i` of the input. `groups`, as in the previous convolution, must divide the channels.
+    `g * (channels // groups) + i` of the input. `groups`, of the convolution before it, must divide the channels.
+    `data_format` is as in `SqueezeExcite`.
     """
 
-    def __init__(self, groups: int, **kwargs: Any):
+    def __init__(self, groups: int, data_format: str | None = None, **kwargs: Any):
         super().__init__(**kwargs)
+        self.data_format = checked_format(self, data_format)
         if isinstance(groups, bool) or not isinstance(groups, int) or groups < 1:
             raise ValueError(f"groups must be an int of at least 1. Received: groups={groups!r}")
         self.groups = groups
@@ -131,7 +141,12 @@ class ChannelShuffle(keras.layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         """The arguments of the layer."""
-        return super().get_config() | {"groups": self.groups}
+        return super().get_config() | {"groups": self.groups, "data_format": self.data_format}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "ChannelShuffle":
+        """The layer of these arguments. Saved layers are channels-last, whatever the default of the process is."""
+        return super().from_config({"data_format": "channels_last"} | config)
 
 
 @keras.saving.register_keras_serializable(package="se_keras")
@@ -186,6 +201,15 @@ class ShakeShake(keras.layers.Layer):
         """The arguments of the layer."""
         own = {"forward": self.forward_mixture, "backward": self.backward_mixture, "seed": self.seed}
         return super().get_config() | own
+
+
+def checked_format(layer: keras.layers.Layer, data_format: str | None) -> str:
+    """The data format of a layer: Keras' default, if it is None. Raises ValueError unless it is channels-last."""
+    found = data_format or keras.config.image_data_format()
+    if found != "channels_last":
+        kind, source = type(layer).__name__, "" if data_format else " from keras.config.image_data_format()"
+        raise ValueError(f"{kind} must have data_format='channels_last'. Received: data_format={found!r}{source}")
+    return found
 
 
 def check_arguments(ratio: int, squeeze: str, excitation: str, bias: bool) -> None:

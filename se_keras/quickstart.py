@@ -70,7 +70,7 @@ def _train(network, recipe, folder, progress):
     def show(now):
         if now.step == 0:
             accuracy = f", test accuracy {now.figures['val_accuracy'][-1]:.1%}" if now.figures else ""
-            progress(f"training {network} on digits: epoch {now.epoch} of {now.epochs}{accuracy}")
+            progress(f"training {network} on digits: {now.epoch} of {now.epochs} epochs done{accuracy}")
 
     model, figures = fit(create(network, classes=10), recipe, data, folder / network, progress=show)
     return model, {

@@ -51,6 +51,13 @@ def seed():
 
 
 @pytest.fixture
+def channels_first():
+    keras.config.set_image_data_format("channels_first")
+    yield
+    keras.config.set_image_data_format("channels_last")
+
+
+@pytest.fixture
 def mixed_float16():
     keras.config.set_dtype_policy("mixed_float16")
     yield

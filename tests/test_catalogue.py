@@ -448,13 +448,6 @@ def test_misspelt_keyword_is_refused():
         create(DIGITS, clases=10)
 
 
-@pytest.fixture
-def channels_first():
-    keras.config.set_image_data_format("channels_first")
-    yield
-    keras.config.set_image_data_format("channels_last")
-
-
 def test_channels_first_is_refused(channels_first):
     message = one_line("se_keras builds channels-last networks. Received: ", "image_data_format()='channels_first'")
     with pytest.raises(ValueError, match=message):

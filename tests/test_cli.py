@@ -491,7 +491,7 @@ def test_train_leaves_the_run_and_the_same_command_returns_at_once(cli, tmp_path
     answer = rf"{tmp_path}/run/model\.keras: test accuracy \d+\.\d% after 2 epochs\n"
     assert re.fullmatch(answer, first.out), first.out
     assert [line.partition(",")[0] for line in first.progress] == [
-        f"training se_resnet11_digits: epoch {epoch} of 2" for epoch in (0, 1, 2)
+        f"training se_resnet11_digits: {epoch} of 2 epochs done" for epoch in (0, 1, 2)
     ]
     assert run_files(tmp_path / "run") == RUN_FILES
 
@@ -535,7 +535,7 @@ def test_interrupted_training_says_what_is_kept_and_the_same_command_finishes(cl
         before = []
         for line in process.stderr:
             before.append(line)
-            if "epoch 1 of 6" in line:
+            if "1 of 6 epochs done" in line:
                 process.send_signal(number)
                 break
         out, err = process.communicate(timeout=120)

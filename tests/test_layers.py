@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 
 import keras
 import numpy as np
@@ -115,6 +116,35 @@ def test_config_of_a_file_from_before_units_loads():
     config = SqueezeExcite(4).get_config()
     del config["units"]
     assert SqueezeExcite.from_config(config).units is None
+
+
+LAYERS = {
+    "SqueezeExcite": lambda **arguments: SqueezeExcite(2, **arguments),
+    "ChannelShuffle": partial(ChannelShuffle, 2),
+}
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_channels_first_as_keras_default_is_refused_by_name(kind, channels_first):
+    message = f"{kind} must have data_format='channels_last'. Received: data_format='channels_first' from keras.config."
+    with pytest.raises(ValueError, match=f"^{message}"):
+        LAYERS[kind]()
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize("value", ["channels_first", "NHWC"])
+def test_other_data_formats_are_refused_by_name(kind, value):
+    message = f"^{kind} must have data_format='channels_last'. Received: data_format='{value}'$"
+    with pytest.raises(ValueError, match=message):
+        LAYERS[kind](data_format=value)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_channels_last_layers_are_made_and_loaded_whatever_keras_default_is(kind, channels_first):
+    layer = LAYERS[kind](data_format="channels_last")
+    config = layer.get_config()
+    assert config.pop("data_format") == "channels_last"  # files from before have none
+    assert type(layer).from_config(config).get_config() == layer.get_config()
 
 
 def test_saved_model_loads_with_import_se_keras_alone(tmp_path):

@@ -876,6 +876,22 @@ def test_model_in_float32_is_its_own():
     assert in_float32(model) is model
 
 
+# Channels first as Keras' default.
+
+
+def test_lowering_is_the_same_whatever_keras_default_is(channels_first):
+    keras.config.set_image_data_format("channels_last")
+
+    def function(x):
+        x = layers.AveragePooling2D(2)(recalibrate(norm(pointwise(x))))
+        return recalibrate(norm(pointwise(x)), squeeze="max")
+
+    model = scattered(graph(function))
+    keras.config.set_image_data_format("channels_first")
+    images = images_for(model)
+    assert difference(outputs_of(model, images), outputs_of(lower(model), images)) <= BOUND
+
+
 # Functions that are only in memory.
 
 

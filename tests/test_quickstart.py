@@ -140,7 +140,7 @@ def test_progress_tells_every_step(made):
     messages = made[2]
     for network in NETWORKS:
         assert [line.partition(",")[0] for line in messages if line.startswith(f"training {network} ")] == [
-            f"training {network} on digits: epoch {epoch} of 3" for epoch in range(4)
+            f"training {network} on digits: {epoch} of 3 epochs done" for epoch in range(4)
         ]
     assert [line for line in messages if line.startswith("exporting se_resnet11_digits to LiteRT")]
     assert len([line for line in messages if line.startswith("timing ")]) == 4
@@ -204,3 +204,4 @@ def test_command_prints_accuracies_agreement_and_overhead(command, report, tmp_p
         assert f"{run['test_accuracy']:.1%}" in out
     for export in (*NETWORKS, *EXPORTS, "float32 lowered", "int8 published", "95 % interval", str(tmp_path)):
         assert export in out
+    assert out.endswith(f"Next: se-keras inspect {tmp_path}/digits_int8.tflite\n")

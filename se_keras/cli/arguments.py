@@ -97,7 +97,7 @@ def add_folder_options(add: AddArgument) -> None:
     """Adds the options for a folder of images."""
     add("--normalize", nargs="+", metavar="VALUE", help=NORMALIZE)
     add_override(add)
-    add("--limit", type=POSITIVE, metavar="N", help=f"images to use of a folder (default: {LIMIT})")
+    add("--limit", type=POSITIVE, metavar="N", help=f"use at most N images of a folder (default: {LIMIT})")
 
 
 def add_override(add: AddArgument) -> None:

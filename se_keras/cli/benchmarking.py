@@ -31,7 +31,7 @@ from .screen import print_json, print_line, print_message, print_table, ratio_ce
 
 SLOWEST = 10  # operators that `profile` shows
 SIZE = "height and width (default: the network's own)"
-PAIRS = "paired measurements (default: %(default)s)"
+PAIRS = "number of paired measurements (default: %(default)s)"
 
 
 def add_benchmark(commands: Commands) -> None:
@@ -39,17 +39,18 @@ def add_benchmark(commands: Commands) -> None:
     add = add_command(commands, "benchmark", benchmark, json_output=True)
     network = "networks to compare with their baselines (default: se_resnet50)"
     add("--network", nargs="+", metavar="NAME", help=network)
-    add("--files", type=Path, nargs=2, metavar=("A", "B"), help="two .tflite files instead: B relative to A")
-    output = "save each result at once; the same command measures the missing ones"
+    add("--files", type=Path, nargs=2, metavar=("A", "B"), help="two .tflite files instead: compare B with A")
+    output = "save each result at once; run the same command again to measure the rest"
     add("-o", "--output", type=Path, metavar="FILE.json", help=output)
     add("--precision", nargs="+", help=f"{one_of(PRECISIONS)} (default: float32 int8)")
-    add("--form", nargs="+", help=f"{one_of(VARIANTS)} (default: both)")
+    form = "published is the network as it is; lowered has BatchNorm folded and the squeeze hoisted"
+    add("--form", nargs="+", help=f"{one_of(VARIANTS)} (default: both): {form}")
     add("--site", help=f"where in a block SE is: {one_of(SITES)} (default: the network's own)")
     add("--stages", type=POSITIVE, nargs="+", metavar="N", help="the stages with SE: 2 to 5 of a ResNet")
     add("--size", type=POSITIVE, help=SIZE)
     add("--threads", type=THREADS, nargs="+", default=[1], metavar="N", help="default: 1")
     add("--blocks", type=BLOCKS, default=30, help=PAIRS)
-    add("--within", type=RATE, metavar="X", help="stop when the interval is this narrow, such as 0.01")
+    add("--within", type=RATE, metavar="X", help="stop when the 95 %% interval is narrower than X, such as 0.01")
     add("--seconds", type=SECONDS, metavar="S", help="stop a comparison after this time")
     add("--profile", action="store_true", help="profile the files too, for the report")
     add("--allow-undelegated", action="store_true", help="measure even if operators are not delegated to XNNPACK")
@@ -57,7 +58,7 @@ def add_benchmark(commands: Commands) -> None:
 
 
 def _add_phone(add):
-    add("--adb", action="store_true", help="measure on a phone: docs/phone.md")
+    add("--adb", action="store_true", help="measure on a phone (see docs/phone.md)")
     add("--serial", metavar="S", help="serial number of the phone, if there are several")
     add("--benchmark-model", metavar="PATH", help="LiteRT's binary for the phone, or device:/path of one on it")
     rest = "seconds for the phone to cool down between blocks (default: 5)"
@@ -219,7 +220,7 @@ def add_profile(commands: Commands) -> None:
 
 
 def profile(options: argparse.Namespace, console: Console) -> None:
-    """Show where a LiteRT file spends its time, also compared with another file.
+    """Show where a LiteRT file spends its time and, with --against, what SE adds to a baseline.
 
     Examples:
       se-keras profile se_resnet50_int8.tflite

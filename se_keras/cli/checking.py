@@ -30,7 +30,7 @@ def add_inspect(commands: Commands) -> None:
 
 
 def inspect(options: argparse.Namespace, console: Console) -> None:
-    """Show what is in a LiteRT file; check its checksum and its reference output.
+    """Show what is in a LiteRT file; compare its checksum, and its outputs for fixed images, with its manifest.
 
     Examples:
       se-keras inspect digits_int8.tflite

@@ -20,10 +20,20 @@ def add_export(commands: Commands) -> None:
     arguments.add_folder_options(add)
     for option in ("--input-type", "--output-type"):
         add(option, help=f"for int8: {one_of(arguments.TYPES, default='float32')}")
-    add("--keep-float", metavar="REGEX", help="layers that stay in float32, such as '.*_se_.*'")
-    add("--as-published", action="store_true", help="do not lower the model first")
+    kept = f"for {' and '.join(CALIBRATED)}: the layers that stay in float32, by name, such as '.*_se_.*'"
+    add("--keep-float", metavar="REGEX", help=kept)
+    add(
+        "--as-published",
+        action="store_true",
+        help="export the model as it is, without lowering it first (BatchNorm folded, squeeze hoisted)",
+    )
     add("--labels", help="'digits', or a text file with the name of one class per line")
-    add("--top", type=arguments.POSITIVE, metavar="N", help="classes of a SavedModel's answer (default: 5)")
+    add(
+        "--top",
+        type=arguments.POSITIVE,
+        metavar="N",
+        help="number of classes that a SavedModel answers with (default: 5)",
+    )
 
 
 def export(options: argparse.Namespace, console: Console) -> None:

@@ -1,6 +1,7 @@
 """The command that runs everything once: train, export, verify, measure."""
 
 import argparse
+import shlex
 from pathlib import Path
 
 from rich.console import Console
@@ -17,7 +18,7 @@ def add_quickstart(commands: Commands) -> None:
 
 
 def quickstart(options: argparse.Namespace, console: Console) -> None:
-    """Train on real digits, export, verify, and measure what SE costs (5 minutes).
+    """Train on real digits, export, verify, and measure what SE costs (two to seven minutes).
 
     Examples:
       se-keras quickstart
@@ -43,3 +44,4 @@ def quickstart(options: argparse.Namespace, console: Console) -> None:
     print_table(("", "test accuracy", "size", "top-1 as Keras", "max error"), rows, title="Trained on the digits")
     print_overhead(report)
     print_line(f"Everything is in {options.output}; the figures are in {file} ({report['seconds']:.0f} s)")
+    print_line(f"Next: se-keras inspect {shlex.quote(str(options.output / 'digits_int8.tflite'))}")

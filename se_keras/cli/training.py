@@ -159,7 +159,7 @@ def _cluster(options):
 
 def _progress_line(network, now):
     """Progress of a training, in one line."""
-    parts = [f"training {network}: epoch {now.epoch} of {now.epochs}"]
+    parts = [f"training {network}: {now.epoch} of {now.epochs} epochs done"]
     if now.step:
         parts.append(f"step {now.step} of {now.steps}, loss {now.loss:.3f}, {now.images_per_second:,.0f} images/s")
     if now.figures:
