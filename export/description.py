@@ -16,7 +16,7 @@ from se_keras.storage import sha256
 from se_keras.typing import Array, Json, Outputs
 
 from .lowering import Lowering
-from .outputs import Agreement
+from .outputs import Agreement, integer_range
 
 LABELS_FILE = "labels.txt"
 
@@ -218,15 +218,16 @@ def reference_outputs(
 
     Args:
         runner: Runs the exported model: a `LiteRTRunner` or a `SavedModelRunner`.
-        low: Lowest value of the images. For integers, the lowest of their type is used.
+        low: Lowest value of the images. For integers, their `integer_range` is used.
         high: Highest value of the images; likewise.
         precision: Name of the precision, which determines the tolerance.
         shape: Of the images, batch first. Default: the runner's.
         seed: Of the random images.
     """
     dtype = runner.input_dtype
-    if dtype.kind in "iu":
-        low, high = np.iinfo(dtype).min, np.iinfo(dtype).max + 1
+    limits = integer_range(dtype)
+    if limits is not None:
+        low, high = limits[0], limits[1] + 1
     record = {
         "input": {
             "rule": _RULE,

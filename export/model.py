@@ -13,7 +13,7 @@ from se_keras.graph import calls, gives_probabilities, producer, structures
 from se_keras.layers import ops
 from se_keras.typing import Array, FilePath, Images, Json, Outputs
 
-from .outputs import Agreement, agreement, in_batches, logit_range, noise
+from .outputs import Agreement, agreement, as_integers, in_batches, integer_range, logit_range, noise
 
 SIGNATURE = "serving_default"
 FREE_SIZE = 64  # of images, if the model leaves their size free
@@ -111,7 +111,8 @@ def check_images(model: keras.Model, *, shape: Sequence[int] | None = None, samp
 
     A trained network takes standard normal noise. An untrained one has not normalized its activations yet. Large values
     saturate the gates of a deep network, which amplify rounding of 1e-6 to 1. Small values vanish in a network without
-    shortcuts, whose gates halve them at each block, and all probabilities become equal.
+    shortcuts, whose gates halve them at each block, and all probabilities become equal. A network that takes integers
+    scales them itself, so that its noise is uniform integers.
 
     Args:
         model: A Keras model with one input.
@@ -119,6 +120,9 @@ def check_images(model: keras.Model, *, shape: Sequence[int] | None = None, samp
         samples: Number of images.
     """
     shape = shape or [size or FREE_SIZE for size in model.inputs[0].shape[1:]]
+    dtype = model.inputs[0].dtype
+    if integer_range(dtype):
+        return noise(shape, samples=samples, dtype=dtype)
     normal = noise(shape, samples=samples)
     exponent, images, as_logits = 0, normal, ends_in_softmax(model)
     for _ in range(8):
@@ -134,14 +138,14 @@ def check_images(model: keras.Model, *, shape: Sequence[int] | None = None, samp
 
 
 def predict(model: keras.Model, images: Array) -> Outputs:
-    """Outputs of a Keras model in inference: `{name: array}`."""
+    """Outputs of a Keras model in inference: `{name: array}`. Images for an input of integers are rounded to them."""
     names = output_names(model)
 
     def run(batch: Array) -> Outputs:
         outputs = keras.tree.flatten(model(batch, training=False))
         return dict(zip(names, map(ops.convert_to_numpy, outputs), strict=True))
 
-    return in_batches(run, images, size=model.inputs[0].shape[0])
+    return in_batches(run, as_integers(images, model.inputs[0].dtype), size=model.inputs[0].shape[0])
 
 
 def trained_precision(model: keras.Model, reference: keras.Model, images: Images) -> Json:
