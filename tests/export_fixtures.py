@@ -4,6 +4,7 @@ from unittest import mock
 
 import keras
 import numpy as np
+import pytest
 from keras import layers
 
 from se_keras.architectures import resnet
@@ -57,6 +58,13 @@ def scattered(model, *, images=None, beta=(-0.5, 0.5), seed=0):
     with mock.patch.object(layers.BatchNormalization, "call", scatter_statistics):
         model(images_for(model, seed=seed + 1) if images is None else images, training=False)
     return model
+
+
+# Types of integers that a model takes: bytes by default, the others in the long tests.
+INTEGERS = ["uint8"] + [
+    pytest.param(dtype, marks=pytest.mark.slow)
+    for dtype in ("int8", "uint16", "int16", "uint32", "int32", "int64", "uint64")
+]
 
 
 def network_of_integers(dtype):

@@ -314,7 +314,8 @@ def test_gate_whose_bottleneck_is_dead_is_converted():
     assert exported.manifest["agreement"]["cosine"] > 0.99
 
 
-@pytest.mark.parametrize("dtype", ["uint8", pytest.param("int32", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["uint8", "int32"])
 def test_file_takes_the_integers_of_its_model(dtype):
     network, images = network_of_integers(dtype)
     exported = qat.to_litert(qat.quantize_aware(network, images), network, held_out=images)

@@ -16,7 +16,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from export_fixtures import Subclassed, grouped_network, images_for, network_of_integers, scattered
+from export_fixtures import INTEGERS, Subclassed, grouped_network, images_for, network_of_integers, scattered
 from keras import layers
 
 from se_keras.catalogue import create
@@ -677,7 +677,7 @@ def test_model_stays_as_it_was(tmp_path):
     assert model.to_json() == config
 
 
-@pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64"])
+@pytest.mark.parametrize("dtype", INTEGERS)
 def test_savedmodel_takes_the_integers_of_its_model(dtype, tmp_path):
     network, images = network_of_integers(dtype)
     made = to_savedmodel(network, tmp_path, held_out=images, labels=list("abcd"), normalization=(0, 1), top=4)
