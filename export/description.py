@@ -17,7 +17,7 @@ from se_keras.storage import sha256
 from se_keras.typing import Array, Json, Outputs
 
 from .lowering import Lowering
-from .outputs import Agreement
+from .outputs import Agreement, integer_range
 
 LABELS_FILE = "labels.txt"
 
@@ -280,14 +280,16 @@ def reference_outputs(
 
     Args:
         runner: Runs the exported model: a `LiteRTRunner` or a `SavedModelRunner`.
-        low, high: Lowest and highest value of the images. For integers, the limits of their type are used.
+        low: Lowest value of the images. For integers, their `integer_range` is used.
+        high: Highest value of the images; likewise.
         precision: Name of the precision, which determines the tolerance.
         shape: Shape of the images, batch first. Default: the runner's.
         seed: Seed of the random images.
     """
     dtype = runner.input_dtype
-    if dtype.kind in "iu":
-        low, high = np.iinfo(dtype).min, np.iinfo(dtype).max + 1
+    limits = integer_range(dtype)
+    if limits is not None:
+        low, high = limits[0], limits[1] + 1
     record = {
         "input": {
             "rule": _RULE,

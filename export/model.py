@@ -16,7 +16,7 @@ from se_keras.layers import ops
 from se_keras.normalization import Normalization
 from se_keras.typing import Array, FilePath, Images, Json, Outputs
 
-from .outputs import Agreement, agreement, in_batches, logit_range, noise
+from .outputs import Agreement, agreement, as_integers, in_batches, integer_range, logit_range, noise
 
 SIGNATURE = "serving_default"
 FREE_SIZE = 64  # of images, if the model leaves their size free
@@ -112,9 +112,10 @@ def signature_of(model: keras.Model, *, batch_shape: tuple[int | None, ...] | No
 def check_images(model: keras.Model, *, shape: Sequence[int] | None = None, samples: int = 4) -> Images:
     """Noise to compare a model and its export on, scaled so that differences of the outputs show errors of the export.
 
-    For a trained network, this is standard normal noise. An untrained network does not normalize its activations yet.
-    There large values saturate the gates of a deep network, which amplify rounding of 1e-6 to 1. Small values vanish
-    in a network without shortcuts, where the gates halve them at each block, and all probabilities become equal.
+    A trained network takes standard normal noise. An untrained one has not normalized its activations yet. Large values
+    saturate the gates of a deep network, which amplify rounding of 1e-6 to 1. Small values vanish in a network without
+    shortcuts, whose gates halve them at each block, and all probabilities become equal. A network that takes integers
+    scales them itself, so that its noise is uniform integers.
 
     Args:
         model: A Keras model with one input.
@@ -122,6 +123,9 @@ def check_images(model: keras.Model, *, shape: Sequence[int] | None = None, samp
         samples: Number of images.
     """
     shape = shape or [size or FREE_SIZE for size in model.inputs[0].shape[1:]]
+    dtype = model.inputs[0].dtype
+    if integer_range(dtype):
+        return noise(shape, samples=samples, dtype=dtype)
     normal = noise(shape, samples=samples)
     exponent, images, as_logits = 0, normal, ends_in_softmax(model)
     for _ in range(8):
@@ -137,14 +141,14 @@ def check_images(model: keras.Model, *, shape: Sequence[int] | None = None, samp
 
 
 def predict(model: keras.Model, images: Array) -> Outputs:
-    """Outputs of a Keras model in inference: `{name: array}`."""
+    """Outputs of a Keras model in inference: `{name: array}`. Images for an input of integers are rounded to them."""
     names = output_names(model)
 
     def run(batch: Array) -> Outputs:
         outputs = keras.tree.flatten(model(batch, training=False))
         return dict(zip(names, map(ops.convert_to_numpy, outputs), strict=True))
 
-    return in_batches(run, images, size=model.inputs[0].shape[0])
+    return in_batches(run, as_integers(images, model.inputs[0].dtype), size=model.inputs[0].shape[0])
 
 
 def trained_precision(model: keras.Model, reference: keras.Model, images: Images) -> Json:

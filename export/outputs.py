@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from se_keras.typing import Array, Images, Outputs
+from se_keras.typing import Array, Outputs
 
 LEAST_PROBABILITY = 1e-30  # smaller probabilities are treated as this; float32 ends at 1e-38
 
@@ -85,9 +85,35 @@ def _rows(values: Array, *, as_logits: bool) -> Array:
     return logits - logits.mean(axis=1, keepdims=True)
 
 
-def noise(shape: Sequence[int], *, samples: int = 4, seed: int = 0) -> Images:
-    """Standard normal images, `(samples, *shape)`: to compare models without real images."""
-    return np.random.default_rng(seed).normal(size=(samples, *shape)).astype("float32")
+def noise(shape: Sequence[int], *, samples: int = 4, seed: int = 0, dtype: Any = "float32") -> Array:
+    """Standard normal images, `(samples, *shape)`: to compare models without real images.
+
+    For an input of integers, uniform ones in their `integer_range`.
+    """
+    random, limits = np.random.default_rng(seed), integer_range(dtype)
+    if limits is None:
+        return random.normal(size=(samples, *shape)).astype("float32")
+    return random.integers(*limits, size=(samples, *shape), dtype=np.dtype(dtype), endpoint=True)
+
+
+def integer_range(dtype: Any) -> tuple[int, int] | None:
+    """Lowest and highest value of images of integers; None for other types.
+
+    Those of 8 and 16 bits take all values of their type. Wider ones are the type of pixels that were converted.
+    """
+    name = dtype if isinstance(dtype, str) else np.dtype(dtype).name
+    if not name.startswith(("int", "uint")):  # bfloat16 is unknown to numpy
+        return None
+    limits = np.iinfo(name)
+    return (int(limits.min), int(limits.max)) if limits.bits <= 16 else (0, 255)
+
+
+def as_integers(images: Array, dtype: Any) -> Array:
+    """Images as an input of integers takes them: rounded and clipped. Unchanged for another `dtype`."""
+    if integer_range(dtype) is None or images.dtype == dtype:
+        return images
+    limits = np.iinfo(dtype)
+    return np.clip(np.rint(images.astype("float64")), limits.min, limits.max).astype(dtype)
 
 
 def in_batches(run: Callable[[Any], Mapping[Any, Any]], images: Array, *, size: int | None = None) -> Outputs:

@@ -24,7 +24,7 @@ from .litert import metadata
 from .litert.file import LiteRTModel, load_litert
 from .lowering import lower
 from .model import FREE_SIZE, check_images, default_normalization, predict, require_one_input
-from .outputs import LEAST_PROBABILITY, Agreement, agreement, in_batches, noise
+from .outputs import LEAST_PROBABILITY, Agreement, agreement, in_batches, integer_range, noise
 from .serving.savedmodel import SavedModel, load_savedmodel
 
 _LAYER_SAMPLES = 4  # the outputs of all layers of a large network take some 100 MB for each image
@@ -70,6 +70,7 @@ class Runnable:
     default: Normalization | None = None
     model: keras.Model | None = None
     is_quantized: bool = False
+    input_dtype: Any = "float32"  # of the images, which a quantized input stands for
 
     @property
     def normalization(self) -> Normalization | None:
@@ -243,12 +244,19 @@ def _litert(file: LiteRTModel, name: str | None) -> Runnable:
             metadata.read(file.content) or Metadata(network=file.manifest["network"], precision="unknown")
         ).completed(),
         is_quantized=runner.has_quantized_outputs,
+        input_dtype=runner.input_dtype if runner.takes_integers else "float32",
     )
 
 
 def _savedmodel(saved: SavedModel, name: str | None) -> Runnable:
     runner = saved.runner()
-    return Runnable(name=name or str(saved.path), run=runner, input_shape=runner.input_shape, about=saved.about)
+    return Runnable(
+        name=name or str(saved.path),
+        run=runner,
+        input_shape=runner.input_shape,
+        about=saved.about,
+        input_dtype=runner.input_dtype,
+    )
 
 
 _KINDS = {keras.Model: _keras, LiteRTModel: _litert, SavedModel: _savedmodel}
@@ -258,7 +266,8 @@ def _noise_for(a: Runnable, b: Runnable, shape: ImageShape) -> Images:
     """Noise, scaled for the first Keras model of the two, if there is one."""
     fixed = tuple(size or FREE_SIZE for size in shape)
     model = a.model or b.model
-    return check_images(model, shape=fixed) if model else noise(fixed)
+    dtype = b.input_dtype if integer_range(a.input_dtype) is None else a.input_dtype
+    return check_images(model, shape=fixed) if model else noise(fixed, dtype=dtype)
 
 
 def _layers(a: keras.Model, b: keras.Model, images: Images) -> tuple[tuple[str, Agreement], ...]:

@@ -4,10 +4,13 @@ from unittest import mock
 
 import keras
 import numpy as np
+import pytest
 from keras import layers
 
 from se_keras.architectures import resnet
 from se_keras.blocks import classifier
+from se_keras.export.outputs import integer_range, noise
+from se_keras.layers import SqueezeExcite
 from se_keras.recalibration import SEConfig
 
 
@@ -55,6 +58,26 @@ def scattered(model, *, images=None, beta=(-0.5, 0.5), seed=0):
     with mock.patch.object(layers.BatchNormalization, "call", scatter_statistics):
         model(images_for(model, seed=seed + 1) if images is None else images, training=False)
     return model
+
+
+# Types of integers that a model takes: bytes by default, the others in the long tests.
+INTEGERS = ["uint8"] + [
+    pytest.param(dtype, marks=pytest.mark.slow)
+    for dtype in ("int8", "uint16", "int16", "uint32", "int32", "int64", "uint64")
+]
+
+
+def network_of_integers(dtype):
+    """A small network with a softmax that takes `(8, 8, 3)` integers, and 20 images for it, no two alike in color."""
+    keras.utils.set_random_seed(0)
+    low, high = integer_range(dtype)
+    images = keras.Input((8, 8, 3), dtype=dtype, name="images")
+    x = layers.Rescaling(2 / (high - low), -(high + low) / (high - low))(images)
+    x = SqueezeExcite(ratio=4)(layers.Conv2D(8, 3, activation="relu", name="conv")(x))
+    scores = layers.Dense(4, activation="softmax", name="scores")(layers.GlobalAveragePooling2D()(x))
+    colors = np.random.default_rng(0).uniform(low, high, (20, 1, 1, 3))
+    samples = 0.5 * noise((8, 8, 3), samples=20, dtype=dtype) + 0.5 * colors
+    return keras.Model(images, scores), np.rint(samples).astype(dtype)
 
 
 def outputs_of(model, images):

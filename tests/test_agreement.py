@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from se_keras.export.outputs import agreement, in_batches, noise
+from se_keras.export.outputs import agreement, as_integers, in_batches, noise
 
 EXPECTED = {"logits": np.array([[0.0, 1.0], [4.0, 2.0]])}
 ACTUAL = {"logits": np.array([[0.0, 3.0], [4.0, 2.0]])}
@@ -152,3 +152,23 @@ def test_images_are_run_in_batches_of_the_size_that_is_insisted_on(size, batches
     results = in_batches(lambda batch: sizes.append(len(batch)) or {"twice": 2 * batch}, images, size=size)
     assert sizes == batches
     np.testing.assert_array_equal(results["twice"], 2 * images)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "low", "high"),
+    [("uint8", 0, 255), ("int8", -128, 127), ("uint16", 0, 65535), ("int16", -32768, 32767)]
+    + [(dtype, 0, 255) for dtype in ("uint32", "int32", "uint64", "int64")],  # a byte that was converted
+)
+def test_noise_of_integers_takes_all_their_values(dtype, low, high):
+    images = noise((64, 64, 3), samples=8, dtype=dtype)
+    assert images.dtype == dtype
+    extent = high - low
+    assert low <= images.min() < low + 0.01 * extent and high - 0.01 * extent < images.max() <= high
+    assert abs(images.mean() - (low + high) / 2) < 0.01 * extent
+
+
+def test_images_become_integers_by_rounding_and_clipping():
+    values = np.array([-1.0, 0.4, 0.6, 254.6, 300.0])
+    np.testing.assert_array_equal(as_integers(values, "uint8"), np.uint8([0, 0, 1, 255, 255]))
+    np.testing.assert_array_equal(as_integers(values, np.int8), np.int8([-1, 0, 1, 127, 127]))
+    assert as_integers(values, "float32") is values and as_integers(values, "bfloat16") is values

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.tools import flatbuffer_utils
-from export_fixtures import difference, images_for, outputs_of, scattered
+from export_fixtures import INTEGERS, difference, images_for, network_of_integers, outputs_of, scattered
 from keras import initializers, layers, ops
 
 from se_keras.catalogue import create
@@ -248,6 +248,63 @@ def test_integer_input_of_pixels_normalized_by_channel_is_a_part_of_the_file():
     )
     with pytest.raises(ValueError, match="An integer input with a scale for each channel needs lowering. Received"):
         to_litert(rgb, precision="int8", lowering=False, **options)
+
+
+# Models that take integers and scale them inside.
+
+
+@pytest.fixture(scope="module", params=INTEGERS[:-1])  # LiteRT does not cast uint64
+def of_integers(request):
+    """The type of the input, the network, its images, and `{precision: file}`."""
+    dtype = request.param
+    network, images = network_of_integers(dtype)
+    float32 = to_litert(network)
+    made = {
+        precision: to_litert(network, precision=precision, calibration=images, held_out=images, converted=float32)
+        for precision in PRECISIONS[1:]
+    }
+    return dtype, network, images, {"float32": float32} | made
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_file_takes_the_integers_of_its_model(precision, of_integers):
+    dtype, _, images, made = of_integers
+    file = made[precision]
+    entry = file.manifest["signature"]["inputs"]["images"]
+    assert entry["dtype"] == file.manifest["golden"]["input"]["dtype"] == dtype
+    assert (entry.get("scale", 1), entry.get("zero_point", 0)) == (1, 0)  # the integers stand for themselves
+    # A scale of 1/32768 becomes a part of the first kernel, whose values are then below the normal ones of float16.
+    of_16_bits = precision == "float16" and dtype in ("uint16", "int16")
+    assert file.manifest["agreement"]["max_error"] <= (0.02 if of_16_bits else BOUNDS[precision])
+    assert file.manifest["agreement"]["top1"] >= 0.95
+    run = file.runner()
+    for name, expected in run(images).items():
+        np.testing.assert_array_equal(run(images.astype("float32") + 0.25)[name], expected)  # rounded to the same
+
+
+def test_xnnpack_takes_the_integers_of_a_byte(of_integers):
+    # It has no kernels to cast, nor to convert uint8 to int8, which flips one bit of each byte.
+    dtype, _, _, made = of_integers
+    assert made["int8"].runner().undelegated() == {"uint8": ["QUANTIZE"], "int8": []}.get(dtype, ["CAST"])
+    assert made["float32"].runner().undelegated() == ["CAST"]
+
+
+def test_first_layer_that_stays_in_float_takes_integers_too():
+    network, images = network_of_integers("uint8")
+    made = to_litert(network, precision="int8", calibration=images, keep_float="conv", input_type="uint8")
+    assert made.manifest["signature"]["inputs"]["images"]["dtype"] == "uint8"
+    assert made.manifest["agreement"]["cosine"] > 0.99
+
+
+def test_integers_of_a_model_are_not_changed_to_others():
+    network, images = network_of_integers("uint8")
+    with pytest.raises(ValueError, match="The input of functional.* stays uint8. Received: input_type='int8'"):
+        to_litert(network, precision="int8", calibration=images, input_type="int8")
+
+
+def test_integers_that_litert_cannot_cast_are_refused():
+    with pytest.raises(ValueError, match="needs operators that are not built into LiteRT: .+Cast"):
+        to_litert(network_of_integers("uint64")[0])
 
 
 # Layers that stay in float32.

@@ -11,7 +11,15 @@ import pytest
 import tensorflow as tf
 import tf_keras
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
-from export_fixtures import Subclassed, difference, grouped_network, images_for, outputs_of, scattered
+from export_fixtures import (
+    Subclassed,
+    difference,
+    grouped_network,
+    images_for,
+    network_of_integers,
+    outputs_of,
+    scattered,
+)
 from keras import layers
 
 from se_keras.catalogue import create
@@ -308,6 +316,19 @@ def test_gate_whose_bottleneck_is_dead_is_converted():
     images = noise(model)
     exported = qat.to_litert(qat.quantize_aware(model, images), model, held_out=images)
     assert exported.manifest["agreement"]["cosine"] > 0.99
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["uint8", "int32"])
+def test_file_takes_the_integers_of_its_model(dtype):
+    network, images = network_of_integers(dtype)
+    exported = qat.to_litert(qat.quantize_aware(network, images), network, held_out=images)
+    entry = exported.manifest["signature"]["inputs"]["images"]
+    assert (entry["dtype"], entry.get("scale", 1), entry.get("zero_point", 0)) == (dtype, 1, 0)
+    assert exported.manifest["agreement"]["cosine"] > 0.99
+    assert exported.runner().undelegated() == {"uint8": ["QUANTIZE"], "int32": ["CAST"]}[dtype]
+    with pytest.raises(ValueError, match=f"The input of functional.* stays {dtype}. Received: input_type='int8'"):
+        qat.to_litert(qat.quantize_aware(network, images), network, held_out=images, input_type="int8")
 
 
 # The library's wrappers cannot be loaded from tf_keras' own format.

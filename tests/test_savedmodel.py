@@ -16,7 +16,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from export_fixtures import Subclassed, grouped_network, images_for, scattered
+from export_fixtures import INTEGERS, Subclassed, grouped_network, images_for, network_of_integers, scattered
 from keras import layers
 
 from se_keras.catalogue import create
@@ -676,3 +676,17 @@ def test_model_stays_as_it_was(tmp_path):
     to_savedmodel(model, tmp_path)
     assert all(map(np.array_equal, model.get_weights(), weights))
     assert model.to_json() == config
+
+
+@pytest.mark.parametrize("dtype", INTEGERS)
+def test_savedmodel_takes_the_integers_of_its_model(dtype, tmp_path):
+    network, images = network_of_integers(dtype)
+    made = to_savedmodel(network, tmp_path, held_out=images, labels=list("abcd"), normalization=(0, 1), top=4)
+    assert made.manifest["signatures"]["serving_default"]["inputs"]["images"]["dtype"] == dtype
+    assert made.manifest["golden"]["input"]["dtype"] == dtype
+    assert made.manifest["agreement"]["max_error"] < 1e-5
+    # A file of 8x8 pixels is not resized: `image_bytes` scores its integers.
+    pixels = np.random.default_rng(1).integers(0, 128, (8, 8, 3)).astype("uint8")
+    answer = made.runner().signatures["image_bytes"](tf.constant([tf.io.encode_png(pixels).numpy()]))
+    (expected,) = predict(network, pixels[None]).values()
+    np.testing.assert_allclose(answer["scores"], -np.sort(-expected), rtol=0, atol=1e-5)

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from export_fixtures import Subclassed, images_for, scattered
+from export_fixtures import Subclassed, images_for, network_of_integers, scattered
 from keras import layers
 
 from se_keras.catalogue import create
@@ -452,3 +452,12 @@ def test_savedmodel_of_other_inputs_is_refused(model, tmp_path, inputs):
     tf.saved_model.save(module, tmp_path, signatures=module.f)
     with pytest.raises(ValueError, match="A SavedModel with one input of a known shape can be run. Received: "):
         verify(model, tmp_path)
+
+
+def test_network_of_integers_agrees_with_its_exports(tmp_path):
+    integers, images = network_of_integers("uint8")
+    litert, served = to_litert(integers), to_savedmodel(integers, tmp_path)
+    fractions = images * np.float32(0.97)  # each side rounds them in the same way
+    for a, b in ((integers, litert), (litert, served), (served, integers)):
+        for inputs in (None, images, fractions):
+            assert verify(a, b, inputs).agreement.max_error < 1e-5

@@ -37,10 +37,10 @@ from ..model import (
     trained_precision,
     warn_of_other_range,
 )
-from ..outputs import Agreement, agreement
+from ..outputs import Agreement, agreement, as_integers, integer_range
 from . import metadata
 from .file import LiteRTModel, LiteRTRunner
-from .flatbuffer import TYPES, InferenceType, OutputTypes, types_by_name, with_types, without_idle_clamps
+from .flatbuffer import TYPES, InferenceType, OutputTypes, types_by_name, with_types, without_cast, without_idle_clamps
 from .quantization import CALIBRATED, PRECISIONS, Precision, float_operators, quantize
 
 LOW_COSINE = 0.9  # trained networks are above 0.99; below 0.9, the calibration images are not typical
@@ -87,7 +87,7 @@ def to_litert(
         held_out: Images to compare the model and the file on. Default: every fifth calibration image, which is then not
             used for calibration (all of them, if there are fewer than five); without calibration, noise.
         input_shape: `(height, width, channels)`; required if the model's size is free.
-        input_type: For int8. The scale is in the file and in the manifest.
+        input_type: For int8. The scale is in the file and in the manifest. A model's own integers stay.
         output_type: For int8: of all outputs, or `{name: type}` for some of them.
         keep_float: For int8 and int16x8: a regular expression for the names of layers of the lowered model that stay in
             float32. `".*_se_.*"` matches squeeze-and-excitation.
@@ -121,6 +121,7 @@ def to_litert(
     shape = tuple(input_shape or model.inputs[0].shape[1:])
     if None in shape:
         raise ValueError(f"A LiteRT file has a fixed size: give input_shape. Received: a model of {shape}")
+    input_type = type_of_input(model, input_type)
     about = describe(
         network=model.name,
         precision=precision,
@@ -224,6 +225,20 @@ def compared_file(
     return LiteRTModel(content=content, manifest=record), result
 
 
+def type_of_input(model: keras.Model, input_type: InferenceType) -> InferenceType:
+    """The type to change the input of an int8 file to; `"float32"` leaves a model's own integers.
+
+    Raises:
+        ValueError: If the model's input has other integers.
+    """
+    dtype = model.inputs[0].dtype
+    if integer_range(dtype) is None:
+        return input_type
+    if input_type not in ("float32", dtype):
+        raise ValueError(f"The input of {model.name} stays {dtype}. Received: input_type={input_type!r}")
+    return "float32"
+
+
 def _check_options(precision: Any, calibration: Any, input_type: Any, output_type: Any, keep_float: Any) -> None:
     """Raises ValueError if an option is unknown, missing, or has no effect with this precision."""
     if precision not in PRECISIONS:
@@ -249,9 +264,13 @@ def _levels(images: Images, normalization: Normalization) -> Images:
     return np.clip(np.rint(normalization.undo(images)), 0, 255)
 
 
-def _range_of_pixels(normalization: Normalization | None) -> tuple[float, float] | None:
-    """The range of an integer input whose steps are pixels; None if the normalization is unknown."""
-    if normalization is None:
+def _range_of_input(
+    dtype: Any, input_type: InferenceType, normalization: Normalization | None
+) -> tuple[float, float] | None:
+    """The range of an input whose steps are integers or pixels; None if it is that of the images."""
+    if integer_range(dtype) is not None:
+        return integer_range(dtype) if dtype in TYPES else None
+    if input_type == "float32" or normalization is None:
         return None
     return normalization.of_pixel(0)[0], normalization.of_pixel(255)[0]
 
@@ -287,16 +306,16 @@ def _image_sets(
     normalization: Normalization | None,
 ) -> tuple[Images, Images]:
     """The images to calibrate on (none without `calibration`), and the images to compare the model and the file on."""
-    images, rest = np.zeros((0, *shape), "float32"), None
+    images, rest, dtype = np.zeros((0, *shape), "float32"), None, model.inputs[0].dtype
     if calibration is not None:
-        images = _read(calibration, shape, normalization)
+        images = as_integers(_read(calibration, shape, normalization), dtype)
         if np.ptp(images) == 0:
             raise ValueError(f"Calibration images must not be constant. Received: {images.flat[0]} everywhere")
         every_fifth = np.arange(len(images)) % 5 == 4
         images, rest = (images[~every_fifth], images[every_fifth]) if len(images) >= 5 else (images, images)
         warn_of_other_range(model, images, stacklevel=4)
     if held_out is not None:
-        rest = _read(held_out, shape, normalization)
+        rest = as_integers(_read(held_out, shape, normalization), dtype)
     return images, check_images(model, shape=shape) if rest is None else rest
 
 
@@ -335,14 +354,15 @@ def _quantized(
         images=images,
         signature=SIGNATURE,
         input_name=input_names(exported)[0],
-        input_range=None if input_type == "float32" else _range_of_pixels(about.normalization),
+        input_range=_range_of_input(exported.inputs[0].dtype, input_type, about.normalization),
         keep_float=float_layers,
         output_layer=producer(exported.outputs[0]).name,
         progress=on_image,
     )
     if precision != "int8":
         return content
-    return with_types(without_clamps(content, images), input_type=input_type, output_type=output_type)
+    content = without_clamps(without_cast(content), images)
+    return with_types(content, input_type=input_type, output_type=output_type)
 
 
 def _check_agreement(result: Agreement, precision: Precision) -> None:
@@ -359,9 +379,18 @@ def _convert(model: keras.Model, batch_shape: tuple[int, ...], names: list[str])
     with tempfile.TemporaryDirectory() as folder:
         trace(model, folder, names=names, batch_shape=batch_shape)
         converter = tf.lite.TFLiteConverter.from_saved_model(folder)
-        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
-        try:
-            return converter.convert()
-        except ConverterError as error:
-            reason = " ".join(str(error).split())
-            raise ValueError(f"{model.name} needs operators that are not built into LiteRT: {reason}") from None
+        return converted_by(converter, model.name)
+
+
+def converted_by(converter: Any, name: str) -> bytes:
+    """The file of builtin operators that a converter makes of the network called `name`.
+
+    Raises:
+        ValueError: If it needs other operators.
+    """
+    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
+    try:
+        return converter.convert()
+    except ConverterError as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{name} needs operators that are not built into LiteRT: {reason}") from None

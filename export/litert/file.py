@@ -15,7 +15,7 @@ from se_keras.storage import sha256
 from se_keras.typing import Array, FilePath, Json, Outputs
 
 from ..description import Manifest
-from ..outputs import in_batches
+from ..outputs import as_integers, in_batches
 from . import metadata
 
 
@@ -89,6 +89,11 @@ class LiteRTRunner:
         return any(detail["quantization"][0] for detail in self._outputs.values())
 
     @property
+    def takes_integers(self) -> bool:
+        """Whether images are integers. The integers of a quantized input stand for other values."""
+        return self.input_dtype.kind in "iu" and self._input["quantization"] in ((0, 0), (1, 0))
+
+    @property
     def input_dtype(self) -> np.dtype[Any]:
         """Type of the input."""
         return np.dtype(self._input["dtype"])
@@ -102,7 +107,8 @@ class LiteRTRunner:
     def __call__(self, images: Array) -> Outputs:
         """Outputs for `images`, `(samples, height, width, channels)`: `{name: array}`.
 
-        An integer input takes integers, or float images, which are quantized. Integer outputs are dequantized.
+        A file with an integer input takes its integers, or the float images that they stand for, which are rounded.
+        Integer outputs are returned as the float values that they stand for.
         """
 
         def run(batch: Array) -> Outputs:
@@ -150,10 +156,9 @@ def _type(tensor: Json) -> Json:
 def _quantized(values: Array, tensor: Json) -> Array:
     """Float values in the type of a tensor; values that have this type already are not changed."""
     scale, zero_point = tensor["quantization"]
-    if not scale or values.dtype == tensor["dtype"]:
-        return values.astype(tensor["dtype"])
-    limits = np.iinfo(tensor["dtype"])
-    return np.clip(np.rint(values / scale) + zero_point, limits.min, limits.max).astype(tensor["dtype"])
+    if scale and values.dtype != tensor["dtype"]:
+        values = np.rint(values / scale) + zero_point
+    return as_integers(values, tensor["dtype"]).astype(tensor["dtype"])
 
 
 def _dequantized(values: Array, tensor: Json) -> Array:

@@ -20,6 +20,7 @@ OutputTypes = InferenceType | Mapping[str, InferenceType]  # of all outputs, or 
 _ZERO_POINTS = {"int8": 0, "uint8": 128}  # relative to those of int8
 _PROBABILITIES = (1 / 256, -128)  # scale and zero point in int8 of values in 0..1, as in TFLite's softmax
 _QUANTIZE, _DEQUANTIZE = schema.BuiltinOperator.QUANTIZE, schema.BuiltinOperator.DEQUANTIZE
+_CAST = schema.BuiltinOperator.CAST
 _SOFTMAX = schema.BuiltinOperator.SOFTMAX
 _ELEMENTWISE = (schema.BuiltinOperator.ADD, schema.BuiltinOperator.SUB, schema.BuiltinOperator.MUL)
 
@@ -162,6 +163,38 @@ def with_float_softmax(content: bytes) -> bytes:
     return packed(model)
 
 
+def without_cast(content: bytes) -> bytes:
+    """Quantizes an input of 8-bit integers from the integers themselves, if its steps are 1, and not from a cast.
+
+    XNNPACK has no kernel for the cast. Returns the same bytes if there is no such cast.
+    """
+    model = _parsed(content)
+    (graph,) = model.subgraphs
+    cast = _only_reader(graph, graph.inputs[0])
+    quantize = cast and _only_reader(graph, cast.outputs[0])
+    image = graph.tensors[graph.inputs[0]]
+    name = next((name for name, kind in TYPES.items() if kind == image.type), None)
+    if not quantize or name not in _ZERO_POINTS or (_code(model, cast), _code(model, quantize)) != (_CAST, _QUANTIZE):
+        return content
+    steps = graph.tensors[quantize.outputs[0]].quantization
+    if (steps.scale[0], steps.zeroPoint[0] + _ZERO_POINTS[name]) != (1, 0):
+        return content
+    graph.operators.remove(cast)
+    quantize.inputs = [graph.inputs[0]]
+    _retype(image, name, steps)
+    if name == "int8":
+        _bypass(graph, quantize, graph.inputs, model.signatureDefs[0].inputs)
+    return packed(model)
+
+
+def cast_input(content: bytes) -> str | None:
+    """Name of the float tensor that an input of integers is cast to; None if it is not cast, or read otherwise too."""
+    model = _parsed(content)
+    (graph,) = model.subgraphs
+    cast = _only_reader(graph, graph.inputs[0])
+    return graph.tensors[cast.outputs[0]].name.decode() if cast and _code(model, cast) == _CAST else None
+
+
 def with_own_constants(content: bytes) -> bytes:
     """Gives each addition, subtraction and multiplication its own copy of its constant.
 
@@ -209,6 +242,12 @@ def packed(model: Any) -> bytes:
 
 def _parsed(content: bytes) -> Any:
     return flatbuffer_utils.read_model_from_bytearray(content)
+
+
+def _only_reader(graph: Any, tensor: int) -> Any:
+    """The operator that reads a tensor; None if several do."""
+    readers = [operator for operator in graph.operators if tensor in operator.inputs]
+    return readers[0] if len(readers) == 1 else None
 
 
 def _retype(tensor: Any, name: InferenceType, int8: Any) -> None:

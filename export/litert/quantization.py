@@ -26,7 +26,7 @@ from ai_edge_quantizer.utils.qsv_utils import min_max_update
 from se_keras.typing import Images
 
 from .file import plain_interpreter
-from .flatbuffer import with_outputs_in_signature, with_own_constants
+from .flatbuffer import cast_input, with_outputs_in_signature, with_own_constants
 from .ranges import widened, with_wide_ranges
 
 Precision = Literal["float32", "float16", "dynamic", "int8", "int16x8"]
@@ -92,12 +92,13 @@ def quantize(
     output_layer: str | None = None,
     progress: Callable[[int, int], object] | None = None,
 ) -> bytes:
-    """Converts a float32 .tflite file to another precision. Its input and output stay float32.
+    """Converts a float32 .tflite file to another precision. Its input and output keep their types.
 
     Args:
         content: The float32 file.
-        precision: Precision of the new file.
-        images: Calibration images, `(samples, height, width, channels)`; used if `precision` is in `CALIBRATED`.
+        precision: Of the new file.
+        images: For calibration, `(samples, height, width, channels)` in the type of the input; not used unless
+            `precision` is in `CALIBRATED`.
         signature: Key of the file's signature.
         input_name: Name of the signature's input.
         input_range: Lowest and highest value of the input. Default: those of `images`.
@@ -124,7 +125,7 @@ def quantize(
             if progress:
                 progress(done, len(images))
         ranges = calibrator.get_model_qsvs()
-        pixels = f"{signature}_{input_name}:0"
+        pixels = cast_input(content) or f"{signature}_{input_name}:0"
         if input_range:
             low, high = np.asarray(input_range, "float32").reshape(2, 1, 1, 1, 1)
             ranges[pixels] = {"min": low, "max": high}

@@ -32,24 +32,23 @@ from se_keras.images import calibration_images
 from se_keras.typing import Array, Json
 
 from ..description import describe
-from ..litert.conversion import LOW_COSINE, compared_file, without_clamps
+from ..litert.conversion import LOW_COSINE, compared_file, converted_by, type_of_input, without_clamps
 from ..litert.file import LiteRTModel, LiteRTRunner
-from ..litert.flatbuffer import InferenceType, OutputTypes, with_float_softmax, with_types
+from ..litert.flatbuffer import TYPES, InferenceType, OutputTypes, with_float_softmax, with_types, without_cast
 from ..litert.ranges import widened, with_wide_ranges
 from ..lowering import in_float32, lower
 from ..model import (
     SIGNATURE,
     class_count,
     ends_in_softmax,
-    input_names,
     output_names,
     require_one_input,
     trained_precision,
 )
-from ..outputs import agreement
+from ..outputs import agreement, as_integers, integer_range
 from .library import tfmot
-from .quantizers import BOUNDED, UNROUNDED, CalibratedQuantizer, KernelQuantizer, RoundingConfig, is_fused
-from .tf_keras_model import KERNELS, predict_tf_keras, transcribe
+from .quantizers import BOUNDED, UNROUNDED, CalibratedQuantizer, KernelQuantizer, RoundingConfig, fixed, is_fused
+from .tf_keras_model import KERNELS, name_of_taken, predict_tf_keras, transcribe
 
 
 def quantize_aware(
@@ -73,8 +72,10 @@ def quantize_aware(
         keep_zeros: Whether weights that are zero stay zero, so that a pruned network stays sparse.
     """
     lowered = _lowered(model, input_shape)
-    images = calibration_images(calibration, lowered.inputs[0].shape[1:])
+    dtype = lowered.inputs[0].dtype
+    images = as_integers(calibration_images(calibration, lowered.inputs[0].shape[1:]), dtype)
     activations = CalibratedQuantizer()
+    limits = integer_range(dtype) if dtype in TYPES else None
 
     def rounded(layer: Any, readers: list[Any]) -> Any:
         is_depthwise = isinstance(layer, layers.DepthwiseConv2D)
@@ -82,6 +83,8 @@ def quantize_aware(
         output = None if isinstance(layer, UNROUNDED) or is_fused(layer, readers) else activations
         if isinstance(layer, layers.Activation) and layer.activation in BOUNDED:
             output = BOUNDED[layer.activation]
+        if limits and output and layer.name == name_of_taken(lowered.inputs[0]):
+            output = fixed(*limits)  # the integers themselves
         if not kernel and not output:
             return layer
         return tfmot.quantization.keras.QuantizeWrapperV2(layer, RoundingConfig(kernel, output))
@@ -169,7 +172,8 @@ def to_litert(
     model, shape = functional(model), tuple(tf_keras_model.input_shape[1:])
     lowered, names = lower(model, input_shape=shape), output_names(model)
     _require_made_from(tf_keras_model, lowered)
-    images = calibration_images(held_out, shape)
+    images = as_integers(calibration_images(held_out, shape), model.inputs[0].dtype)
+    input_type = type_of_input(model, input_type)
     about = describe(
         network=model.name,
         precision="int8",
@@ -179,7 +183,7 @@ def to_litert(
         normalization=normalization,
         training=training,
     )
-    content = without_clamps(_converted(tf_keras_model, input_names(model)[0], names), images)
+    content = without_clamps(_converted(tf_keras_model, model.inputs[0], names), images)
     expected = predict_tf_keras(tf_keras_model, images, names=names)
     result = agreement(expected, LiteRTRunner(content)(images), as_logits=ends_in_softmax(model))
     # A few values are rounded to the neighbouring step.
@@ -275,8 +279,8 @@ def scope() -> AbstractContextManager[Any]:
     return tfmot.quantization.keras.quantize_scope()
 
 
-def _converted(tf_keras_model: Any, input_name: str, output_names: list[str]) -> bytes:
-    """The content of the file. Ranges that are too narrow for integer kernels are widened in `tf_keras_model`."""
+def _converted(tf_keras_model: Any, image: Any, output_names: list[str]) -> bytes:
+    """The file. Ranges too narrow for integer kernels are widened in `tf_keras_model`."""
     ranges = {}
     for layer in tf_keras_model.layers:
         output = getattr(getattr(layer, "quantize_config", None), "output", None)
@@ -292,27 +296,28 @@ def _converted(tf_keras_model: Any, input_name: str, output_names: list[str]) ->
                 high.assign(wider["max"])
 
     def convert(in_float: Collection[str]) -> bytes:
-        return _convert(tf_keras_model, input_name, output_names)
+        return _convert(tf_keras_model, image, output_names)
 
-    return with_float_softmax(with_wide_ranges(convert, widen, may_stay_float=False))
+    return without_cast(with_float_softmax(with_wide_ranges(convert, widen, may_stay_float=False)))
 
 
-def _convert(tf_keras_model: Any, input_name: str, output_names: list[str]) -> bytes:
-    """Converts through a SavedModel, which sets the names of the signature."""
-    images = tf.TensorSpec((1, *tf_keras_model.input_shape[1:]), tf.float32, name=input_name)
+def _convert(tf_keras_model: Any, image: Any, output_names: list[str]) -> bytes:
+    """Converts through a SavedModel, which sets the names of the signature; `image` is the Keras 3 model's input."""
+    dtype = "float32" if integer_range(image.dtype) is None else image.dtype
+    images = tf.TensorSpec((1, *tf_keras_model.input_shape[1:]), dtype, name=image.name)
 
     @tf.function(input_signature=[images])
     def serve(images: Any) -> dict[str, Any]:
-        return dict(zip(output_names, tf.nest.flatten(tf_keras_model(images, training=False)), strict=True))
+        outputs = tf_keras_model(tf.cast(images, "float32"), training=False)
+        return dict(zip(output_names, tf.nest.flatten(outputs), strict=True))
 
     module: Any = tf.Module()
     module.variables_read = tf_keras_model.variables  # with the model itself, each of its layers would be traced
     with tempfile.TemporaryDirectory() as folder:
         tf.saved_model.save(module, folder, signatures={SIGNATURE: serve})
         converter = tf.lite.TFLiteConverter.from_saved_model(folder)
-        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
         converter.optimizations = [tf.lite.Optimize.DEFAULT]  # otherwise the rounded weights are written as floats
-        return converter.convert()
+        return converted_by(converter, tf_keras_model.name)
 
 
 def _lowered(model: keras.Model, input_shape: Sequence[int] | None) -> keras.Model:

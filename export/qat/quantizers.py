@@ -23,10 +23,17 @@ UNROUNDED = (
     layers.Softmax,
     layers.ZeroPadding2D,
 )
+
+
+def fixed(low: float, high: float) -> Any:
+    """Rounds to 256 steps from `low` to `high`."""
+    return tfmot.quantization.keras.quantizers.FixedQuantizer(8, low, high, False)
+
+
 # The ranges that LiteRT requires: 256 steps from 0 to below 1, or from -1 to below 1.
 BOUNDED: dict[Any, Any] = {
-    tf_keras.activations.sigmoid: tfmot.quantization.keras.quantizers.FixedQuantizer(8, 0.0, 255 / 256, False),
-    tf_keras.activations.tanh: tfmot.quantization.keras.quantizers.FixedQuantizer(8, -1.0, 127 / 128, False),
+    tf_keras.activations.sigmoid: fixed(0.0, 255 / 256),
+    tf_keras.activations.tanh: fixed(-1.0, 127 / 128),
 }
 
 

@@ -83,6 +83,11 @@ def transcribe(lowered: keras.Model, *, wrap: Wrap = _unchanged) -> tf_keras.Mod
     return _assembled(lowered, wrap)
 
 
+def name_of_taken(image: Any) -> str:
+    """Name of the layer that takes an input, so that it can be rounded."""
+    return f"{image.name}_taken"
+
+
 def predict_tf_keras(tf_keras_model: Any, images: Images, *, names: Sequence[str]) -> Outputs:
     """Outputs of a tf_keras model in inference: `{name: array}`."""
     outputs = tf.nest.flatten(tf_keras_model.predict(images, batch_size=8, verbose=0))
@@ -101,7 +106,7 @@ def _assembled(lowered: keras.Model, wrap: Wrap) -> tf_keras.Model:
     images = [tf_keras.Input(tuple(x.shape[1:]), name=x.name) for x in inputs]
     values = {}
     for x, image in zip(inputs, images, strict=True):  # the input is rounded too
-        values[id(x)] = wrap(legacy.Activation("linear", name=f"{x.name}_taken"), readers[id(x)])(image)
+        values[id(x)] = wrap(legacy.Activation("linear", name=name_of_taken(x)), readers[id(x)])(image)
     wrapped = {}  # a shared layer is wrapped once
     for call in graph:
         (output,), chain = call.output_tensors, chains[call.operation]

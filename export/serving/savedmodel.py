@@ -38,7 +38,7 @@ from ..model import (
     trace,
     trained_precision,
 )
-from ..outputs import agreement, in_batches
+from ..outputs import agreement, as_integers, in_batches
 from . import warmup
 from .signatures import IMAGE_BYTES, LOGITS, classify, logits
 
@@ -132,6 +132,7 @@ class SavedModelRunner:
     def __call__(self, images: Array, *, signature: str = SIGNATURE) -> Outputs:
         """Outputs of a signature for `images`, `(samples, height, width, channels)`: `{name: array}`."""
         serve, dtype = self.signatures[signature], self._input.dtype
+        images = as_integers(images, dtype.name)
         return in_batches(lambda batch: serve(**{self._name: tf.cast(batch, dtype)}), images, size=self.input_shape[0])
 
 
@@ -273,7 +274,7 @@ def _write_graph(model, path, *, names, description, top):
             file = Path(scratch, LABELS_FILE)
             file.write_text("\n".join(description.labels), encoding="utf-8")
             serve, table = classify(
-                lambda x: model(x, training=False),
+                lambda x: model(_as_input(x, images.dtype), training=False),
                 shape=images.shape[1:],
                 labels=file,
                 normalization=description.normalization,
@@ -282,6 +283,11 @@ def _write_graph(model, path, *, names, description, top):
             tables.append(table)
             more[IMAGE_BYTES] = (serve, tf.TensorSpec((None,), "string", name=IMAGE_BYTES))
         trace(model, path, names=names, more=more, tracked=tables)
+
+
+def _as_input(pixels, dtype):
+    """A tensor in the type of the input: rounded and clipped to integers."""
+    return tf.saturate_cast(tf.round(pixels) if tf.as_dtype(dtype).is_integer else pixels, dtype)
 
 
 def _compare(model, runner, images):
@@ -316,7 +322,7 @@ def _requests(runner, file):
     With se_resnet50 the first request takes 0.37 s and later ones 0.05 s. Larger batches need no separate warm-up.
     """
     ((name, images),) = runner.signatures[SIGNATURE].structured_input_signature[1].items()
-    blank = tf.make_tensor_proto(0.0, images.dtype, _one_image(images.shape))  # the proto stores one value for all
+    blank = tf.make_tensor_proto(0, images.dtype, _one_image(images.shape))  # the proto stores one value for all
     requests = [(signature, {name: blank}) for signature in (SIGNATURE, LOGITS) if signature in runner.signatures]
     return requests + ([(IMAGE_BYTES, {IMAGE_BYTES: tf.make_tensor_proto([file])})] if file else [])
 
