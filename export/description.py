@@ -236,6 +236,7 @@ _RULE = (
 _FLOAT32_TOLERANCE = 1e-4
 _OTHER_TOLERANCE = 0.1
 _VALUES = 64  # kept of each output
+_LARGEST_INPUT = 2**25  # values; eleven images of 1000x1000, made in ten seconds
 
 
 def manifest(
@@ -343,6 +344,8 @@ def reference_error(runner: Callable[[Array], Outputs], record: Json) -> float:
 
 def _images(recipe: Json) -> Array:
     """The images that a record describes by its `rule`."""
+    if math.prod(recipe["shape"]) > _LARGEST_INPUT:
+        raise ValueError(f"The reference input has more than {_LARGEST_INPUT:,} values. Received: {recipe['shape']}")
     states = itertools.accumulate(
         range(math.prod(recipe["shape"])), lambda x, _: (1664525 * x + 1013904223) % 2**32, initial=recipe["seed"]
     )

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from se_keras.catalogue import names, spec_of
+from se_keras.errors import translated
 from se_keras.graph import calls, gives_probabilities, producer, structures
 from se_keras.images import scales_pixels
 from se_keras.layers import ops
@@ -145,7 +146,8 @@ def predict(model: keras.Model, images: Array) -> Outputs:
     names = output_names(model)
 
     def run(batch: Array) -> Outputs:
-        outputs = keras.tree.flatten(model(batch, training=False))
+        with translated(f"{model.name} cannot be run"):
+            outputs = keras.tree.flatten(model(batch, training=False))
         return dict(zip(names, map(ops.convert_to_numpy, outputs), strict=True))
 
     return in_batches(run, as_integers(images, model.inputs[0].dtype), size=model.inputs[0].shape[0])

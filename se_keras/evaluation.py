@@ -11,13 +11,14 @@ import numpy as np
 import tensorflow as tf
 
 from se_keras import storage
+from se_keras.errors import translated
 from se_keras.export.description import agreed
 from se_keras.export.litert.file import LiteRTModel
 from se_keras.export.serving.savedmodel import SavedModel
 from se_keras.export.verification import Runnable, runnable
 from se_keras.images import as_pixels, evaluation_image
 from se_keras.training.data import Data, EpochOrder, SkippedFiles, Split
-from se_keras.training.pipeline import PREFETCHED, read_batches
+from se_keras.training.pipeline import PREFETCHED, read_batches, read_errors
 from se_keras.training.sources import DATA
 from se_keras.training.step import TOP
 from se_keras.typing import Array, FilePath, Json, OnMessage
@@ -217,7 +218,7 @@ def evaluate(
     skipped = SkippedFiles(corrupt_budget)
     confusion, top5, done = np.zeros((classes, classes), "int64"), 0, 0
     runs = [_probabilities(model, data) for model in loaded]
-    for views, labels, weights in _batches(split, data, PROTOCOLS[protocol], size, skipped):
+    for views, labels, weights in _read(_batches(split, data, PROTOCOLS[protocol], size, skipped), split, skipped):
         flat, is_image = views.reshape(-1, *views.shape[2:]), weights > 0
         each = [run(flat).reshape(*views.shape[:2], classes).mean(axis=1) for run in runs]
         predicted, labels = np.mean(each, axis=0)[is_image], labels[is_image]
@@ -260,6 +261,16 @@ def _common_size(models, protocol, data):
     return size
 
 
+def _read(batches, split, skipped) -> Iterator:
+    """The same batches. Their errors are explained, and those of what is done with them are not."""
+    while True:
+        with read_errors(split, skipped):
+            batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch
+
+
 def _batches(split, data, protocol, size, skipped) -> Iterator:
     """Views `(batch, number, height, width, channels)` of pixels, labels, and weights: 0 for padding."""
     channels = len(data.mean)
@@ -284,7 +295,11 @@ def _probabilities(model, data):
 
     def probabilities(pixels):
         images = normalization.apply(pixels)
-        outputs = tf.nest.flatten(traced(images)) if traced else model.run(images).values()
+        if traced:
+            with translated(f"{model.name} cannot be run"):
+                outputs = tf.nest.flatten(traced(images))
+        else:
+            outputs = model.run(images).values()
         values, *others = (np.asarray(x, "float64") for x in outputs)
         if others or values.shape != (len(images), classes):
             raise ValueError(

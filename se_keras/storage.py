@@ -19,9 +19,10 @@ def staged(target: FilePath) -> Iterator[Path]:
 
     The block writes a file or a folder there. The temporary name is neither numeric nor the name of the target, so no
     reader mistakes it for the result. An existing file is replaced atomically; an existing folder is refused.
-    After an OSError, such as a full disk, `target` is unchanged.
+    After an error, such as a full disk, `target` is unchanged, and no folder is left that was not there before.
     """
     target = Path(target)
+    created = [parent for parent in target.parents if not parent.exists()]
     target.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
     try:
@@ -35,6 +36,9 @@ def staged(target: FilePath) -> Iterator[Path]:
         _flush(target.parent)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        for parent in created:
+            with contextlib.suppress(OSError):  # it is not empty
+                parent.rmdir()
 
 
 def remove_partial(folder: FilePath) -> None:

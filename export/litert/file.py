@@ -9,7 +9,7 @@ import numpy as np
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from se_keras import storage
-from se_keras.errors import first_line
+from se_keras.errors import translated
 from se_keras.records import read_json
 from se_keras.storage import sha256
 from se_keras.typing import Array, FilePath, Json, Outputs
@@ -62,11 +62,9 @@ class LiteRTRunner:
 
     def __init__(self, content: bytes, *, threads: int = 1):
         check_threads(threads)
-        try:
+        with translated("Not a LiteRT file that can be run here"):
             self._interpreter = Interpreter(model_content=content, num_threads=threads)
             self._interpreter.allocate_tensors()
-        except (ValueError, RuntimeError) as error:
-            raise ValueError(f"Not a LiteRT file that can be run here: {first_line(error)}") from None
         inputs = self._interpreter.get_input_details()
         if len(inputs) != 1:
             raise ValueError(f"Only LiteRT files with one input can be run. Received: one with {len(inputs)}")
@@ -112,7 +110,8 @@ class LiteRTRunner:
         """
 
         def run(batch: Array) -> Outputs:
-            self.prepare(batch)()
+            with translated("The LiteRT file cannot be run"):
+                self.prepare(batch)()
             return {
                 name: _dequantized(self._interpreter.get_tensor(detail["index"]), detail)
                 for name, detail in self._outputs.items()
@@ -189,12 +188,10 @@ def load_litert(path: FilePath) -> LiteRTModel:
     if content[4:8] != b"TFL3":
         raise ValueError(f"{str(path)!r} is not a LiteRT file")
     if not _manifest_path(path).is_file():
-        try:
+        with translated(repr(str(path))):
             metadata.check(content)  # a damaged file is not run
             LiteRTRunner(content)
             about = metadata.read(content)
-        except ValueError as error:
-            raise ValueError(f"{str(path)!r}: {error}") from None
         network, precision = (about.network, about.precision) if about else (path.stem, "unknown")
         return LiteRTModel(content=content, manifest={"network": network, "precision": precision})
     record = read_json(_manifest_path(path), FileManifest, what="the manifest of a LiteRT file")

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from se_keras.errors import translated
 from se_keras.storage import sha256
 from se_keras.typing import FilePath, Json
 
 from ..description import Metadata, reference_error
 from . import metadata
-from .file import LiteRTRunner, load_litert, plain_interpreter
+from .file import LiteRTModel, load_litert, plain_interpreter
 from .flatbuffer import schema
 
 _OPERATORS = {code: name for name, code in vars(schema.BuiltinOperator).items() if not name.startswith("_")}
@@ -97,8 +98,17 @@ def inspect(path: FilePath) -> Inspection:
             difference of the outputs does not raise an error: it is in the result.
     """
     file = load_litert(path)
-    runner = file.runner()
     manifest = file.manifest if "sha256" in file.manifest else None
+    reference = None
+    if manifest and "golden" in manifest:
+        with translated(f"The reference output in the manifest of {str(path)!r} is damaged"):
+            record = manifest["golden"]
+            reference = ReferenceCheck(error=reference_error(file.runner(), record), tolerance=record["tolerance"])
+    with translated(f"{str(path)!r} cannot be inspected"):
+        return _inspection(file, manifest, reference)
+
+
+def _inspection(file: LiteRTModel, manifest: Json | None, reference: ReferenceCheck | None) -> Inspection:
     model = schema.Model.GetRootAs(file.content)
     graphs = [model.Subgraphs(i) for i in range(model.SubgraphsLength())]
     weights = _weights(model, graphs)
@@ -109,20 +119,13 @@ def inspect(path: FilePath) -> Inspection:
         inputs=_tensors(model, graphs[0].InputsAsNumpy()),
         outputs=_tensors(model, graphs[0].OutputsAsNumpy()),
         operators=dict(_operators(model, graphs).most_common()),
-        undelegated=tuple(runner.undelegated()),
+        undelegated=tuple(file.runner().undelegated()),
         tensors=sum(graph.TensorsLength() for graph in graphs),
         weights=dict(weights.most_common()),
         metadata=metadata.read(file.content),
         manifest=manifest,
-        reference=_reference_check(runner, path, manifest["golden"]) if manifest and "golden" in manifest else None,
+        reference=reference,
     )
-
-
-def _reference_check(runner: LiteRTRunner, path: FilePath, record: Any) -> ReferenceCheck:
-    try:
-        return ReferenceCheck(error=reference_error(runner, record), tolerance=float(record["tolerance"]))
-    except (AttributeError, KeyError, TypeError, OverflowError) as error:
-        raise ValueError(f"The reference output in the manifest of {str(path)!r} is damaged: {error!r}") from None
 
 
 def _operators(model: Any, graphs: list[Any]) -> Counter[str]:

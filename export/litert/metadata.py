@@ -20,7 +20,7 @@ import numpy as np
 from flatbuffers import number_types
 from flatbuffers.table import Table
 
-from se_keras.errors import first_line
+from se_keras.errors import translated
 from se_keras.normalization import Normalization
 from se_keras.records import parse_json
 from se_keras.typing import Json
@@ -35,6 +35,8 @@ _ENTRY = b"TFLITE_METADATA"
 _IDENTIFIER = b"M001"
 _PARSER = "1.0.0"  # the first version of the schema has all fields that are written here
 _ALIGNMENT = 64
+_LARGEST = 2**24  # bytes of a file after the model; a million labels
+_DAMAGED = "The metadata of the file are damaged"
 _PIXELS = {"max": 255, "min": 0}
 _BUFFERS, _METADATA = 4, 6  # slots of fields in TFLite's table Model
 # The fields of each table that are used here, with their slot in the schema and their type. A name is a table, a list
@@ -82,6 +84,7 @@ class Record(TypedDict):
     training: NotRequired[dict[str, Any] | None]
     model: Place
     sha256: str
+    labels_sha256: NotRequired[str]
 
 
 def attach(content: bytes, metadata: Metadata) -> bytes:
@@ -104,9 +107,11 @@ def attach(content: bytes, metadata: Metadata) -> bytes:
         "model": {"begin": begin, "end": begin + len(content)},
         "sha256": hashlib.sha256(model).hexdigest(),
     }
-    files = {RECORD_FILE: json.dumps(record, indent=2)}
+    files = {}
     if metadata.labels is not None:
         files[LABELS_FILE] = "\n".join(metadata.labels)
+        record["labels_sha256"] = hashlib.sha256(files[LABELS_FILE].encode()).hexdigest()
+    files = {RECORD_FILE: json.dumps(record, indent=2)} | files
     file = io.BytesIO(model)
     with zipfile.ZipFile(file, "a") as archive:  # stored, not compressed: MediaPipe reads them in place
         for name, text in files.items():
@@ -129,11 +134,11 @@ def read(content: bytes) -> Metadata | None:
         ValueError: If the metadata are damaged, or if the file differs from the checksum in it.
     """
     record = check(content) or {}
-    model = schema.Model.GetRootAs(content)
-    entry = _entry(model)
-    if entry is None:
-        return None
-    try:
+    with translated("The metadata of the file cannot be read"):
+        model = schema.Model.GetRootAs(content)
+        entry = _entry(model)
+        if entry is None:
+            return None
         packed = model.Buffers(entry.Buffer()).DataAsNumpy().tobytes()
         found = _read("ModelMetadata", Table(packed, int.from_bytes(packed[:4], "little")))
         (subgraph, *_) = found.get("subgraphs") or [{}]
@@ -148,12 +153,10 @@ def read(content: bytes) -> Metadata | None:
         return Metadata(
             network=found.get("name", ""),
             precision=record.get("precision", "unknown"),
-            labels=labels and tuple(files[labels].decode().splitlines()),
+            labels=labels and _labels(model, record, _file(content, files[labels]).decode()),
             normalization=normalization and Normalization(normalization["mean"], normalization["std"]),
             training=record.get("training"),
         )
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError, struct.error) as error:
-        raise ValueError(f"The metadata of the file cannot be read: {first_line(error)}") from None
 
 
 def check(content: bytes) -> Json | None:
@@ -167,8 +170,8 @@ def check(content: bytes) -> Json | None:
     files, end = _archive(content)
     if RECORD_FILE not in files:
         return None
-    refusal = f"The metadata of the file are damaged: {RECORD_FILE} is not the record of an export"
-    record = parse_json(files[RECORD_FILE], Record, refusal=refusal)
+    refusal = f"{_DAMAGED}: {RECORD_FILE} is not the record of an export"
+    record = parse_json(_file(content, files[RECORD_FILE]), Record, refusal=refusal)
     if record["sha256"] != hashlib.sha256(content[:end]).hexdigest():
         raise ValueError("The file is not the one that was exported: its SHA-256 is not its metadata's")
     return record
@@ -180,18 +183,41 @@ def _entry(model: Any) -> Any:
     return next((entry for entry in entries if entry.Name() == _ENTRY), None)
 
 
-def _archive(content: bytes) -> tuple[dict[str, bytes], int]:
-    """The files after a model, `{name: content}`, and where the archive begins."""
+def _archive(content: bytes) -> tuple[dict[str, zipfile.ZipInfo], int]:
+    """The files after a model, by name, and where the archive begins."""
     file = io.BytesIO(content)
     if not zipfile.is_zipfile(file):
         return {}, len(content)
-    try:
-        with zipfile.ZipFile(file) as archive:
-            entries = archive.infolist()
-            end = min((entry.header_offset for entry in entries), default=len(content))
-            return {entry.filename: archive.read(entry) for entry in entries}, end
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError, struct.error) as error:
-        raise ValueError(f"The metadata of the file are damaged: {first_line(error)}") from None
+    with translated(_DAMAGED), zipfile.ZipFile(file) as archive:
+        entries = archive.infolist()
+        end = min((entry.header_offset for entry in entries), default=len(content))
+        return {entry.filename: entry for entry in entries}, end
+
+
+def _file(content: bytes, entry: zipfile.ZipInfo) -> bytes:
+    """The content of a file after a model. A short archive can say that it holds gigabytes."""
+    if entry.file_size > _LARGEST:
+        raise ValueError(f"{_DAMAGED}: {entry.filename} says that it has {entry.file_size:,} bytes")
+    with translated(_DAMAGED), zipfile.ZipFile(io.BytesIO(content)) as archive:
+        return archive.read(entry)
+
+
+def _labels(model: Any, record: Json, text: str) -> tuple[str, ...]:
+    """The labels. In a file of this package they must be those of its record, one for each class and all different."""
+    labels = tuple(text.splitlines())
+    if not record:
+        return labels
+    expected = (record.get("training") or {}).get("classes")
+    if "labels_sha256" in record:
+        if hashlib.sha256(text.encode()).hexdigest() != record["labels_sha256"]:
+            raise ValueError(f"{LABELS_FILE} is not the one that was exported: its SHA-256 is not the record's")
+    elif isinstance(expected, list) and sorted(map(str, expected)) == sorted(labels) and list(labels) != expected:
+        raise ValueError(f"{LABELS_FILE} has the classes of the training in another order")
+    graph = model.Subgraphs(0)
+    classes = int(graph.Tensors(graph.Outputs(0)).ShapeAsNumpy()[-1])
+    if len(labels) != classes or len(set(labels)) != classes:
+        raise ValueError(f"{LABELS_FILE} must name each of {classes} classes once. Received: {len(labels)} labels")
+    return labels
 
 
 def _packed(content: bytes, metadata: Metadata) -> bytes:

@@ -1,6 +1,7 @@
 """SavedModels for TF Serving: `folder/<version>/`, written atomically after a comparison with the Keras model."""
 
 import base64
+import contextlib
 import math
 import tempfile
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
 from se_keras import storage
-from se_keras.errors import first_line
+from se_keras.errors import first_line, translated
 from se_keras.graph import functional
 from se_keras.images import evaluation_image
 from se_keras.normalization import Normalization
@@ -133,7 +134,12 @@ class SavedModelRunner:
         """Outputs of a signature for `images`, `(samples, height, width, channels)`: `{name: array}`."""
         serve, dtype = self.signatures[signature], self._input.dtype
         images = as_integers(images, dtype.name)
-        return in_batches(lambda batch: serve(**{self._name: tf.cast(batch, dtype)}), images, size=self.input_shape[0])
+
+        def run(batch: Array) -> Outputs:
+            with translated(f"The signature {signature!r} of the SavedModel cannot be run"):
+                return serve(**{self._name: tf.cast(batch, dtype)})
+
+        return in_batches(run, images, size=self.input_shape[0])
 
 
 def to_savedmodel(
@@ -188,7 +194,7 @@ def to_savedmodel(
     is_batch = images.ndim == len(shape) and len(images) > 0
     if not is_batch or any(b not in (a, None) for a, b in zip(images.shape, shape, strict=True)):
         raise ValueError(f"held_out must be images for {shape}. Received: {images.shape}")
-    with storage.staged(target) as path:
+    with _written(target) as path:
         _write_graph(exported, path, names=output_names(model), description=description if has_files else None, top=top)
         _remove_xla(path / _GRAPH)
         runner = SavedModelRunner(path)
@@ -215,6 +221,16 @@ def to_savedmodel(
         )
         storage.write_json(path / _MANIFEST, record)
     return SavedModel(path=target, manifest=record)
+
+
+@contextlib.contextmanager
+def _written(target):
+    """Yields the path of a folder that becomes `target`. TensorFlow's errors of writing become OSErrors."""
+    try:
+        with storage.staged(target) as path:
+            yield path
+    except (tf.errors.ResourceExhaustedError, tf.errors.PermissionDeniedError, tf.errors.UnknownError) as error:
+        raise OSError(f"{str(target)!r} cannot be written: {first_line(error)}") from error
 
 
 def _target(folder, version):

@@ -18,7 +18,7 @@ from se_keras.runs import MODEL_FILE, RUN_FILE
 from se_keras.training import checkpoint, record
 from se_keras.training.data import Data, EpochOrder, SkippedFiles
 from se_keras.training.distribution import Replicas, Strategy, replicas
-from se_keras.training.pipeline import batches, held_out
+from se_keras.training.pipeline import batches, held_out, read_errors
 from se_keras.training.recipes import Execution, Recipe
 from se_keras.training.schedules import after_plateaus, steps_per_epoch
 from se_keras.training.step import Trainer, averaged, batch_norm_frozen, optimizer_for
@@ -184,7 +184,7 @@ class _Run:
             count = min(count, every - self.step % every)
         callbacks.on_train_batch_begin(self.step)
         started = time.monotonic()
-        with self._explained_errors():
+        with self._explained_errors(self.data.train):
             sums = self.trainer.train(iterator, count, stopping=stop.signal is not None)
         self._require_finite("loss", sums[0])
         self.step += count
@@ -225,7 +225,7 @@ class _Run:
         cache, order = self.execution.cache, self._order()
         dataset = held_out(self.data.test, self.data, size=self.size, order=order, cache=cache, skipped=self.skipped)
         steps = math.ceil(len(self.data.test) / self.recipe.batch_size)
-        with self._explained_errors():
+        with self._explained_errors(self.data.test):
             iterator = self.replicas.distribute(dataset, self.recipe.batch_size)
             loss, top1, top5, images = self.trainer.evaluate(iterator, steps)
         # The last step of an epoch can ruin the weights: only the loss on the test images shows that.
@@ -240,12 +240,15 @@ class _Run:
         }
 
     @contextlib.contextmanager
-    def _explained_errors(self):
-        """Turns TensorFlow's errors into errors that name the cause: undecodable files, a lost worker."""
+    def _explained_errors(self, split):
+        """Turns TensorFlow's errors into errors that name the cause: bad files, damaged shards, a lost worker."""
         try:
             yield
         except tf.errors.OpError as error:
             self.skipped.check()
+            with read_errors(split, self.skipped):
+                if isinstance(error, tf.errors.DataLossError):
+                    raise
             if self.replicas.workers == 1:
                 raise
             lost = f"A worker was lost in epoch {self.epoch + 1}: {self.saved()}"

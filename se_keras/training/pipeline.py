@@ -1,10 +1,12 @@
 """From a split to the batches of a step: read, decoded, augmented, normalized and prefetched."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import tensorflow as tf
 
+from se_keras.errors import first_line
 from se_keras.images import evaluation_image
 from se_keras.training.augmentation import fold_in, mix_up, rand_augment, training_image
 from se_keras.training.data import Data, EpochOrder, SkippedFiles, Split
@@ -90,6 +92,18 @@ def held_out(
 
     dataset = normalized(read_batches(split, order, read, skipped), data)
     return _deterministic((dataset.cache() if cache else dataset).prefetch(PREFETCHED))
+
+
+@contextlib.contextmanager
+def read_errors(split: Split, skipped: SkippedFiles) -> Iterator[None]:
+    """Turns errors of TensorFlow while images are read into those of their causes: bad files, a damaged shard."""
+    try:
+        yield
+    except tf.errors.OpError as error:
+        skipped.check()
+        if isinstance(error, tf.errors.DataLossError):
+            getattr(split, "check", lambda: None)()
+        raise ValueError(f"The images cannot be read: {first_line(error)}") from error
 
 
 def normalized(dataset: tf.data.Dataset, data: Data) -> tf.data.Dataset:

@@ -63,12 +63,14 @@ class Records:
         count, files: Number of images, and of files.
         labels: Each label that occurs.
         read: From indices of files, in reading order, to a dataset of (index, bytes of the image, label).
+        check: Raises ValueError if a file is damaged; it reads all of them.
     """
 
     count: int
     labels: Array
     read: Callable[[Array], tf.data.Dataset] = field(repr=False)
     files: int = 1
+    check: Callable[[], object] = field(default=lambda: None, repr=False)
 
     def __len__(self) -> int:
         return self.count
@@ -191,10 +193,16 @@ def _records(folder, entries, check):
             raise FileNotFoundError(f"The shard {str(path)!r} is missing")
         if (found := path.stat().st_size) != size:
             raise ValueError(f"The shard {str(path)!r} was cut short or changed: {found} bytes instead of {size}")
-        if check and not _is_intact(path, entry):
-            raise ValueError(f"The shard {str(path)!r} is damaged: its SHA-256 is not the index's")
         paths.append(str(path))
         firsts.append(firsts[-1] + entry["count"])
+
+    def check_shards():
+        for path, entry in zip(map(Path, paths), entries, strict=True):
+            if not _is_intact(path, entry):
+                raise ValueError(f"The shard {str(path)!r} is damaged: its SHA-256 is not the index's")
+
+    if check:
+        check_shards()
 
     def records_of(path, first):
         def parsed(index, record):
@@ -214,7 +222,7 @@ def _records(folder, entries, check):
         )
 
     labels = np.unique([label for entry in entries for label in entry["labels"]])
-    return Records(count=firsts[-1], labels=labels, read=read_files, files=len(paths))
+    return Records(count=firsts[-1], labels=labels, read=read_files, files=len(paths), check=check_shards)
 
 
 def _write_shard(path, split, indices):
