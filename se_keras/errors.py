@@ -5,11 +5,18 @@ import re
 from collections.abc import Iterator
 
 _NODE = re.compile(r"^(\{\{[^}]*\}\}\s*)+")  # the node of a graph, with which TensorFlow's messages begin
+_IN_LAYER = re.compile(r".*Exception encountered when calling [^\n]*\n\s*(?:\x1b\[1m)?([^\x1b\n]+)", re.DOTALL)
 
 
 def first_line(error: object) -> str:
-    """The first line of an error's message; the type of the error if it has no message."""
-    return (_NODE.sub("", str(error).strip()) or type(error).__name__).splitlines()[0]
+    """The first line of an error's message; the type of the error if it has no message.
+
+    Where Keras says first in which layer the error was, it is the line after the last of these.
+    """
+    message = str(error).strip()
+    if found := _IN_LAYER.match(message):
+        return found[1].strip()
+    return (_NODE.sub("", message) or type(error).__name__).splitlines()[0]
 
 
 @contextlib.contextmanager

@@ -915,6 +915,13 @@ def test_json_has_null_for_what_is_no_number(capsys):
     assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {"error": None, "rows": [None, 1.5]}
 
 
+def test_missing_optional_package_is_an_error_of_one_line(cli, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    result = cli("train", "se_resnet20", "--data", "tfds:mnist", "-o", tmp_path / "run")
+    text = 'se-keras: error: tfds:mnist needs the package tensorflow-datasets: pip install "se-keras[tfds]"'
+    assert (result.status, result.err.splitlines()[-1]) == (2, text)
+
+
 # Refusals: one line, exit status 2, nothing written
 
 INT8 = "--precision int8 --calibration"
@@ -1010,6 +1017,8 @@ REFUSALS = {
     "verify {files}/model.keras {files}/se.tflite --normalize 0 1": "--normalize is for a folder .+ no --images",
     "verify {files}/model.keras {files}/se.tflite --limit 9": "--limit is for a folder of images. .+ no --images",
     "verify {files}/model.keras {new}/x.tflite": "There is no LiteRT file '{new}/x.tflite'",
+    "evaluate {files}/text.tflite": "'{files}/text.tflite' is not a LiteRT file",
+    "evaluate {files}/truncated.tflite": "'{files}/truncated.tflite': ",
     "verify {files}/model.keras {new}/x": "There is no file or folder '{new}/x'",
     "verify {files}/model.keras {files}/text.npy": "a .keras file, a .tflite file or a SavedModel's folder. Received: ",
     "verify {files}/model.keras {files}/nothing": "There is no SavedModel in '{files}/nothing'",

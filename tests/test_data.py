@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
+from se_keras.evaluation import evaluate
 from se_keras.training import shards, sources
 from se_keras.training.data import Arrays, Data, EpochOrder, digits, folder
 
@@ -362,6 +363,27 @@ def test_damaged_index_is_refused(copied, text):
     (copied / shards.INDEX).write_text(text)
     with pytest.raises(ValueError, match="index.json' is not an index of shards"):
         shards.read(copied)
+
+
+def test_shard_with_a_flipped_bit_is_named_where_it_is_read(copied):
+    path = copied / "test-00001-of-00004.tfrecord"
+    content = bytearray(path.read_bytes())
+    content[40] ^= 1
+    path.write_bytes(content)
+    data = shards.read(copied)
+    model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Flatten(), keras.layers.Dense(2)])
+    with pytest.raises(ValueError, match=f"The shard '{path}' is damaged: its SHA-256 is not the index's"):
+        evaluate(model, data.test, data)
+
+
+def test_file_that_cannot_be_decoded_is_named_where_it_is_read(tmp_path):
+    write_images(tmp_path / "val", {"ant": 2, "bee": 2})
+    write_images(tmp_path / "train", {"ant": 1, "bee": 1})
+    data = folder(tmp_path)
+    Path(data.test.paths[1]).write_bytes(b"nonsense")
+    model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Flatten(), keras.layers.Dense(2)])
+    with pytest.raises(ValueError, match=f"^1 files cannot be decoded, .+: {data.test.paths[1]}$"):
+        evaluate(model, data.test, data)
 
 
 def test_index_with_a_shard_elsewhere_is_refused(copied):

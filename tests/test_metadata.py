@@ -267,6 +267,61 @@ def test_flipped_bit_of_the_metadata_is_noticed(attached, text):
         read(flipped(attached, attached.index(text)))
 
 
+def repacked(content, name, text, **options):
+    """The file with another text in its archive."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        files = {entry.filename: archive.read(entry) for entry in archive.infolist()}
+        end = archive.infolist()[0].header_offset
+    file = io.BytesIO(content[:end])
+    with zipfile.ZipFile(file, "a", **options) as archive:
+        for each, old in files.items():
+            archive.writestr(each, text if each == name else old)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "change", [lambda x: x[::-1], lambda x: x[:-1], lambda x: [*x[:-1], x[0]], lambda x: [*x, "x"]]
+)
+def test_labels_that_are_not_the_exported_ones_are_noticed(attached, change):
+    text = "\n".join(change(list(DESCRIPTION["labels"])))
+    with pytest.raises(
+        ValueError, match="labels.txt is not the one that was exported: its SHA-256 is not the record's"
+    ):
+        read(repacked(attached, "labels.txt", text))
+
+
+def older(content, **training):
+    """The file without the checksum of its labels, which earlier versions did not write."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        record = json.loads(archive.read("se_keras.json"))
+    del record["labels_sha256"]
+    return repacked(content, "se_keras.json", json.dumps(record | {"training": training}))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda x: x[::-1], "labels.txt has the classes of the training in another order"),
+        (lambda x: x[:-1], "labels.txt must name each of {classes} classes once. Received: {one_less} labels"),
+        (lambda x: [*x[:-1], x[0]], "labels.txt must name each of {classes} classes once. Received: {classes} labels"),
+    ],
+)
+def test_labels_in_the_wrong_number_order_or_twice_are_noticed_in_older_files(attached, change, message):
+    labels = list(DESCRIPTION["labels"])
+    content = older(attached, classes=labels)
+    assert read(content).labels == tuple(labels)
+    expected = message.format(classes=len(labels), one_less=len(labels) - 1)
+    with pytest.raises(ValueError, match=expected):
+        read(repacked(content, "labels.txt", "\n".join(change(labels))))
+
+
+@pytest.mark.parametrize("name", ["labels.txt", "se_keras.json"])
+def test_file_of_a_gigabyte_in_a_short_archive_is_not_read(attached, name):
+    content = repacked(attached, name, bytes(2**25), compression=zipfile.ZIP_DEFLATED)
+    with pytest.raises(ValueError, match=f"metadata of the file are damaged: {name} says that it has 33,554,432 bytes"):
+        read(content)
+
+
 @pytest.mark.parametrize("record", ["", "[]", "3", "{}", '{"sha256"'])
 def test_damaged_record_is_an_error(plain, record, monkeypatch):
     written = attach(plain, ABOUT)

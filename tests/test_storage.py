@@ -99,6 +99,13 @@ def test_two_writers_of_one_target_do_not_meet(tmp_path):
     assert names_in(tmp_path) == ["file"]
 
 
+def test_failure_leaves_no_folder_that_was_not_there(tmp_path):
+    with pytest.raises(OSError, match="full"), storage.staged(tmp_path / "a" / "b" / "1") as path:
+        path.mkdir()
+        raise OSError("full")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_nothing_temporary_is_left_behind_a_success(tmp_path):
     storage.write_bytes(tmp_path / "file", b"new")
     with storage.staged(tmp_path / "1") as path:
