@@ -17,10 +17,9 @@ from se_keras.layers import ops
 from se_keras.normalization import Normalization
 from se_keras.typing import Array, FilePath, Images, Json, Outputs
 
-from .outputs import Agreement, agreement, as_integers, in_batches, integer_range, logit_range, noise
+from .outputs import FREE_SIZE, Agreement, agreement, as_integers, in_batches, integer_range, logit_range, noise
 
 SIGNATURE = "serving_default"
-FREE_SIZE = 64  # of images, if the model leaves their size free
 # Logits can be compared by their probabilities if their range is between these. At the lower limit, float32 resolves
 # differences of 1e-3 to 1e-5 of the range. At the upper limit, probabilities come near 1e-30, the smallest compared.
 _LOGIT_RANGE = (0.01, 60)

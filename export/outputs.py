@@ -8,6 +8,7 @@ import numpy as np
 
 from se_keras.typing import Array, Outputs
 
+FREE_SIZE = 64  # of images, if a model leaves their size free
 LEAST_PROBABILITY = 1e-30  # smaller probabilities are treated as this; float32 ends at 1e-38
 
 

@@ -23,8 +23,8 @@ from .description import Metadata, agreed
 from .litert import metadata
 from .litert.file import LiteRTModel, load_litert
 from .lowering import lower
-from .model import FREE_SIZE, check_images, default_normalization, predict, require_one_input
-from .outputs import LEAST_PROBABILITY, Agreement, agreement, in_batches, integer_range, noise
+from .model import check_images, default_normalization, predict, require_one_input
+from .outputs import FREE_SIZE, LEAST_PROBABILITY, Agreement, agreement, in_batches, integer_range, noise
 from .serving.savedmodel import SavedModel, load_savedmodel
 
 _LAYER_SAMPLES = 4  # the outputs of all layers of a large network take some 100 MB for each image

@@ -19,11 +19,14 @@ from export_fixtures import Subclassed, grouped_network, images_for, scattered
 from keras import layers
 
 from se_keras.catalogue import create
+from se_keras.export.benchmark.results import require_pair
 from se_keras.export.litert import conversion as litert
-from se_keras.export.litert import file
+from se_keras.export.litert import file, inspection
 from se_keras.export.litert.conversion import to_litert
 from se_keras.export.litert.file import LiteRTModel, LiteRTRunner, load_litert
 from se_keras.export.litert.metadata import detach
+from se_keras.export.model import trace
+from se_keras.export.verification import verify
 from se_keras.images import calibration_images
 from se_keras.layers import SqueezeExcite
 from se_keras.training.data import digits
@@ -363,6 +366,52 @@ def test_error_of_a_layer_does_not_blame_an_input_shape_that_was_not_given():
     with pytest.raises(ValueError, match=r"^a cannot be copied: "):
         to_litert(model)
     assert to_litert(model, lowering=False).manifest["agreement"]["max_error"] < 1e-6
+
+
+# Files of other programs that leave the size of images free.
+
+
+@pytest.fixture(scope="module")
+def free(tmp_path_factory):
+    """A model that takes images of any size, and the path of its file by TensorFlow's converter."""
+    images = keras.Input((None, None, 3), name="images")
+    x = layers.Conv2D(4, 5, strides=2)(images)  # the interpreter's own size, 1x1, is too small
+    model = scattered(keras.Model(images, layers.ReLU()(x), name="free"))
+    folder = tmp_path_factory.mktemp("free")
+    trace(model, folder / "saved")
+    (folder / "free.tflite").write_bytes(tf.lite.TFLiteConverter.from_saved_model(str(folder / "saved")).convert())
+    return model, folder / "free.tflite"
+
+
+def test_free_size_is_shown_as_free(free):
+    assert load_litert(free[1]).runner().input_shape == (None, None, None, 3)
+    found = inspection.inspect(free[1])
+    assert [x.shape for x in (*found.inputs, *found.outputs)] == [(None, None, None, 3), (None, None, None, 4)]
+
+
+def test_file_of_a_free_size_runs_at_the_size_of_the_images(free):
+    model, path = free
+    runner = load_litert(path).runner()
+    for size in ((16, 16), (33, 20), (16, 16)):
+        x = pixels(3, (*size, 3))
+        (actual,) = runner(x).values()
+        np.testing.assert_allclose(actual, model(x), rtol=0, atol=1e-5)
+    assert verify(model, path).agreement.max_error < 1e-5
+
+
+@pytest.mark.parametrize("shape", [(16, 16, 4), (2, 2, 3)], ids=["channels", "too small"])
+def test_images_that_a_file_of_a_free_size_does_not_take_are_refused(shape, free):
+    message = rf"Images must have a shape that the file takes, \(None, None, None, 3\). Received: \(1, {shape[0]}, "
+    runner = load_litert(free[1]).runner()
+    with pytest.raises(ValueError, match=message):
+        runner(pixels(1, shape))
+    assert len(runner(pixels(1, (16, 16, 3)))) == 1  # it still runs
+
+
+def test_files_of_a_free_size_are_no_pair_to_time(free):
+    runner = load_litert(free[1]).runner()
+    with pytest.raises(ValueError, match=r"^A pair needs images of a fixed size. Received: files of \(None, None, "):
+        require_pair(runner, runner)
 
 
 # Delegation.

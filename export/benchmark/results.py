@@ -213,11 +213,14 @@ def thread_count(threads: int) -> str:
 
 
 def require_pair(baseline: LiteRTRunner, network: LiteRTRunner) -> tuple[int, ...]:
-    """The shape of the input of two files; raises ValueError if the shapes differ."""
+    """The shape of the input of two files; raises ValueError if the shapes differ, or leave the size free."""
     shapes = {runner.input_shape for runner in (baseline, network)}
     if len(shapes) != 1:
-        raise ValueError(f"A pair needs the same input. Received: {' and '.join(map(str, sorted(shapes)))}")
-    return shapes.pop()
+        raise ValueError(f"A pair needs the same input. Received: {' and '.join(sorted(map(str, shapes)))}")
+    batch, *size = shapes.pop()
+    if None in size:
+        raise ValueError(f"A pair needs images of a fixed size. Received: files of {(batch, *size)}")
+    return (batch or 1, *size)
 
 
 def described(baseline: LiteRTModel, network: LiteRTModel) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from se_keras.storage import sha256
 from se_keras.typing import Array, FilePath, Json, Outputs
 
 from ..description import Manifest
-from ..outputs import as_integers, in_batches
+from ..outputs import FREE_SIZE, as_integers, in_batches
 from . import metadata
 
 
@@ -52,6 +52,8 @@ class FileManifest(Manifest):
 class LiteRTRunner:
     """A LiteRT file that runs on the CPU with XNNPACK: `runner(images)` gives the outputs.
 
+    A file of another program may leave the size of the images free: it runs at the size of the images that it is given.
+
     Args:
         content: The content of the file.
         threads: Number of threads.
@@ -64,11 +66,15 @@ class LiteRTRunner:
         check_threads(threads)
         with translated("Not a LiteRT file that can be run here"):
             self._interpreter = Interpreter(model_content=content, num_threads=threads)
+            inputs = self._interpreter.get_input_details()
+            if len(inputs) == 1 and None in (free := _free_shape(inputs[0])):
+                # At the interpreter's own size, 1, many networks cannot be prepared.
+                shape = [size or (FREE_SIZE if axis else 1) for axis, size in enumerate(free)]
+                self._interpreter.resize_tensor_input(inputs[0]["index"], shape)
             self._interpreter.allocate_tensors()
-        inputs = self._interpreter.get_input_details()
         if len(inputs) != 1:
             raise ValueError(f"Only LiteRT files with one input can be run. Received: one with {len(inputs)}")
-        self._input = inputs[0]
+        (self._input,) = self._interpreter.get_input_details()
         signature = next(iter(self._interpreter.get_signature_list()), None)  # other programs' files may have none
         if signature:
             outputs = self._interpreter.get_signature_runner(signature).get_output_details()
@@ -77,9 +83,9 @@ class LiteRTRunner:
         self._outputs = dict(outputs)
 
     @property
-    def input_shape(self) -> tuple[int, ...]:
-        """Shape of the input, batch first."""
-        return tuple(self._input["shape"].tolist())
+    def input_shape(self) -> tuple[int | None, ...]:
+        """Shape of the input, batch first. None where a size is free."""
+        return _free_shape(self._input)
 
     @property
     def has_quantized_outputs(self) -> bool:
@@ -117,12 +123,29 @@ class LiteRTRunner:
                 for name, detail in self._outputs.items()
             }
 
-        return in_batches(run, images, size=self.input_shape[0])
+        return in_batches(run, images, size=self.input_shape[0] or 1)
 
     def prepare(self, images: Array) -> Callable[[], None]:
-        """Sets the input, and returns the function that runs the file, for benchmarks."""
-        self._interpreter.set_tensor(self._input["index"], _quantized(np.asarray(images), self._input))
+        """Sets the input, and returns the function that runs the file, for benchmarks.
+
+        Raises:
+            ValueError: If the file does not take images of this shape.
+        """
+        images = _quantized(np.asarray(images), self._input)
+        if None in self.input_shape and images.shape != tuple(self._input["shape"]):
+            self._resize(images.shape)
+        self._interpreter.set_tensor(self._input["index"], images)
         return self._interpreter.invoke
+
+    def _resize(self, shape: tuple[int, ...]) -> None:
+        """Prepares a file that leaves the size of the images free to take this shape."""
+        try:
+            self._interpreter.resize_tensor_input(self._input["index"], shape, strict=True)
+            self._interpreter.allocate_tensors()
+        except (ValueError, RuntimeError) as error:  # the interpreter's text may be that of an earlier error
+            rule = f"Images must have a shape that the file takes, {self.input_shape}"
+            raise ValueError(f"{rule}. Received: {shape}") from error
+        (self._input,) = self._interpreter.get_input_details()
 
     def undelegated(self) -> list[str]:
         """Names of the operators that are not delegated to XNNPACK: they run on slow kernels."""
@@ -144,6 +167,11 @@ def plain_interpreter(content: bytes) -> Interpreter:
     return Interpreter(
         model_content=content, experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
     )
+
+
+def _free_shape(tensor: Json) -> tuple[int | None, ...]:
+    """Shape of a tensor, with None where the file leaves a size free. The interpreter's own shape has 1 there."""
+    return tuple(None if size < 0 else size for size in tensor["shape_signature"].tolist())
 
 
 def _type(tensor: Json) -> Json:

@@ -23,10 +23,13 @@ _TYPES = {code: name.lower() for name, code in vars(schema.TensorType).items() i
 
 @dataclass(frozen=True, kw_only=True)
 class Tensor:
-    """An input or output. If it has a scale, its integers stand for (value - zero_point) * scale."""
+    """An input or output. If it has a scale, its integers stand for (value - zero_point) * scale.
+
+    A size of the shape is None if the file leaves it free.
+    """
 
     name: str
-    shape: tuple[int, ...]
+    shape: tuple[int | None, ...]
     dtype: str
     scale: float | None
     zero_point: int | None
@@ -156,13 +159,14 @@ def _tensors(model: Any, indices: Iterable[int]) -> tuple[Tensor, ...]:
     for index in indices:
         tensor = model.Subgraphs(0).Tensors(index)
         quantization = tensor.Quantization()
+        shape = tensor.ShapeSignatureAsNumpy() if tensor.ShapeSignatureLength() else tensor.ShapeAsNumpy()
         scale = zero_point = None
         if quantization is not None and quantization.ScaleLength():
             scale, zero_point = float(quantization.Scale(0)), int(quantization.ZeroPoint(0))
         found.append(
             Tensor(
                 name=names[index],
-                shape=tuple(tensor.ShapeAsNumpy().tolist()),
+                shape=tuple(None if size < 0 else size for size in shape.tolist()),
                 dtype=_TYPES[tensor.Type()],
                 scale=scale,
                 zero_point=zero_point,

@@ -25,7 +25,6 @@ from se_keras.typing import Array, FilePath, Json, Outputs
 from ..description import LABELS_FILE, Manifest, Metadata, Signature, describe, manifest, reference_outputs
 from ..lowering import in_float32, lower
 from ..model import (
-    FREE_SIZE,
     SIGNATURE,
     check_images,
     class_count,
@@ -39,7 +38,7 @@ from ..model import (
     trace,
     trained_precision,
 )
-from ..outputs import agreement, as_integers, in_batches
+from ..outputs import FREE_SIZE, agreement, as_integers, in_batches
 from . import warmup
 from .signatures import IMAGE_BYTES, LOGITS, classify, logits
 

@@ -80,7 +80,8 @@ def _metadata_rows(found):
     for kind, tensors in {"input": found.inputs, "output": found.outputs}.items():
         for x in tensors:
             scale = f", (value - {x.zero_point}) * {x.scale:.6g}" if x.scale is not None else ""
-            rows[f"{kind} {x.name}"] = f"{'x'.join(map(str, x.shape))} {x.dtype}{scale}"
+            shape = "x".join("?" if size is None else str(size) for size in x.shape)
+            rows[f"{kind} {x.name}"] = f"{shape} {x.dtype}{scale}"
     rows |= dict.fromkeys(("normalization", "labels", "training"), UNKNOWN)
     about = about and about.completed()
     if about and about.normalization:
