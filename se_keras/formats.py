@@ -12,7 +12,7 @@ import tensorflow as tf
 
 UNREADABLE = "it is damaged, or not a PNG, JPEG, BMP, GIF or WebP image"
 OTHER_BMP = "it is a BMP image with a compression, of 16 bits a pixel, or of OS/2: save it as PNG"
-OTHER_JPEG = "it is a CMYK JPEG image without Adobe's marker, which says what ink its values are: save it as RGB"
+OTHER_JPEG = "it is a CMYK JPEG image without the Adobe marker, which says how its values are meant: save it as RGB"
 
 _MOST_BLOCKS = 64  # of a GIF or WebP file before its first frame: comments, color profiles
 
@@ -196,7 +196,8 @@ def _after_blocks(raw, begin):
 
 def _bmp_size(content) -> Any:
     """Height and width; a negative height is that of an image from top to bottom."""
-    width, height = (_number(content, begin, 4) for begin in (18, 22))
+    with tf.control_dependencies([require(_number(content, 14, 4) >= 40, OTHER_BMP)]):
+        width, height = (_number(content, begin, 4) for begin in (18, 22))
     return tf.stack([tf.minimum(height, 2**32 - height), width])
 
 
@@ -207,8 +208,9 @@ def _bmp(content):
     height, width = tf.unstack(_bmp_size(content))
     masks = part(content, 54, 12) == bytes.fromhex("0000ff00 00ff0000 ff000000")
     is_known = tf.reduce_any(bits == [1, 4, 8, 24, 32]) & (compression == 0) | (bits == 32) & (compression == 3) & masks
-    with tf.control_dependencies([require(is_known & (header >= 40), OTHER_BMP)]):
-        stride = (width * bits + 31) // 32 * 4
+    with tf.control_dependencies([require(is_known, OTHER_BMP)]):
+        content = tf.identity(content)
+    stride = (width * bits + 31) // 32 * 4
     rows: Any = tf.io.decode_raw(part(content, offset, height * stride), tf.uint8)
     rows = tf.reshape(rows, [height, stride])
     rows = tf.cond(_number(content, 22, 4) < 2**31, lambda: rows[::-1], lambda: rows)
@@ -243,13 +245,16 @@ def _webp_size(content):
         value = _number(content, 21, 4)
         return tf.stack([value // 2**14, value]) % 2**14 + 1
 
+    def lossy():
+        with tf.control_dependencies([require(kind == _LOSSY)]):
+            return tf.stack([_number(content, 28, 2), _number(content, 26, 2)]) % 2**14
+
     return tf.case(
         [
             (kind == _EXTENDED, lambda: tf.stack([_number(content, 27, 3), _number(content, 24, 3)]) + 1),
             (kind == _LOSSLESS, lossless),
-            (kind == _LOSSY, lambda: tf.stack([_number(content, 28, 2), _number(content, 26, 2)]) % 2**14),
         ],
-        default=lambda: tf.zeros(2, "int64"),
+        default=lossy,
     )
 
 

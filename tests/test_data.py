@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from se_keras.evaluation import evaluate
+from se_keras.export import load_images
 from se_keras.training import shards, sources
 from se_keras.training.data import Arrays, Data, EpochOrder, digits, folder
 
@@ -153,6 +155,62 @@ def test_folders_within_a_class_are_of_it_and_hidden_and_other_files_are_passed_
     data = folder(tmp_path)
     assert data.classes == ("ant", "bee")
     assert len(data.train) + len(data.test) == 4
+
+
+@pytest.mark.parametrize("hidden", [".ipynb_checkpoints", "__MACOSX", "@eaDir", ".AppleDouble"])
+def test_folders_of_the_system_are_left_out_wherever_they_are(tmp_path, hidden):
+    write_images(tmp_path, {"ant": 2, f"ant/{hidden}": 2, "bee": 2, hidden: 2})
+    data = folder(tmp_path)
+    assert data.classes == ("ant", "bee")
+    assert len(data.train) + len(data.test) == len(load_images(tmp_path, size=(9, 7), channels=3)) == 4
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path):
+    root = tmp_path / "root"
+    write_images(root, {"ant": 2, "bee": 3})
+    write_images(tmp_path, {"elsewhere/north": 4})
+    (root / "cow").symlink_to(tmp_path / "elsewhere")
+    (root / "ant" / "more").symlink_to(tmp_path / "elsewhere")
+    (root / "ant" / "again").symlink_to(root / "ant")
+    (root / "bee" / "all").symlink_to(root)
+    (root / "bee" / "link.png").symlink_to(root / "bee" / "00.png")
+    (root / "bee" / "broken.png").symlink_to(root / "none.png")
+    (tmp_path / "elsewhere" / "north" / "back").symlink_to(tmp_path / "elsewhere")
+    data = folder(root)
+    assert np.bincount([*data.train.labels, *data.test.labels]).tolist() == [6, 4, 4]
+    assert len(load_images(root, size=(9, 7), channels=3)) == 14
+
+
+@pytest.mark.parametrize(
+    "train, test", [("Train", "Val"), ("training", "validation"), ("train", "dev"), ("TRAIN", "TEST")]
+)
+def test_splits_have_many_names(tmp_path, train, test):
+    write_images(tmp_path / train, {"ant": 3, "bee": 2})
+    write_images(tmp_path / test, {"ant": 1, "bee": 1})
+    data = folder(tmp_path)
+    assert (data.classes, len(data.train), len(data.test)) == (("ant", "bee"), 5, 2)
+
+
+@pytest.mark.parametrize("names", [("part1", "part2"), ("train", "unseen"), ("rest", "val")])
+def test_classes_that_look_like_splits_are_warned_of(tmp_path, names):
+    for name in names:
+        write_images(tmp_path / name, {"ant": 2, "bee": 2})
+    with pytest.warns(UserWarning, match=f"{names[0]}/.+ are read as classes, and look like splits"):
+        assert folder(tmp_path).classes == names
+
+
+def test_names_of_files_need_not_be_utf_8(tmp_path):
+    write_images(tmp_path / "root", {"ant": 2, "bee": 2})
+    name = os.fsencode(tmp_path / "root" / "ant") + b"/caf\xe9.png"
+    os.rename(tmp_path / "root" / "ant" / "01.png", name)
+    data = folder(tmp_path / "root")
+    assert sum(bool(content) for split in (data.train, data.test) for _, content, _ in seen(split, batch=1)) == 4
+    paths = [split.name_of(index) for split in (data.train, data.test) for index in range(len(split))]
+    assert sum(path.endswith("ant/caf\\xe9.png") for path in paths) == 1
+    shards.pack(data, tmp_path / "packed", shards=1)
+    os.rename(tmp_path / "root" / "bee", os.fsencode(tmp_path / "root") + b"/b\xe9e")
+    with pytest.raises(ValueError, match=r"name of a class must be UTF-8. Received: the folder '.+/b\\\\xe9e'"):
+        folder(tmp_path / "root")
 
 
 FOLDERS = {

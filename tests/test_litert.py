@@ -4,6 +4,7 @@ import errno
 import functools
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import os
 import warnings
@@ -472,6 +473,12 @@ def labelled(images):
         labelled(IMAGES).batch(4),
         labelled(IMAGES).map(lambda image, label: image).batch(3),
         [(IMAGES[:4], np.arange(4)), (IMAGES[4:], np.arange(6))],
+        (IMAGES, np.arange(10)),
+        [[IMAGES[:4], np.arange(4)], [IMAGES[4:], np.arange(6)]],
+        lambda: ([image[None]] for image in IMAGES),
+        {"image": IMAGES, "label": np.arange(10)},
+        labelled(IMAGES).map(lambda image, label: {"image": image, "label": label}),
+        labelled(IMAGES).map(lambda image, label: ({"image": image}, label)).batch(4),
     ],
     ids=[
         "array",
@@ -486,12 +493,40 @@ def labelled(images):
         "dataset of batches",
         "dataset without labels",
         "pairs",
+        "images and labels",
+        "pairs in lists",
+        "representative_dataset",
+        "dict",
+        "dataset of dicts",
+        "dataset of dicts and labels",
     ],
 )
 def test_calibration_takes(calibration):
     images = calibration_images(calibration, (4, 4, 2))
     assert images.dtype == "float32"
     np.testing.assert_array_equal(images, IMAGES)
+
+
+@pytest.mark.parametrize(
+    "endless",
+    [lambda: labelled(IMAGES).repeat(), lambda: labelled(IMAGES).batch(3).repeat(), lambda: itertools.repeat(IMAGES)],
+    ids=["dataset", "batches", "generator"],
+)
+def test_of_endless_calibration_data_a_limited_number_is_read(endless):
+    with pytest.warns(UserWarning, match="Calibration read 2,048 images: of data without a length.+ at most 2,048 are"):
+        images = calibration_images(endless(), (4, 4, 2))
+    assert images.shape == (2048, 4, 4, 2)
+
+
+def test_data_with_a_length_are_read_to_their_end():
+    for data in (labelled(IMAGES).repeat(300), list(IMAGES) * 300):
+        assert len(calibration_images(data, (4, 4, 2))) == 3000
+
+
+@pytest.mark.parametrize("data", [{"a": IMAGES, "b": IMAGES}, {"a": np.arange(10)}], ids=["two", "none"])
+def test_dict_with_other_than_one_entry_of_the_shape_is_refused(data):
+    with pytest.raises(TypeError, match="Calibration data must be arrays of numbers.+ Received: "):
+        calibration_images([data], (4, 4, 2))
 
 
 def test_single_image_is_calibration_data():
