@@ -73,8 +73,10 @@ def load_images(
 
 
 def scales_pixels(model: keras.Model) -> bool:
-    """Whether a first layer of a model scales pixels of 0 to 255, as `keras.layers.Rescaling(1 / 255)` does."""
+    """Whether a model takes pixels of 0 to 255: as bytes, or by a first layer such as `keras.layers.Rescaling`."""
     graph = functional(model)
+    if graph.inputs[0].dtype == "uint8":
+        return True
     inputs = {id(x) for x in graph.inputs}
     readers = [call.operation for call in calls(graph) if any(id(x) in inputs for x in call.input_tensors)]
     return any(isinstance(reader, _SCALING) for reader in readers)

@@ -253,5 +253,11 @@ def test_model_that_scales_its_input_takes_pixels(layer):
     assert scales_pixels(network(layer))
 
 
+def test_model_of_bytes_takes_pixels_whatever_scales_them():
+    images = keras.Input((4, 4, 3), dtype="uint8")
+    scaled = keras.ops.cast(images, "float32") / 255
+    assert scales_pixels(keras.Model(images, keras.layers.Conv2D(2, 1)(scaled)))
+
+
 def test_model_that_does_not_scale_its_input_takes_no_pixels():
     assert not scales_pixels(network(keras.layers.ReLU()))

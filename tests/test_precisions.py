@@ -379,7 +379,7 @@ NORMALIZATIONS = {
     "instance": lambda x: instance_norm(10 * x),
     # Equal epsilons, which the converter shares: of no weight in one, and of as much as the variance in the other.
     "layer_wide": lambda x: layers.LayerNormalization()(1000 * x),
-    "layer_narrow": lambda x: layers.LayerNormalization()(0.03 * x),
+    "layer_narrow": lambda x: layers.LayerNormalization()(0.05 * x),
     "group": lambda x: layers.GroupNormalization(4)(30 * x),
     "batch_1": pre_activation(1.0),
     "batch_1e_2": pre_activation(1e-2),
@@ -411,10 +411,10 @@ def normalizations():
 @pytest.mark.parametrize("name", NORMALIZATIONS)
 def test_normalization_agrees_with_keras(name, precision, normalizations):
     expected, actual = (outputs[name].astype("float64").ravel() for outputs in normalizations[precision])
-    cosine = expected @ actual / np.linalg.norm(expected) / np.linalg.norm(actual)
+    error = np.linalg.norm(actual - expected) / np.linalg.norm(expected)
     # About ten operators round to 1/256 of a range whose typical value is a tenth: at most 4 % each, and 12 % together,
-    # which is a cosine of 0.993. An epsilon that is lost where it counts gives less.
-    assert cosine > 0.993
+    # which is a cosine of 0.993. With one scale for both layer normalizations, the narrow one is 20 % off.
+    assert error < 0.12
 
 
 def with_addition(*, other):
