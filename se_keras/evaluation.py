@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from se_keras import storage
+from se_keras.decoding import MOST_PIXELS
 from se_keras.errors import translated
 from se_keras.export.description import agreed
 from se_keras.export.litert.file import LiteRTModel
@@ -320,7 +321,10 @@ def _scaled(image, size, scale):
     """The image, resized so that its shorter side is `scale` times the network's size."""
     shape = tf.cast(tf.shape(image)[:2], "float32")
     factor = tf.reduce_max(scale * tf.constant(size, "float32") / shape)
-    return tf.image.resize(image, tf.maximum(tf.cast(tf.round(shape * factor), "int32"), size), antialias=True)
+    is_bounded = tf.reduce_prod(shape * factor) <= MOST_PIXELS  # a row of pixels would become gigabytes
+    with tf.control_dependencies([tf.debugging.Assert(is_bounded, ["the scaled image has too many pixels"])]):
+        scaled = tf.maximum(tf.cast(tf.round(shape * factor), "int32"), size)
+    return tf.image.resize(image, scaled, antialias=True)
 
 
 def _corners_and_centre(image, size):

@@ -152,6 +152,11 @@ def test_photographs_are_judged_at_the_size_of_the_model(tmp_path):
         assert evaluate(bright, data.train, data, protocol=name).top1.value == 1
 
 
+def test_image_that_would_be_scaled_to_gigabytes_is_refused():
+    with pytest.raises(tf.errors.InvalidArgumentError, match="the scaled image has too many pixels"):
+        PROTOCOLS["ten_crop"].views(tf.zeros((1, 10000, 3)), (224, 224), 256 / 224)
+
+
 # Invalid arguments
 
 
