@@ -172,7 +172,9 @@ def heads():
     images = keras.Input((8, 8, 3), name="images")
     features = layers.GlobalAveragePooling2D()(layers.Conv2D(8, 3, activation="relu")(images))
     x = layers.Dense(4, name="logits")(features)
-    return keras.Model(images, {"x": x, "y": layers.Softmax()(x), "z": layers.Dense(2)(features)}, name="heads")
+    return keras.Model(
+        images, {"x": x, "y": layers.Softmax()(x), "z": layers.Dense(2, name="last")(features)}, name="heads"
+    )
 
 
 NOISE = np.random.default_rng(0).normal(size=(20, 8, 8, 3)).astype("float32")
@@ -194,6 +196,15 @@ def test_every_output_has_the_type_asked_for(output_type, expected, heads):
     assert [np.dtype(outputs[name]["dtype"]).name for name in "xyz"] == expected
     assert [made.manifest["signature"]["outputs"][name]["dtype"] for name in "xyz"] == expected
     assert made.manifest["agreement"]["max_error"] < 0.05
+
+
+@pytest.mark.parametrize(("layer", "kept", "other"), [("logits", "x", "z"), ("last", "z", "x")])
+def test_head_that_is_kept_in_float_is_the_one_that_is_named(layer, kept, other, heads):
+    options = {"precision": "int8", "calibration": NOISE, "keep_float": layer}
+    made = to_litert(heads, **options, output_type={other: "int8"})
+    assert np.dtype(made.runner()._outputs[other]["dtype"]) == "int8"
+    with pytest.raises(ValueError, match=f"needs a last layer in int8: that of '{kept}' is in float32"):
+        to_litert(heads, **options, output_type={kept: "int8"})
 
 
 def test_types_of_outputs_that_the_model_does_not_have_are_refused(heads):

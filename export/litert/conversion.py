@@ -336,7 +336,7 @@ def _quantized(
     *,
     about: Metadata,
     images: Images,
-    types: tuple[InferenceType, OutputTypes],
+    types: tuple[InferenceType, dict[str, InferenceType]],
     float_layers: tuple[str, ...],
     report: OnMessage,
 ) -> bytes:
@@ -347,6 +347,7 @@ def _quantized(
             report(f"calibrating {exported.name}: {done} of {count} images")
 
     input_type, output_type = types
+    outputs = dict(zip(output_type, exported.outputs, strict=True))
     precision: Any = about.precision
     content = quantize(
         content,
@@ -356,7 +357,7 @@ def _quantized(
         input_name=input_names(exported)[0],
         input_range=_range_of_input(exported.inputs[0].dtype, input_type, about.normalization),
         keep_float=float_layers,
-        output_layer=producer(exported.outputs[0]).name,
+        output_layers=[producer(outputs[name]).name for name in sorted(outputs)],
         progress=on_image,
     )
     if precision != "int8":

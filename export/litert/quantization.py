@@ -4,7 +4,7 @@ import contextlib
 import io
 import re
 import warnings
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Literal, get_args
 
@@ -89,7 +89,7 @@ def quantize(
     input_name: str,
     input_range: tuple[float, float] | None = None,
     keep_float: Collection[str] = (),
-    output_layer: str | None = None,
+    output_layers: Sequence[str] = (),
     progress: Callable[[int, int], object] | None = None,
 ) -> bytes:
     """Converts a float32 .tflite file to another precision. Its input and output keep their types.
@@ -103,7 +103,7 @@ def quantize(
         input_name: Name of the signature's input.
         input_range: Lowest and highest value of the input. Default: those of `images`.
         keep_float: Names of layers that stay in float32.
-        output_layer: Name of the last layer.
+        output_layers: Names of the last layers, in the order of the names of the outputs.
         progress: Called with the number of images that have been run and the number of all images.
 
     Raises:
@@ -111,7 +111,7 @@ def quantize(
     """
     if precision == "float32":
         return content
-    rules = _rules(precision, keep_float, output_layer)
+    rules = _rules(precision, keep_float, output_layers)
     content = with_own_constants(content) if precision == "int8" else content
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.filterwarnings("ignore", message=".*experimental_preserve_all_tensors.*")  # calibration reads them all
@@ -157,7 +157,7 @@ def float_operators(content: bytes) -> dict[str, str]:
     }
 
 
-def _rules(precision: Precision, keep_float: Collection[str], output_layer: str | None) -> RecipeManager:
+def _rules(precision: Precision, keep_float: Collection[str], output_layers: Sequence[str]) -> RecipeManager:
     """How the engine quantizes each operator of a file."""
     rules = RecipeManager()
     for operation, rule in _RULES[precision].items():
@@ -168,8 +168,9 @@ def _rules(precision: Precision, keep_float: Collection[str], output_layer: str 
     if keep_float:
         # A tensor's name is model/layer_1/Op, or several of these separated by semicolons.
         pattern = rf"(^|[/;])({'|'.join(map(re.escape, keep_float))})(_\d+)?/"
-        if output_layer in keep_float:
-            pattern += "|^StatefulPartitionedCall:"  # the converter's name for the output of the graph
+        for number, layer in enumerate(output_layers):
+            if layer in keep_float:  # the converter's name for an output of the graph
+                pattern += rf"|^StatefulPartitionedCall:{number}(\D|$)"
         rules.add_quantization_config(pattern, _ALL, algorithm_key=AlgorithmName.NO_QUANTIZE)
     return rules
 
