@@ -207,6 +207,18 @@ def test_pixels_of_every_format_are_those_of_pillow_in_every_reader(everywhere, 
         np.testing.assert_array_equal(found[reader][name], of_pillow(content, channels), err_msg=name)
 
 
+def test_photos_are_scaled_alike_by_every_reader(tmp_path):
+    gradient = np.add.outer(np.arange(60) * 2, np.arange(90)).astype("uint8")
+    path = tmp_path / "a.png"
+    path.write_bytes(encoded(Image.fromarray(gradient), "png"))
+    calibrated = load_images(tmp_path, size=(SIDE, SIDE), channels=3)
+    # The shorter side is 18, of which 16 are cropped: every 3.33rd pixel, averaged.
+    assert calibrated[0, 8, 8, 0] == pytest.approx(gradient[30:33, 45:48].mean(), abs=3)
+    others = by_training([path], 3, Augmentation())[0], by_evaluation([path], 3), by_serving([path], 3, tmp_path)[0]
+    for images in others:
+        np.testing.assert_array_equal(images, calibrated)
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(
     "options",
