@@ -21,7 +21,7 @@ from se_keras.images import calibration_images
 from se_keras.layers import SqueezeExcite, ops
 from se_keras.typing import Array
 
-from .copies import arguments_of, rebuilt
+from .lowering.copies import arguments_of, rebuilt
 
 RankingName = Literal["excitation", "response", "magnitude", "random"]
 _BATCH = 32
