@@ -180,6 +180,8 @@ def files(few, tmp_path_factory):
 
     model.layers[-1].bias.assign_add(np.eye(10)[3])
     model.save(folder / "biased.keras")
+    gray = keras.Input((8, 8, 1))
+    keras.Model(gray, keras.layers.Dense(10)(keras.layers.Flatten()(gray)), name="own").save(folder / "own.keras")
     for name in ("scans/1.png", "scans/more/2.png", "damaged/1.png"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         pixels = np.rint(few.test.images[int(name[-5])] * 255).astype("uint8")
@@ -672,7 +674,7 @@ def test_export_calibrates_on_a_folder_as_a_network_of_the_catalogue_takes_it(cl
     options = ["--precision", "int8", "--calibration", files / "scans", "--normalize", "se_resnet11_digits"]
     options += ["--limit", 1]
     assert cli("export", files / "model.keras", *options, "-o", tmp_path / "digits.tflite").status == 0
-    assert converted[0]["calibration"].shape == (1, 8, 8, 1) and converted[0]["calibration"].max() == 255
+    assert converted[0]["calibration"].shape == (1, 8, 8, 1) and converted[0]["calibration"].max() == 1
 
 
 @pytest.mark.parametrize("options, lowering", [([], True), (["--as-published"], False)], ids=["default", "published"])
@@ -998,8 +1000,8 @@ REFUSALS = {
     },
     f"export {{files}}/model.keras {INT8} {{files}}/arrays.npz -o {{new}}/x.tflite":
         "'{files}/arrays.npz' is not a .npy",
-    f"export {{files}}/model.keras {INT8} {{files}}/scans -o {{new}}/x.tflite":
-        "pixels are 0 to 255, and se_resnet11_digits has no layer that scales them: say how, with --normalize",
+    f"export {{files}}/own.keras {INT8} {{files}}/scans -o {{new}}/x.tflite":
+        r"pixels of image files are 0 to 255: normalization \(--normalize MEAN STD\) says .+ Received: own, whose",
     f"export {{files}}/model.keras {INT8} {{files}}/scans --normalize 0 -o {{new}}/x.tflite": "no network '0'",
     f"export {{files}}/model.keras {INT8} {{files}}/scans --normalize 0 1 2 -o {{new}}/x.tflite":
         "--normalize takes MEAN STD, or a network. Received: 0 1 2",
@@ -1035,7 +1037,7 @@ REFUSALS = {
     "export {files}/model.keras --labels {files}/text.npy -o {new}/x.tflite": "10 classes. Received: 1 labels",
     "export {files}/model.keras --normalize 0 0 -o {new}/x.tflite": "normalization must be .* std above zero",
     "export {files}/model.keras --normalize 0,0 1,1 -o {new}/x.tflite": "one for each of 1 channels",
-    "export {files}/model.keras --labels digits -o {new}/served": "both of them. Received: labels alone",
+    "export {files}/model.keras --normalize 0 255 -o {new}/served": "both of them. Received: normalization alone",
     "export {files}/model.keras --labels {files}/text.npy --normalize 0 255 -o {new}/served":
         "10 classes. Received: 1 labels",
     "export {files}/model.keras --labels {new}/x.txt --normalize 0 255 -o {new}/served":
