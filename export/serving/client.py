@@ -309,5 +309,5 @@ def write_server_files(folder: FilePath, *, root: str = "/models", replace: bool
     other = [path for path, content in contents.items() if path.exists() and path.read_bytes() != content]
     if other and not replace:
         raise FileExistsError(f"{str(other[0])!r} exists with another content: replace=True (--replace) replaces it")
-    storage.write_together(contents)
+    storage.write_in_order([*contents.items()])
     return names
