@@ -3,7 +3,6 @@
 import contextlib
 import re
 import socket
-import threading
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -14,6 +13,7 @@ from se_keras.images import evaluation_image
 from se_keras.training.augmentation import fold_in, mix_up, rand_augment, training_image
 from se_keras.training.data import Data, EpochOrder, SkippedFiles, Split
 from se_keras.training.recipes import Augmentation
+from se_keras.waiting import within
 
 AUTO = tf.data.AUTOTUNE
 PREFETCHED = 2  # batches
@@ -89,22 +89,14 @@ def _prepared_by(service, dataset):
             pass
     except (OSError, OverflowError) as error:
         raise ConnectionError(f"No tf.data service can be reached at {service}: {first_line(error)}") from None
-    unsharded, found = tf.data.experimental.service.ShardingPolicy.OFF, []
-
-    def register():
-        try:
-            found.append(dataset.apply(tf.data.experimental.service.distribute(unsharded, service)))
-        except Exception as error:  # it is raised by the thread that waits
-            found.append(error)
-
-    thread = threading.Thread(target=register, daemon=True)
-    thread.start()
-    thread.join(_REGISTERED)
-    if not found:
-        raise ConnectionError(f"The program at {service} has not answered as a tf.data service for {_REGISTERED} s")
-    if isinstance(found[0], Exception):
-        raise ConnectionError(f"The tf.data service at {service} fails: {first_line(found[0])}") from found[0]
-    return found[0]
+    unsharded = tf.data.experimental.service.ShardingPolicy.OFF
+    try:
+        return within(_REGISTERED, lambda: dataset.apply(tf.data.experimental.service.distribute(unsharded, service)))
+    except TimeoutError:
+        answer = f"has not answered as a tf.data service for {_REGISTERED} s"
+        raise ConnectionError(f"The program at {service} {answer}") from None
+    except tf.errors.OpError as error:
+        raise ConnectionError(f"The tf.data service at {service} fails: {first_line(error)}") from None
 
 
 def held_out(
