@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from keras import layers
 
 import se_keras_cli
 from se_keras.catalogue import create
-from se_keras.export.benchmark.targets.adb import PhoneLost, environment, measure, parse
+from se_keras.export.benchmark.targets.adb import Phone, PhoneLost, environment, measure, parse
 from se_keras.export.litert.conversion import to_litert
 
 
@@ -169,6 +170,42 @@ def test_missing_adb_is_told(tmp_path, measured, monkeypatch):
 def test_missing_binary_is_told(tmp_path, measured):
     with pytest.raises(FileNotFoundError, match="There is no benchmark_model '.+/bm': docs/phone.md says where"):
         measured(tmp_path, benchmark_model=tmp_path / "bm")
+
+
+DAEMON = "* daemon not running; starting now at tcp:5037\n* daemon started successfully\n"
+NO_PERMISSIONS = "no permissions (user in plugdev group; are your udev rules wrong?); see [http://x/device.html]"
+
+
+@pytest.mark.parametrize(
+    "lines, serial",
+    {
+        "ABC\tdevice\n": "ABC",
+        "adb-ABC (2)._adb-tls-connect._tcp\tdevice\n": "adb-ABC (2)._adb-tls-connect._tcp",
+        "emulator-5554\toffline\n192.168.1.5:5555\tdevice\n": "192.168.1.5:5555",
+        f"009d\t{NO_PERMISSIONS}\nABC\tdevice\n\n": "ABC",
+    }.items(),
+)
+@pytest.mark.parametrize("before", ["", DAEMON, "adb server version (40) doesn't match this client (41); killing...\n"])
+def test_phone_is_found_in_what_adb_lists(phone, monkeypatch, lines, serial, before):
+    phone()
+    monkeypatch.setattr(Phone, "_call", lambda *_: f"{before}List of devices attached\n{lines}")
+    assert Phone().serial == Phone(serial).serial == serial
+
+
+@pytest.mark.parametrize(
+    "lines, received", [("", "none"), (f"009d\t{NO_PERMISSIONS}\n", rf"009d {re.escape(NO_PERMISSIONS)}")]
+)
+def test_phone_that_adb_may_not_use_is_refused_with_its_state(phone, monkeypatch, lines, received):
+    phone()
+    monkeypatch.setattr(Phone, "_call", lambda *_: f"{DAEMON}List of devices attached\n{lines}")
+    with pytest.raises(OSError, match=f"No phone answers adb: .+ Received: {received}$"):
+        Phone()
+
+
+@pytest.mark.parametrize("rest", [-1, float("nan"), float("inf")])
+def test_pause_that_no_clock_waits_is_refused(phone, measured, rest):
+    with pytest.raises(ValueError, match="rest must be 0 seconds or more, and finite. Received: rest="):
+        measured(phone(), rest=rest)
 
 
 @pytest.mark.parametrize("text", ["", "Segmentation fault", "INFO: STARTING!\nERROR: Failed to load model"])

@@ -960,7 +960,7 @@ REFUSALS = {
     "export {files}/foreign_zip.keras -o {new}/x.tflite": "'{files}/foreign_zip.keras' is not a Keras model",
     "export {files}/se.tflite -o {new}/x.tflite": "'{files}/se.tflite' is not a Keras model",
     "export {files}/model.keras -o {files}/se.tflite/x.tflite": "(File exists|Not a directory): '{files}/se.tflite",
-    "export {files}/model.keras -o {files}/folder.tflite": "(?i)is a directory.*{files}/folder.tflite",
+    "export {files}/model.keras -o {files}/folder.tflite": "'{files}/folder.tflite' exists and is not a plain file",
     "export {files}/model.keras -o {files}/text.npy": "A SavedModel needs a folder.* '{files}/text.npy",
     "export {files}/model.keras -o {files}/text.npy/served": "(File exists|Not a directory): '{files}/text.npy",
     "export {files}/model.keras -o /proc/x/x.tflite": "'/proc/x",
@@ -974,7 +974,7 @@ REFUSALS = {
         f"export {{files}}/model.keras {option} -o {{new}}/served": f"{option.split()[0]} is for -o FILE.tflite"
         for option in ("--input-type int8", "--output-type uint8", "--keep-float .*_se")
     },
-    "export {files}/model.keras --top 3 -o {new}/served": "--top is for a SavedModel's folder with --labels",
+    "export {files}/model.keras --top 3 -o {new}/served": "--top is for a model with labels",
     "export {files}/model.keras --labels digits --normalize 0 255 --top 3 -o {new}/x.tflite": "--top is for a Saved",
     "export {files}/model.keras --limit 9 -o {new}/x.tflite": "--limit is for --calibration FOLDER",
     "export {files}/model.keras -o {new}/x.TFLITE": "name ends in .tflite, in small letters. .+/x.TFLITE",

@@ -884,20 +884,51 @@ def test_save_that_fails_leaves_nothing(tiny, failure, tmp_path, monkeypatch):
     assert names_in(tmp_path) == []
 
 
-def test_save_that_fails_between_file_and_manifest_leaves_no_manifest_of_another_file(saved, int8, monkeypatch):
-    replace_ = os.replace
+@pytest.mark.parametrize("has_manifest", [True, False], ids=["manifest", "no manifest"])
+@pytest.mark.parametrize("done", range(3))
+def test_save_that_ends_between_file_and_manifest_leaves_one_of_both_models(
+    saved, int8, done, has_manifest, monkeypatch
+):
+    if not has_manifest:
+        saved.with_name("small.tflite.json").unlink()
+    old, steps, replace_ = load_litert(saved), [], os.replace
 
-    def fail_after_the_file(path, target):
-        if Path(target) == saved.with_name("small.tflite.json"):
+    def fail(path, target):
+        if len(steps) == done:
             raise OSError(errno.EIO, "Input/output error")
+        steps.append(Path(target).name)
         replace_(path, target)
 
-    monkeypatch.setattr(os, "replace", fail_after_the_file)
-    with pytest.raises(OSError):
-        int8.save(saved)
-    assert load_litert(saved) == LiteRTModel(
-        content=int8.content, manifest={"network": int8.manifest["network"], "precision": "int8"}
-    )
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", fail)
+        with pytest.raises(OSError, match="Input/output"):
+            int8.save(saved)
+    assert steps == ["small.tflite.json", "small.tflite"][:done]
+    assert load_litert(saved) == (int8 if done == 2 else old)
+    int8.save(saved)
+    assert json.loads(saved.with_name("small.tflite.json").read_text()) == int8.manifest
+
+
+def test_first_save_that_ends_between_manifest_and_file_leaves_no_file(int8, tmp_path, monkeypatch):
+    replace_ = os.replace
+    monkeypatch.setattr(os, "replace", lambda path, target: target.suffix == ".json" and replace_(path, target))
+    int8.save(tmp_path / "int8.tflite")
+    with pytest.raises(FileNotFoundError):
+        load_litert(tmp_path / "int8.tflite")
+
+
+def test_reader_that_finds_the_manifest_of_the_next_file_reads_again(saved, int8, monkeypatch):
+    read_bytes, first = Path.read_bytes, []
+
+    def saved_over_after_the_first_read(path):
+        content = read_bytes(path)
+        if path == saved and not first:
+            first.append(path)
+            int8.save(saved)
+        return content
+
+    monkeypatch.setattr(Path, "read_bytes", saved_over_after_the_first_read)
+    assert load_litert(saved) == int8
 
 
 def test_missing_file_is_an_error(tmp_path):

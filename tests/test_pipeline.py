@@ -1,6 +1,8 @@
 """From files to batches: content decides the format, seeds decide the changes, no image is lost or repeated."""
 
 import io
+import socket
+import threading
 from dataclasses import replace
 
 import keras
@@ -10,6 +12,7 @@ import tensorflow as tf
 
 from se_keras.images import RESIZE, decode, evaluation_image
 from se_keras.normalization import IMAGENET
+from se_keras.training import pipeline
 from se_keras.training.augmentation import training_image
 from se_keras.training.data import Arrays, Data, EpochOrder, SkippedFiles, digits, folder
 from se_keras.training.pipeline import batches, held_out
@@ -316,3 +319,38 @@ def test_tf_data_service_gives_the_same_images(photographs):
     served = training(photographs, service=dispatcher.target)
     assert_same(served, training(photographs))
     del worker
+
+
+def test_service_that_cannot_be_reached_is_refused_at_once(photographs):
+    with socket.create_server(("localhost", 0)) as server:
+        address = f"grpc://localhost:{server.getsockname()[1]}"
+    with pytest.raises(ConnectionError, match=f"No tf.data service can be reached at {address}: .+ refused"):
+        training(photographs, service=address)
+
+
+def test_program_that_is_no_service_is_refused_after_a_while(photographs, monkeypatch):
+    released = threading.Event()
+    monkeypatch.setattr(tf.data.experimental.service, "distribute", lambda *_: released.wait())
+    monkeypatch.setattr(pipeline, "_REGISTERED", 0.05)
+    with socket.create_server(("localhost", 0)) as server:
+        address = f"grpc://localhost:{server.getsockname()[1]}"
+        with pytest.raises(ConnectionError, match=f"{address} has not answered as a tf.data service for 0.05 s"):
+            training(photographs, service=address)
+    released.set()
+
+
+def test_service_that_fails_is_an_error_with_its_message(photographs, monkeypatch):
+    def fail(*_):
+        raise tf.errors.InternalError(None, None, "out of workers")
+
+    monkeypatch.setattr(tf.data.experimental.service, "distribute", fail)
+    with socket.create_server(("localhost", 0)) as server:
+        address = f"grpc://localhost:{server.getsockname()[1]}"
+        with pytest.raises(ConnectionError, match=f"The tf.data service at {address} fails: out of workers"):
+            training(photographs, service=address)
+
+
+@pytest.mark.parametrize("service", ["localhost:5000", "http://localhost:5000", "grpc://localhost", "grpc://a:x"])
+def test_address_of_a_service_has_protocol_host_and_port(photographs, service):
+    with pytest.raises(ValueError, match=f"service must be an address such as grpc://host:5000. .+={service!r}"):
+        training(photographs, service=service)

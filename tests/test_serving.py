@@ -1,6 +1,7 @@
 """The files for TF Serving and its client, with a stand-in that speaks the protocols of TF Serving."""
 
 import base64
+import contextlib
 import io
 import json
 import re
@@ -238,6 +239,65 @@ def test_server_that_computes_too_long_is_a_timeout(saved):
                 serving.check(saved.manifest, model="photos", **server, timeout=0.2)
 
 
+@pytest.mark.parametrize("at", [5, 40], ids=["in the status", "in the body"])
+def test_server_that_sends_a_byte_at_a_time_is_a_timeout(saved, at):
+    answer, ended = http_answer(" " * 1000), threading.Event()
+
+    def drip(server):
+        connection, _ = server.accept()
+        with connection, contextlib.suppress(OSError):
+            connection.recv(65536)
+            connection.sendall(answer[:at])
+            for byte in answer[at:]:
+                connection.sendall(bytes([byte]))
+                if ended.wait(0.05):
+                    break
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=drip, args=(server,), daemon=True).start()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(TimeoutError, match="has not answered within 0.3 seconds"):
+            serving.check(saved.manifest, model="photos", rest=url, timeout=0.3)
+        ended.set()
+
+
+def test_answer_without_end_is_refused(saved, listener, monkeypatch):
+    monkeypatch.setattr(serving, "_LARGEST", 2**20)
+    answer = b"HTTP/1.1 200 OK\r\n\r\n" + b" " * (2**20 + 1)
+    with pytest.raises(ValueError, match="answers with more than 1 MiB"):
+        serving.check(saved.manifest, model="photos", rest=f"http://{listener(answer)}", timeout=30)
+
+
+ANSWERS = {
+    "one row": (lambda x: x[0], r"\(1, 10\) of float32 .+ Received: \(10,\) of float32"),
+    "more axes": (lambda x: [[x]], r"\(1, 10\) of float32 .+ Received: \(1, 1, 1, 10\) of float32"),
+    "two samples": (lambda x: x + x, r"\(1, 10\) of float32 .+ Received: \(2, 10\) of float32"),
+    "strings": (lambda x: [list(map(str, x[0]))], "answers serving_default without valid probabilities"),
+    "true": (lambda x: [[True] * 10], "answers serving_default without valid probabilities"),
+    "ragged": (lambda x: [x[0], x[0][:3]], "answers serving_default without valid probabilities"),
+    "null": (lambda x: [[None] * 10], "answers serving_default without valid probabilities"),
+}
+
+
+@pytest.mark.parametrize("change, message", ANSWERS.values(), ids=ANSWERS)
+def test_answer_of_another_shape_or_type_is_refused(plain, server, monkeypatch, change, message):
+    read = serving.Rest._read
+
+    def changed(self, path, shape, body=None):
+        answer = read(self, path, shape, body)
+        return answer | ({"outputs": change(answer["outputs"])} if path == ":predict" else {})
+
+    monkeypatch.setattr(serving.Rest, "_read", changed)
+    with pytest.raises(ValueError, match=message):
+        serving.check(plain.manifest, model="plain", rest=server[0])
+
+
+def test_grpc_answer_of_another_shape_is_refused(plain, server, monkeypatch):
+    monkeypatch.setattr(serving.Grpc, "predict", lambda *_: {"probabilities": np.zeros(10, "float32")})
+    with pytest.raises(ValueError, match=r"must be \(1, 10\) of float32 .+ Received: \(10,\) of float32"):
+        serving.check(plain.manifest, model="plain", grpc=server[1])
+
+
 @pytest.mark.parametrize("server_of", [lambda x: {"rest": x[0]}, lambda x: {"grpc": x[1]}], ids=["REST", "gRPC"])
 def test_model_that_is_not_there_is_an_error(saved, server, server_of):
     with pytest.raises(ValueError, match=r"is refused: Servable not found for request: Latest\(cats\)"):
@@ -270,7 +330,7 @@ def test_model_that_is_loading_is_an_error(saved):
     [
         (http_answer("<html>It works!</html>"), "is not TF Serving. It answers: b'<html>It works!</html>'"),
         (http_answer("[]"), "is not TF Serving"),
-        (http_answer("{}"), "is not TF Serving: it reports no versions"),
+        (http_answer("{}"), "is not TF Serving. It answers: b'{}': it lacks model_version_status"),
         (http_answer("<html></html>", "404 Not Found"), "is not TF Serving. It answers: b'<html></html>'"),
         (http_answer('{"error": "out of memory"}', "500 Error"), "is refused: out of memory"),
         (http_answer("cut"), "is not TF Serving"),

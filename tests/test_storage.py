@@ -1,8 +1,13 @@
 """Files are atomic: what is on the disk after a failure, an interrupt or a full disk."""
 
+import contextlib
 import errno
 import json
 import os
+import socket
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -23,6 +28,11 @@ def names_in(folder):
 
 def write_file(path):
     path.write_text("new")
+
+
+def staged_bytes(target, content):
+    with storage.staged(target) as path:
+        path.write_bytes(content)
 
 
 def write_folder(path):
@@ -170,8 +180,9 @@ def test_block_that_wrote_nothing_is_an_error(tmp_path):
 def test_existing_folder_is_not_replaced_by_a_folder(tmp_path):
     write_folder(tmp_path / "1")
     (tmp_path / "1" / "variables" / "data").write_text("old")
-    with pytest.raises(FileExistsError, match="1' exists: nothing was written"), storage.staged(tmp_path / "1") as path:
-        write_folder(path)
+    with pytest.raises(FileExistsError, match="1' exists and is not a plain file: nothing was written"):
+        with storage.staged(tmp_path / "1"):
+            pytest.fail("the work began")
     assert (tmp_path / "1" / "variables" / "data").read_text() == "old"
     assert names_in(tmp_path) == ["1"]
 
@@ -223,7 +234,7 @@ def test_umask_stays_as_it_was(tmp_path):
 
 
 def test_files_that_belong_together_are_all_written(tmp_path):
-    storage.write_together({tmp_path / "model": b"model", tmp_path / "new" / "manifest": b"manifest"})
+    storage.write_in_order([(tmp_path / "model", b"model"), (tmp_path / "new" / "manifest", b"manifest")])
     assert (tmp_path / "model").read_bytes() == b"model"
     assert (tmp_path / "new" / "manifest").read_bytes() == b"manifest"
     assert names_in(tmp_path) == ["model", "new"]
@@ -241,7 +252,7 @@ def test_file_is_not_replaced_before_the_one_that_belongs_to_it_is_written(failu
     (tmp_path / "model").write_text("old")
     monkeypatch.setattr(Path, "write_bytes", fail_second)
     with pytest.raises(failure if isinstance(failure, type) else type(failure)):
-        storage.write_together({tmp_path / "model": b"model", tmp_path / "manifest": b"manifest"})
+        storage.write_in_order([(tmp_path / "model", b"model"), (tmp_path / "manifest", b"manifest")])
     assert names_in(tmp_path) == ["model"]
     assert (tmp_path / "model").read_text() == "old"
 
@@ -250,7 +261,7 @@ def test_file_is_not_replaced_where_the_one_that_belongs_to_it_cannot_be(tmp_pat
     (tmp_path / "model").write_text("old")
     (tmp_path / "file").touch()
     with pytest.raises(OSError):
-        storage.write_together({tmp_path / "model": b"model", tmp_path / "file" / "manifest": b"manifest"})
+        storage.write_in_order([(tmp_path / "model", b"model"), (tmp_path / "file" / "manifest", b"manifest")])
     assert (tmp_path / "model").read_text() == "old"
     assert names_in(tmp_path) == ["file", "model"]
 
@@ -277,7 +288,7 @@ def test_value_that_is_not_json_leaves_the_old_file(tmp_path):
 WRITERS = {
     "write_bytes": lambda path: storage.write_bytes(path, b"new"),
     "write_json": lambda path: storage.write_json(path, ["new"]),
-    "write_together": lambda path: storage.write_together({path: b"new"}),
+    "staged": lambda path: storage.staged(path).__enter__(),
     "check_writable": storage.check_writable,
 }
 
@@ -288,6 +299,125 @@ def test_target_under_a_file_is_an_os_error(write, tmp_path):
     with pytest.raises(OSError):
         write(tmp_path / "file" / "target")
     assert (tmp_path / "file").read_text() == "old"
+
+
+def make_socket(path):
+    with socket.socket(socket.AF_UNIX) as unbound:
+        unbound.bind(path.name)  # the whole path may be longer than a socket's name can be
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo, make_socket], ids=["folder", "pipe", "socket"])
+@pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
+def test_only_a_plain_file_is_replaced(write, make, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make(tmp_path / "target")
+    (tmp_path / "link").symlink_to("target")
+    before = (tmp_path / "target").stat()
+    for name in ("target", "link"):
+        with pytest.raises(FileExistsError, match=f"{name}' exists and is not a plain file: nothing was written"):
+            write(tmp_path / name)
+    assert os.path.samestat((tmp_path / "target").stat(), before)
+    assert names_in(tmp_path) == ["link", "target"]
+
+
+@pytest.mark.parametrize("content", ["old", None], ids=["to a file", "to nothing"])
+@pytest.mark.parametrize("write", [storage.write_bytes, staged_bytes], ids=["write_bytes", "staged"])
+def test_link_is_followed(write, content, tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "file").symlink_to("disk/file")
+    if content is not None:
+        (tmp_path / "disk" / "file").write_text(content)
+    write(tmp_path / "file", b"new")
+    assert (tmp_path / "file").is_symlink()
+    assert (tmp_path / "disk" / "file").read_bytes() == b"new"
+    assert names_in(tmp_path / "disk") == ["file"]
+
+
+@pytest.mark.parametrize("write", [storage.write_bytes, staged_bytes], ids=["write_bytes", "staged"])
+def test_what_a_killed_process_left_is_removed_by_the_next_one(write, tmp_path):
+    write_folder(tmp_path / ".1.partial-x_1abcde")
+    (tmp_path / ".file.partial-abc").touch()
+    kept = [".file.partial", "file.partial-abc", ".partial-abc", ".other"]
+    for name in kept:
+        (tmp_path / name).touch()
+    write(tmp_path / "file", b"new")
+    assert names_in(tmp_path) == sorted([*kept, "file"])
+
+
+@contextlib.contextmanager
+def other_process(block, path):
+    """A process that is inside the block of `storage.staged` or `storage.locked`. It starts without Keras."""
+    package = str(Path(storage.__file__).parent)
+    script = (
+        "import sys, types\nsys.modules['se_keras'] = package = types.ModuleType('se_keras')\n"
+        "target, package.__path__ = sys.argv[1], [sys.argv[2]]\nfrom se_keras import storage\n"
+        f"with storage.{block}:\n    print(flush=True)\n    input()\n"
+    )
+    command = [sys.executable, "-c", script, str(path), package]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout and process.stdout.readline()
+        yield process
+        process.kill()
+
+
+def test_what_a_living_process_writes_is_left_alone_until_it_is_killed(tmp_path):
+    with other_process("staged(target)", tmp_path / "first") as process:
+        storage.write_bytes(tmp_path / "second", b"second")
+        ((first, *_), second) = sorted(tmp_path.iterdir()), "second"
+        assert first.name.startswith(".first.partial-") and (tmp_path / second).is_file()
+        process.kill()
+        process.wait()
+        storage.write_bytes(tmp_path / "second", b"second")
+    assert names_in(tmp_path) == ["second"]
+
+
+# Locks
+
+
+def test_lock_of_another_process_is_refused_with_its_number(tmp_path):
+    with other_process("locked(target)", tmp_path / ".lock") as process:
+        owner = f"process {process.pid} on {os.uname().nodename}"
+        match = rf"One process at a time .+ Received: '.+\.lock', held by {owner}"
+        for timeout in (0, 0.05):
+            with pytest.raises(BlockingIOError, match=match):
+                with storage.locked(tmp_path / ".lock", timeout=timeout):
+                    pytest.fail("two processes have the lock")
+
+
+def test_lock_of_a_killed_process_holds_nobody(tmp_path):
+    with other_process("locked(target)", tmp_path / ".lock") as process:
+        process.kill()
+        process.wait()
+        assert names_in(tmp_path) == [".lock"]
+        with storage.locked(tmp_path / ".lock"):
+            assert str(os.getpid()) in (tmp_path / ".lock").read_text()
+        assert names_in(tmp_path) == []
+
+
+def test_lock_is_waited_for(tmp_path):
+    with other_process("locked(target)", tmp_path / ".lock") as process:
+        threading.Timer(0.1, process.kill).start()
+        with storage.locked(tmp_path / ".lock", timeout=60):
+            process.wait()
+    assert names_in(tmp_path) == []
+
+
+def test_lock_holds_within_a_process_too(tmp_path):
+    with storage.locked(tmp_path / ".lock"):
+        with pytest.raises(BlockingIOError, match=f"held by process {os.getpid()}"), storage.locked(tmp_path / ".lock"):
+            pass
+        assert names_in(tmp_path) == [".lock"]
+
+
+def test_file_system_without_locks_is_written_with_a_warning(tmp_path, monkeypatch):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(storage.fcntl, "flock", no_locks)
+    with pytest.warns(UserWarning, match="lock' cannot be locked: .+ No locks available. If two processes write there"):
+        with storage.locked(tmp_path / ".lock"):
+            storage.write_bytes(tmp_path / "file", b"new")
+    assert names_in(tmp_path) == ["file"]
 
 
 def test_check_writable_leaves_nothing(tmp_path):

@@ -6,7 +6,11 @@ import errno
 import json
 import os
 import signal
+import subprocess
+import sys
+import time
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -14,7 +18,7 @@ import pytest
 
 import se_keras
 from se_keras.runs import MODEL_FILE, RUN_FILE
-from se_keras.training import Execution, Preempted, checkpoint, fit, record
+from se_keras.training import Execution, Preempted, checkpoint, fit, record, stopping
 from se_keras.training.data import Arrays, Files, SkippedFiles, digits, folder
 from se_keras.training.recipes import DIGITS, Augmentation
 from se_keras.training.stopping import EXIT_SAVED
@@ -51,8 +55,8 @@ def small(name="small", classes=10, size=8, dropout=0.1):
 
 
 def content(folder):
-    """The files of a run except TensorBoard's; partial ones would be here too."""
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    """The files of a run except TensorBoard's and its lock; partial ones would be here too."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file() and path.name != ".lock"}
 
 
 def assert_same_weights(a, b):
@@ -375,6 +379,54 @@ def test_what_a_killed_process_left_half_written_goes(few, tmp_path):
     (tmp_path / ".model.keras.partial-def").mkdir()
     fit(small(), replace(SHORT, epochs=1), few, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == FILES
+
+
+def test_second_training_in_a_folder_is_refused_while_the_first_one_runs(few, tmp_path, uninterrupted):
+    refused = []
+
+    def train_again(now):
+        if (now.epoch, now.step) in ((0, 0), (1, 1)):
+            match = f"One process at a time .+ Received: '{tmp_path}/.lock', held by process {os.getpid()}"
+            with pytest.raises(BlockingIOError, match=match):
+                fit(small(), SHORT, few, tmp_path)
+            refused.append(now)
+
+    model, figures = fit(small(), SHORT, few, tmp_path, progress=train_again)
+    assert len(refused) == 2
+    assert_same_weights(model, uninterrupted[0])
+    assert figures == uninterrupted[1]
+    assert {path.name for path in tmp_path.iterdir()} == FILES
+
+
+# A mutex that is locked twice waits for ever, and no signal wakes it: as a call of TensorFlow's to a lost machine.
+WAITING = """
+import ctypes, sys, time
+sys.path.insert(0, sys.argv[1])
+import stopping
+stopping._PATIENCE = 0.3
+mutex, libc = ctypes.create_string_buffer(64), ctypes.CDLL(None)
+with stopping.stop_requests():
+    print(flush=True)
+    time.sleep(60 if sys.argv[2] == "Python" else 0.2)
+    libc.pthread_mutex_lock(mutex), libc.pthread_mutex_lock(mutex)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("where", ["Python", "native code"])
+def test_second_signal_ends_the_process_wherever_it_waits(where, number):
+    folder = str(Path(stopping.__file__).parent)
+    command = [sys.executable, "-c", WAITING, folder, where]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout and process.stdout.readline() == "\n"
+        time.sleep(0.4)
+        process.send_signal(number)
+        time.sleep(0.5)
+        assert process.poll() is None  # one is a request
+        process.send_signal(number)
+        _, stderr = process.communicate(timeout=30)
+    assert process.returncode == (-number if where == "Python" else 128 + number)
+    assert ("ended by two signals" in stderr) is (where != "Python")
 
 
 # Invalid arguments

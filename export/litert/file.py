@@ -1,9 +1,10 @@
 """A LiteRT file: its bytes and its manifest, saved, loaded and run."""
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
@@ -27,16 +28,21 @@ class LiteRTModel:
     manifest: Json
 
     def save(self, path: FilePath) -> None:
-        """Writes the file, and its manifest to `<path>.json`, atomically.
+        """Writes the file, and its manifest to `<path>.json`: `load_litert` reads both or neither at any time.
+
+        Meanwhile the manifest has the entry `replaces`, with the manifest of the file that was there before.
 
         Raises:
             ValueError: If `path` does not end in .tflite.
-            OSError: If a file cannot be written.
+            OSError: If it cannot be written, or if another process writes it for a minute.
         """
         path = Path(path)
         if path.suffix != ".tflite":
             raise ValueError(f"A LiteRT file's name ends in .tflite. Received: {str(path)!r}")
-        storage.write_together({path: self.content, _manifest_path(path): storage.as_json(self.manifest)})
+        manifest, record = _manifest_path(path), storage.as_json(self.manifest)
+        with storage.locked(path.with_name(f".{path.name}.lock"), timeout=60):
+            first = storage.as_json(self.manifest | {"replaces": _identity(path)}) if path.exists() else record
+            storage.write_in_order([(manifest, first), (path, self.content), (manifest, record)])
 
     def runner(self, *, threads: int = 1) -> "LiteRTRunner":
         """The file, ready to run."""
@@ -47,6 +53,14 @@ class FileManifest(Manifest):
     """The manifest of a LiteRT file, as far as it is read."""
 
     sha256: str
+    replaces: NotRequired["Replaced"]
+
+
+class Replaced(TypedDict):
+    """The file that a save replaces, and its manifest: valid until then."""
+
+    sha256: str
+    manifest: FileManifest | None
 
 
 class LiteRTRunner:
@@ -212,21 +226,45 @@ def load_litert(path: FilePath) -> LiteRTModel:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no LiteRT file {str(path)!r}")
-    content = path.read_bytes()
+    content, record = _read(path)
     if content[4:8] != b"TFL3":
         raise ValueError(f"{str(path)!r} is not a LiteRT file")
-    if not _manifest_path(path).is_file():
+    if record is None:
         with translated(repr(str(path))):
             metadata.check(content)  # a damaged file is not run
             LiteRTRunner(content)
             about = metadata.read(content)
         network, precision = (about.network, about.precision) if about else (path.stem, "unknown")
         return LiteRTModel(content=content, manifest={"network": network, "precision": precision})
-    record = read_json(_manifest_path(path), FileManifest, what="the manifest of a LiteRT file")
-    # A file with a flipped or missing byte may load and run. Only the checksum shows it.
-    if record["sha256"] != sha256(content):
-        raise ValueError(f"{str(path)!r} is not the file that was exported: its SHA-256 is not its manifest's")
     return LiteRTModel(content=content, manifest=record)
+
+
+def _read(path: Path) -> tuple[bytes, Json | None]:
+    """A file and its manifest, or None. If they do not belong together, they may just have been replaced: once more."""
+    manifest, before = _manifest_path(path), None
+    while True:
+        now = [(x.stat().st_ino, x.stat().st_mtime_ns) for x in (path, manifest) if x.exists()]
+        content = path.read_bytes()
+        if not manifest.is_file():
+            return content, None
+        record = read_json(manifest, FileManifest, what="the manifest of a LiteRT file")
+        # A file with a flipped or missing byte may load and run. Only the checksum shows it.
+        checksum, replaces = sha256(content), record.pop("replaces", None)
+        if record["sha256"] == checksum:
+            return content, record
+        if replaces and replaces["sha256"] == checksum:
+            return content, replaces["manifest"]
+        if now == before:
+            raise ValueError(f"{str(path)!r} is not the file that was exported: its SHA-256 is not its manifest's")
+        before = now
+
+
+def _identity(path: Path) -> Json:
+    """What a manifest says of the file that is there while another is saved."""
+    content, record = path.read_bytes(), None
+    with contextlib.suppress(ValueError):  # the manifest may be damaged
+        content, record = _read(path)
+    return {"sha256": sha256(content), "manifest": record}
 
 
 def _manifest_path(path: Path) -> Path:

@@ -3,6 +3,7 @@
 import base64
 import http.client
 import json
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
@@ -19,12 +20,14 @@ from se_keras import storage
 from se_keras.errors import first_line
 from se_keras.records import parse_json
 from se_keras.typing import Array, FilePath, Json, Outputs
+from se_keras.waiting import within
 
 from ..description import reference_error
 from ..model import SIGNATURE
 from .signatures import IMAGE_BYTES
 
 MODELS, MONITORING = "models.config", "monitoring.config"
+_LARGEST = 2**28  # bytes of an answer
 
 
 class StateError(TypedDict):
@@ -96,7 +99,7 @@ def check(
         raise ValueError("A check needs a manifest with reference outputs. Received: the manifest of an older export")
     if rest is None and grpc is None:
         raise ValueError("A server is reached by REST or gRPC: give a URL, or host and port. Received: neither")
-    if not timeout > 0:
+    if not 0 < timeout <= threading.TIMEOUT_MAX:
         raise ValueError(f"timeout must be above 0 seconds. Received: timeout={timeout!r}")
     clients = [Rest(rest, model, timeout)] if rest is not None else []
     clients += [Grpc(grpc, model, timeout)] if grpc is not None else []
@@ -113,11 +116,12 @@ def _answers(client: "Rest | Grpc", record: Json) -> Iterator[Answer]:
             )
     (image_name,) = record["signatures"][SIGNATURE]["inputs"]
     answer = partial(Answer, protocol=client.protocol, version=version, tolerance=record["golden"]["tolerance"])
-    error = reference_error(lambda images: client.predict(SIGNATURE, {image_name: images}), record["golden"])
+    predict = partial(_predict, client, record["signatures"])
+    error = reference_error(lambda images: predict(SIGNATURE, {image_name: images}), record["golden"])
     yield answer(signature=SIGNATURE, error=error)
     if expected := record.get("golden_file"):
         file = np.array([base64.b64decode(expected["base64"])], dtype=object)
-        outputs = client.predict(IMAGE_BYTES, {IMAGE_BYTES: file})
+        outputs = predict(IMAGE_BYTES, {IMAGE_BYTES: file})
         scores, classes = np.array(expected["scores"]), outputs["classes"].tolist()
         error = float(np.abs(outputs["scores"] - scores).max() / np.abs(scores).max())
         # Rounding can change the order of the classes after the first.
@@ -152,7 +156,7 @@ class Rest:
         """The version that the server has, and the signatures as in a manifest."""
         states = self._read("", Status)["model_version_status"]
         if not states:
-            raise ValueError(f"{self._url} is not TF Serving's: it reports no versions")
+            raise ValueError(f"{self._url} is not TF Serving: it reports no versions")
         if not any(state["state"] == "AVAILABLE" for state in states):
             message = states[0].get("status", {}).get("error_message") or "no error message"
             raise ValueError(f"{self._url} is {states[0]['state']}, not AVAILABLE: {message}")
@@ -174,12 +178,16 @@ class Rest:
     def _read(self, path, shape, body=None):
         url = self._url + path
         request = urllib.request.Request(url, data=None if body is None else json.dumps(body).encode())
-        try:
+
+        def ask():
             try:
                 with urllib.request.urlopen(request, timeout=self._timeout) as response:
-                    content, refused = response.read(), False
+                    return response.read(_LARGEST + 1), False
             except urllib.error.HTTPError as error:
-                content, refused = error.read(), True
+                return error.read(_LARGEST + 1), True
+
+        try:
+            content, refused = within(self._timeout, ask)  # urlopen's limit is for each packet
         except OSError as error:
             reason = getattr(error, "reason", error)
             if isinstance(reason, TimeoutError):
@@ -187,7 +195,9 @@ class Rest:
             raise ConnectionError(f"{url} cannot be reached: {first_line(reason)}") from None
         except http.client.HTTPException:
             raise ConnectionError(f"{url} cannot be reached: the program at that port does not speak HTTP") from None
-        refusal = f"{url} is not TF Serving's. It answers: {content[:60]!r}"
+        if len(content) > _LARGEST:
+            raise ValueError(f"{url} answers with more than {_LARGEST >> 20} MiB")
+        refusal = f"{url} is not TF Serving. It answers: {content[:60]!r}"
         answer = parse_json(content, dict[str, Any], refusal=refusal)
         if refused or "error" in answer:
             raise ValueError(f"{url} is refused: {first_line(answer.get('error', 'no error message'))}")
@@ -206,7 +216,7 @@ class Grpc:
         except ImportError:
             raise ValueError('gRPC needs the package tensorflow-serving-api: pip install "se-keras[serving]"') from None
         # By default, answers of more than 4 MB are refused.
-        self._channel = grpc.insecure_channel(host, options=[("grpc.max_receive_message_length", -1)])
+        self._channel = grpc.insecure_channel(host, options=[("grpc.max_receive_message_length", _LARGEST)])
         self._stub = prediction_service_pb2_grpc.PredictionServiceStub(self._channel)
         self._grpc, self._host, self._model, self._timeout = grpc, host, model, timeout
         self._metadata_request, self._predict_request = get_model_metadata_pb2, predict_pb2
@@ -269,9 +279,27 @@ def _listed(values):
 
 
 def _array(values, dtype):
-    if dtype != "string":
-        return np.array(values, dtype)
-    return np.vectorize(lambda value: value.encode(), otypes=[object])(np.array(values, object))
+    """An array of JSON's numbers or strings: numpy would take a string for a number, and a number for a string."""
+    found = np.array(values, object)
+    kinds = (str,) if dtype == "string" else (int, float)
+    if not all(type(value) in kinds for value in found.flat):
+        raise TypeError("values of another type")
+    return np.vectorize(str.encode, otypes=[object])(found) if dtype == "string" else found.astype(dtype)
+
+
+def _predict(client, signatures, signature, inputs):
+    """The outputs of a signature, each of the shape and type that it is described with."""
+    (samples,), outputs = {len(values) for values in inputs.values()}, client.predict(signature, inputs)
+    for name, about in signatures[signature]["outputs"].items():
+        if name not in outputs:
+            raise ValueError(f"{client} answers without {name}")
+        expected, found = (samples, *about["shape"][1:]), outputs[name]
+        kinds = "OS" if about["dtype"] == "string" else np.dtype(about["dtype"]).kind
+        fits = found.ndim == len(expected) and all(map(lambda a, b: b in (None, a), found.shape, expected))
+        if not fits or found.dtype.kind not in kinds:
+            rule = f"{name} must be {expected} of {about['dtype']} in the answer of {client}"
+            raise ValueError(f"{rule}. Received: {found.shape} of {found.dtype}")
+    return outputs
 
 
 def write_server_files(folder: FilePath, *, root: str = "/models", replace: bool = False) -> list[str]:
@@ -309,5 +337,5 @@ def write_server_files(folder: FilePath, *, root: str = "/models", replace: bool
     other = [path for path, content in contents.items() if path.exists() and path.read_bytes() != content]
     if other and not replace:
         raise FileExistsError(f"{str(other[0])!r} exists with another content: replace=True (--replace) replaces it")
-    storage.write_together(contents)
+    storage.write_in_order([*contents.items()])
     return names

@@ -69,11 +69,14 @@ def export(options: argparse.Namespace, console: Console) -> None:
         normalization = arguments.read_normalization(options.normalize)
         if normalization is not None:
             known = known.normalized(normalization, override=options.override)
+        labels = options.labels or known.about.labels
+        only_for(options, "--top", "a model with labels: give --labels", "no labels", possible=labels)
         calibration = None
         if options.calibration:
             shape = model.inputs[0].shape[1:]
             calibration = arguments.read_images(options.calibration, options, shape, progress, known)
-        storage.check_writable(options.output)
+        if to_file or not options.output.is_dir():
+            storage.check_writable(options.output)
         progress(f"exporting {model.name}")
         description = {
             "lowering": not options.as_published,
@@ -111,7 +114,7 @@ def _check_output(options, to_file):
     if suffix.lower() == ".tflite" and not to_file:
         raise ValueError(f"A LiteRT file's name ends in .tflite, in small letters. Received: {received}")
     only_for(options, "--input-type --output-type --keep-float", "-o FILE.tflite", received, possible=to_file)
-    only_for(options, "--top", "a SavedModel's folder with --labels", received, possible=options.labels and not to_file)
+    only_for(options, "--top", "a SavedModel's folder", received, possible=not to_file)
     only_for(options, "--limit", "--calibration FOLDER", "no --calibration", possible=options.calibration)
 
 

@@ -25,6 +25,7 @@ from se_keras.training.step import Trainer, averaged, batch_norm_frozen, optimiz
 from se_keras.training.stopping import stop_requests
 from se_keras.typing import FilePath
 
+_LOCK = ".lock"
 _DRAW_SECONDS = 10  # curves are drawn after epochs that took longer, and at the end
 
 Figures = dict[str, list[float]]  # one value for each epoch
@@ -87,14 +88,15 @@ def fit(
     Raises:
         ValueError: If the model does not fit the data, if the batch is larger than the data or cannot be shared, if
             `folder` holds another training, if the loss is not finite, or if too many files cannot be decoded.
-        OSError: If the folder cannot be written or is full; ConnectionError, if a worker was lost.
+        OSError: If the folder cannot be written or is full; BlockingIOError, if another process trains there;
+            ConnectionError, if a worker was lost.
         KeyboardInterrupt, Preempted: After Ctrl-C and SIGTERM, when everything is saved.
     """
     if not isinstance(strategy, Replicas):
         strategy = replicas(strategy)
     run = _Run(model, recipe, data, Path(folder), strategy, execution or Execution(), progress)
     called = keras.callbacks.CallbackList(list(callbacks), model=run.model, epochs=recipe.epochs, steps=run.steps)
-    with stop_requests() as stop:
+    with run.opened(), stop_requests() as stop:
         called.on_train_begin()
         run.report()
         for epoch in range(run.epoch, recipe.epochs):
@@ -130,9 +132,6 @@ class _Run:
             "normalization": data.normalization.to_json(),
             "recipe": json.loads(json.dumps(asdict(recipe))),  # with lists for tuples, as in the file
         }
-        if replicas.is_chief:
-            storage.check_writable(folder / checkpoint.FILE)
-            storage.remove_partial(folder)
         self.epoch, self.step, self.figures, self._traced_frozen = 0, 0, {}, False
         self.sums = np.zeros(3)  # over the current epoch: loss, correct predictions, images
         self.skipped = SkippedFiles(budget=execution.corrupt_budget)
@@ -143,13 +142,22 @@ class _Run:
                 self.model.set_weights(model.get_weights())
             self.optimizer = optimizer_for(self.model, recipe, self.steps)
         self.trainer = Trainer(self.model, self.optimizer, replicas, recipe, execution)
-        if (folder / checkpoint.FILE).exists():
-            self._resume()
-        elif (folder / MODEL_FILE).exists():
-            raise ValueError(
-                f"{str(folder)!r} has a {MODEL_FILE} and no {checkpoint.FILE} to resume from: take a new folder"
-            )
-        self._require_same_step()
+
+    @contextlib.contextmanager
+    def opened(self):
+        """Resumes what the folder holds. Until the end of the block, no other training writes there."""
+        with contextlib.ExitStack() as stack:
+            if self.replicas.is_chief:  # the other workers write nothing
+                storage.check_writable(self.folder / checkpoint.FILE)
+                stack.enter_context(storage.locked(self.folder / _LOCK))
+                storage.remove_partial(self.folder)
+            if (self.folder / checkpoint.FILE).exists():
+                self._resume()
+            elif (self.folder / MODEL_FILE).exists():
+                missing = f"a {MODEL_FILE} and no {checkpoint.FILE} to resume from"
+                raise ValueError(f"{str(self.folder)!r} has {missing}: take a new folder")
+            self._require_same_step()
+            yield
 
     def one_epoch(self, stop, callbacks):
         """Runs the remaining steps of an epoch, evaluates, writes all files, and returns the figures."""

@@ -1,6 +1,8 @@
 """From a split to the batches of a step: read, decoded, augmented, normalized and prefetched."""
 
 import contextlib
+import re
+import socket
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -11,9 +13,11 @@ from se_keras.images import evaluation_image
 from se_keras.training.augmentation import fold_in, mix_up, rand_augment, training_image
 from se_keras.training.data import Data, EpochOrder, SkippedFiles, Split
 from se_keras.training.recipes import Augmentation
+from se_keras.waiting import within
 
 AUTO = tf.data.AUTOTUNE
 PREFETCHED = 2  # batches
+_REACHED, _REGISTERED = 10, 60  # seconds to wait for a tf.data service: for its port, and for its first answer
 
 
 def batches(
@@ -37,6 +41,10 @@ def batches(
         order: The order of the images; it needs a seed.
         skipped: Collects the files that cannot be decoded; a service cannot report them.
         service: Address of a tf.data service that prepares the images, such as `"grpc://host:5000"`.
+
+    Raises:
+        ValueError: If `service` is no such address.
+        ConnectionError: If no service answers there.
 
     Returns:
         Normalized float32 images `(batch, height, width, channels)`; labels `(batch, classes)` as probabilities; and
@@ -67,9 +75,28 @@ def batches(
 
     dataset = read_batches(split, order, read, None if service else skipped).map(finish, num_parallel_calls=AUTO)
     if service:
-        unsharded = tf.data.experimental.service.ShardingPolicy.OFF
-        dataset = dataset.apply(tf.data.experimental.service.distribute(unsharded, service))
+        dataset = _prepared_by(service, dataset)
     return _deterministic(dataset.prefetch(PREFETCHED))
+
+
+def _prepared_by(service, dataset):
+    """The dataset, prepared by a tf.data service. TensorFlow itself would wait for one for ever, deaf to signals."""
+    match = re.fullmatch(r"grpc://(.+):(\d{1,5})", service)
+    if not match:
+        raise ValueError(f"service must be an address such as grpc://host:5000. Received: service={service!r}")
+    try:
+        with socket.create_connection((match[1].strip("[]"), int(match[2])), timeout=_REACHED):
+            pass
+    except (OSError, OverflowError) as error:
+        raise ConnectionError(f"No tf.data service can be reached at {service}: {first_line(error)}") from None
+    unsharded = tf.data.experimental.service.ShardingPolicy.OFF
+    try:
+        return within(_REGISTERED, lambda: dataset.apply(tf.data.experimental.service.distribute(unsharded, service)))
+    except TimeoutError:
+        answer = f"has not answered as a tf.data service for {_REGISTERED} s"
+        raise ConnectionError(f"The program at {service} {answer}") from None
+    except tf.errors.OpError as error:
+        raise ConnectionError(f"The tf.data service at {service} fails: {first_line(error)}") from None
 
 
 def held_out(

@@ -120,7 +120,8 @@ def pack(data: Data[Files], folder: FilePath, *, shards: int = 8, progress: OnMe
 
     Raises:
         ValueError: If there are fewer images than shards, or if `folder` holds shards of other data.
-        OSError: If a file cannot be read or written; FileExistsError, if `folder` holds packed data.
+        OSError: If a file cannot be read or written; FileExistsError, if `folder` holds packed data; BlockingIOError,
+            if another process packs there.
     """
     folder = Path(folder)
     if (folder / INDEX).exists():
@@ -137,6 +138,12 @@ def pack(data: Data[Files], folder: FilePath, *, shards: int = 8, progress: OnMe
         "shards": shards,
         "splits": {name: [] for name in splits},
     }
+    with storage.locked(folder / ".lock"):
+        return _pack(data, splits, index, folder, progress)
+
+
+def _pack(data, splits, index, folder, progress):
+    shards = index["shards"]
     if (folder / _UNFINISHED).exists():
         unfinished = _read_index(folder / _UNFINISHED)
         if any(unfinished.get(key) != index[key] for key in ("source", "shards", "classes")):

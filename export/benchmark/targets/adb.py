@@ -126,9 +126,10 @@ class Phone:
             raise FileNotFoundError(
                 "adb is not on the PATH: it comes with Android's platform tools (docs/phone.md says where to get them)"
             )
-        listed = [line.split()[:2] for line in self._call("devices").splitlines()[1:] if line.strip()]
-        ready = [name for name, state in listed if state == "device"]
-        states = ", ".join(f"{name} {state}" for name, state in listed) or "none"
+        # "SERIAL<tab>STATE", of which each can have blanks; lines about the daemon have no tab.
+        listed = [line.strip().split("\t") for line in self._call("devices").splitlines() if "\t" in line.strip()]
+        ready = [name for name, *state in listed if state == ["device"]]
+        states = ", ".join(map(" ".join, listed)) or "none"
         if serial is None and len(ready) > 1:
             raise ValueError(f"There are several phones: say which with --serial. Received: {', '.join(ready)}")
         if not ready or serial not in (None, *ready):
