@@ -1,4 +1,4 @@
-"""Export to LiteRT and TF Serving. The folder export/ of the checkout, installed as `se_keras.export`."""
+"""Export to LiteRT and TF Serving. In a checkout, its files are in the folder export/."""
 
 if __name__ != "se_keras.export":
     raise ImportError(f"This package is se_keras.export: install se_keras and import that. Received: {__name__}")

@@ -1,4 +1,4 @@
-"""The description of an exported model: labels, normalization, training, and the manifest with its provenance."""
+"""The description of an exported model: labels, normalization, training; and the manifest, which also has versions."""
 
 import itertools
 import json
@@ -78,7 +78,7 @@ class Metadata:
 
     Args:
         network: Name of the network.
-        precision: Name of the precision; "unknown" in files of other programs.
+        precision: Name of the precision; "unknown" in files that other programs made.
         labels: Names of the classes, in the order of the outputs; None if unknown.
         normalization: `(mean, std)`, each with one value or one for each channel: the network takes
             (pixel - mean) / std of pixels in 0 to 255. None if unknown. MediaPipe 1.2 opens a float file only if mean
@@ -277,12 +277,12 @@ def reference_outputs(
 ) -> Json:
     """The outputs of `runner` for random images, as a dict for JSON. `reference_error` compares another run with it.
 
-    At most 64 values of each output are kept: all, every second one, every third one, and so on.
+    At most 64 values of each output are kept, evenly spaced.
 
     Args:
         runner: Runs the exported model: a `LiteRTRunner` or a `SavedModelRunner`.
-        low: Lowest value of the images. For integers, their `integer_range` is used.
-        high: Highest value of the images; likewise.
+        low: Lowest value of the images. Ignored for an integer input, which takes its `integer_range`.
+        high: Highest value of the images. Likewise.
         precision: Name of the precision, which determines the tolerance.
         shape: Shape of the images, batch first. Default: the runner's.
         seed: Seed of the random images.
@@ -313,7 +313,7 @@ def reference_outputs(
 
 
 def reference_error(runner: Callable[[Array], Outputs], record: Json) -> float:
-    """The largest difference between the outputs of `runner` and the reference outputs: a share of the largest value.
+    """The largest difference from the reference outputs, divided by the largest absolute value of that output.
 
     Infinite if an output is not finite.
 

@@ -1,4 +1,4 @@
-"""Shared by all exports of a model: names of inputs and outputs, the graph, images to compare on."""
+"""What all exports of a model share: names of inputs and outputs, the graph, images to compare on."""
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,7 +23,9 @@ SIGNATURE = "serving_default"
 # Logits can be compared by their probabilities if their range is between these. At the lower limit, float32 resolves
 # differences of 1e-3 to 1e-5 of the range. At the upper limit, probabilities come near 1e-30, the smallest compared.
 _LOGIT_RANGE = (0.01, 60)
-_OTHER_RANGE = 8  # 0..255 instead of 0..1 is 255, instead of normal values about 60; other data sets are within 3
+# Pixels 0..255 are 255 times as large as 0..1, and about 60 times as large as standard normal values. Two data sets
+# with the same scaling differ by less than 3.
+_OTHER_RANGE = 8
 
 
 def trace(
@@ -112,10 +114,10 @@ def signature_of(model: keras.Model, *, batch_shape: tuple[int | None, ...] | No
 def check_images(model: keras.Model, *, shape: Sequence[int] | None = None, samples: int = 4) -> Images:
     """Noise to compare a model and its export on, scaled so that differences of the outputs show errors of the export.
 
-    A trained network takes standard normal noise. An untrained one has not normalized its activations yet. Large values
-    saturate the gates of a deep network, which amplify rounding of 1e-6 to 1. Small values vanish in a network without
-    shortcuts, whose gates halve them at each block, and all probabilities become equal. A network that takes integers
-    scales them itself, so that its noise is uniform integers.
+    A trained network takes standard normal noise. An untrained one has not normalized its activations yet. If values
+    are large, the gates of a deep network saturate, and a rounding error of 1e-6 grows to 1. In a network without
+    shortcuts, each gate halves small values, until all probabilities are equal. Up to 8 scales are tried. A network
+    that takes integers scales them itself, so that its noise is uniform integers.
 
     Args:
         model: A Keras model with one input.
@@ -193,7 +195,7 @@ def require_one_input(model: keras.Model) -> None:
 
 def require_equal(result: Agreement, what: str) -> None:
     """Raises ValueError if a float32 export does not compute the same as its model."""
-    # Sums in another order differ by about 1e-6; a wrong graph or a lost weight changes more than 1e-2.
+    # Sums in another order differ by about 1e-6; a wrong graph or a lost weight changes them by more than 1e-2.
     if result.max_error > 1e-3:
         raise ValueError(f"The {what} disagrees with the Keras model: {result}. Nothing was written")
 

@@ -9,7 +9,7 @@ import numpy as np
 from se_keras.typing import Array, Outputs
 
 FREE_SIZE = 64  # of images, if a model leaves their size free
-LEAST_PROBABILITY = 1e-30  # smaller probabilities are treated as this; float32 ends at 1e-38
+LEAST_PROBABILITY = 1e-30  # smaller ones are treated as this; the smallest normal float32 is 1e-38
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +20,7 @@ class Agreement:
         samples: Number of images.
         max_error: The largest absolute difference, as a share of the range of `expected`.
         mean_error: The mean absolute difference, as a share of the same range.
-        cosine: Cosine of the angle between the two as vectors.
+        cosine: Cosine of the angle between both outputs, each as one vector.
         top1: Share of the images whose largest output is the same.
     """
 
@@ -120,8 +120,11 @@ def as_integers(images: Array, dtype: Any) -> Array:
 def in_batches(run: Callable[[Any], Mapping[Any, Any]], images: Array, *, size: int | None = None) -> Outputs:
     """Runs `run` on batches of `images`, to save memory, and concatenates its outputs: `{name: array}`.
 
-    `size` is the batch size that `run` requires: a smaller last batch is padded, and the outputs of the padding are
-    dropped. Without `size`, a batch has 8 images.
+    Args:
+        run: From a batch of images to its outputs.
+        images: `(samples, ...)`.
+        size: The batch size that `run` requires: a smaller last batch is padded, and the outputs of the padding are
+            dropped. Default: 8, and the last batch may be smaller.
     """
     step, results = size or 8, []
     for start in range(0, len(images), step):

@@ -146,7 +146,8 @@ def calibration_images(calibration: Any, shape: ImageShape, *, what: str = "Cali
             returns one, such as a converter's `representative_dataset`, or a folder of images, whose pixels stay 0 to
             255. Of `(images, labels)`, the first is used, and of a dict the only entry of this shape. Of data without
             a length, which may have no end, at most `MOST_SAMPLES` images are read; a warning says so.
-        shape: `(height, width, channels)` of the model's input; None is the size of the first image.
+        shape: `(height, width, channels)` of the model's input. Where it has None, all images must have the size of the
+            first.
         what: The purpose of the images, for messages.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Normalization of pixels: checked, applied and written out."""
+"""Mean and std of pixels: `Normalization`."""
 
 import math
 from typing import Any, NamedTuple, TypedDict

@@ -22,18 +22,11 @@ def add_export(commands: Commands) -> None:
         add(option, help=f"for int8: {one_of(arguments.TYPES, default='float32')}")
     kept = f"for {' and '.join(CALIBRATED)}: the layers that stay in float32, by name, such as '.*_se_.*'"
     add("--keep-float", metavar="REGEX", help=kept)
-    add(
-        "--as-published",
-        action="store_true",
-        help="export the model as it is, without lowering it first (BatchNorm folded, squeeze hoisted)",
-    )
+    published = "export the model as it is; without this, BatchNorm is folded and the squeeze hoisted first"
+    add("--as-published", action="store_true", help=published)
     add("--labels", help="'digits', or a text file with the name of one class per line")
-    add(
-        "--top",
-        type=arguments.POSITIVE,
-        metavar="N",
-        help="number of classes that a SavedModel answers with (default: 5)",
-    )
+    top = "number of classes that a SavedModel answers with (default: 5)"
+    add("--top", type=arguments.POSITIVE, metavar="N", help=top)
 
 
 def export(options: argparse.Namespace, console: Console) -> None:
