@@ -487,7 +487,7 @@ def run_files(folder):
 
 
 def test_train_leaves_the_run_and_the_same_command_returns_at_once(cli, tmp_path, few_digits, monkeypatch):
-    command = ["train", "se_resnet11_digits", "--epochs", 2, "-o", tmp_path / "run"]
+    command = ["train", "se_resnet11_digits", "--epochs", 2, "--batch-size", 16, "-o", tmp_path / "run"]
     first = cli(*command)
     assert (first.status, first.err) == (0, "")
     answer = rf"{tmp_path}/run/model\.keras: test accuracy \d+\.\d% after 2 epochs\n"
