@@ -13,7 +13,8 @@ from .litert.inspection import Inspection, inspect
 from .lowering import Lowering, lower
 from .outputs import Agreement, agreement
 from .pruning import ChannelPruning, excitations, prune_channels
-from .serving.savedmodel import SavedModel, to_savedmodel
+from .serving.conversion import to_savedmodel
+from .serving.savedmodel import SavedModel
 from .verification import Verification, verify
 
 __all__ = [

@@ -15,7 +15,7 @@ from se_keras.export.benchmark.overhead import overheads
 from se_keras.export.benchmark.results import PAPER
 from se_keras.export.benchmark.targets.host import measure
 from se_keras.export.litert.conversion import to_litert
-from se_keras.export.serving.savedmodel import to_savedmodel
+from se_keras.export.serving.conversion import to_savedmodel
 from se_keras.runs import MODEL_FILE, training_of
 from se_keras.training.data import digits
 from se_keras.training.loop import fit

@@ -24,8 +24,9 @@ from se_keras.export import description
 from se_keras.export.benchmark.programs import serving_session as session
 from se_keras.export.model import check_images, predict, trace
 from se_keras.export.outputs import agreement
-from se_keras.export.serving import savedmodel, warmup
-from se_keras.export.serving.savedmodel import next_version, to_savedmodel
+from se_keras.export.serving import conversion, savedmodel, warmup
+from se_keras.export.serving.conversion import to_savedmodel
+from se_keras.export.serving.savedmodel import next_version
 from se_keras.layers import SqueezeExcite
 
 BATCHES = (1, 3, 7)

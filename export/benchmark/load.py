@@ -12,7 +12,7 @@ from se_keras.catalogue import baseline_name, create
 from se_keras.timing import Ratio, ratio_of
 from se_keras.typing import Json, OnMessage
 
-from ..serving.savedmodel import to_savedmodel
+from ..serving.conversion import to_savedmodel
 from .overhead import VARIANTS, Variant, config_of
 from .programs import run, serving_session
 
