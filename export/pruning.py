@@ -16,6 +16,7 @@ import keras
 import numpy as np
 from keras import layers
 
+from se_keras.errors import require_choice
 from se_keras.graph import calls, endpoints, input_shape_of, parts, structures
 from se_keras.images import calibration_images
 from se_keras.layers import SqueezeExcite, ops
@@ -87,8 +88,7 @@ def prune_channels(
     """
     if isinstance(share, bool) or not isinstance(share, Real) or not 0 < share < 1:
         raise ValueError(f"share must be above 0 and below 1. Received: share={share!r}")
-    if ranking not in RANKINGS:
-        raise ValueError(f"ranking must be one of {tuple(RANKINGS)}. Received: ranking={ranking!r}")
+    require_choice("ranking", ranking, RANKINGS)
     row = RANKINGS[ranking]
     if row.on_images and images is None:
         raise ValueError(f"ranking={ranking!r} needs images: give images=an array or an iterable. Received: None")

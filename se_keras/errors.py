@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 _NODE = re.compile(r"^(\{\{[^}]*\}\}\s*)+")  # the node of a graph, with which TensorFlow's messages begin
 _IN_LAYER = re.compile(r".*Exception encountered when calling [^\n]*\n\s*(?:\x1b\[1m)?([^\x1b\n]+)", re.DOTALL)
@@ -32,3 +32,19 @@ def translated(message: str, *, into: type[Exception] = ValueError) -> Iterator[
         if isinstance(error, OSError) and error.filename is not None:
             raise
         raise into(f"{message}: {first_line(error)}") from error
+
+
+def require_type(argument: str, value: object, kind: type) -> None:
+    """Raises TypeError if the value of an argument is not of a type."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{argument} must be of the type {kind.__name__}. Received: {type(value).__name__}")
+
+
+def require_choice(argument: str, value: object, choices: Iterable[str]) -> None:
+    """Raises ValueError if the value of an argument is none of the choices; TypeError for an array or a list."""
+    try:
+        hash(value)
+    except TypeError:  # compared with the choices, an array gives an array
+        require_type(argument, value, str)
+    if value not in (names := tuple(choices)):
+        raise ValueError(f"{argument} must be one of {names}. Received: {argument}={value!r}")

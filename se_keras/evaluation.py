@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from se_keras import storage
 from se_keras.decoding import MOST_PIXELS
-from se_keras.errors import translated
+from se_keras.errors import require_type, translated
 from se_keras.export.description import agreed
 from se_keras.export.litert.file import LiteRTModel
 from se_keras.export.serving.savedmodel import SavedModel
@@ -203,6 +203,7 @@ def evaluate(
         ValueError: If there are no models or images, if a model does not fit the protocol or the data, if an output is
             not finite, or if too many files cannot be decoded.
     """
+    require_type("protocol", protocol, str)
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}. Received: {protocol!r}")
     loaded = [runnable(model) for model in (models if isinstance(models, (list, tuple)) else [models])]

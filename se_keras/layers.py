@@ -4,6 +4,8 @@ from typing import Any, Literal, get_args
 
 import keras
 
+from se_keras.errors import require_choice
+
 Squeeze = Literal["avg", "max", "none"]
 Excitation = Literal["sigmoid", "relu", "tanh", "hard_sigmoid"]
 Mixture = Literal["shake", "even"]
@@ -218,9 +220,7 @@ def check_arguments(ratio: int, squeeze: str, excitation: str, bias: bool) -> No
         raise TypeError(f"ratio must be an int. Received: ratio={ratio!r}")
     if ratio < 1:
         raise ValueError(f"ratio must be at least 1. Received: ratio={ratio}")
-    if squeeze not in SQUEEZES:
-        raise ValueError(f"squeeze must be one of {SQUEEZES}. Received: squeeze={squeeze!r}")
-    if excitation not in EXCITATIONS:
-        raise ValueError(f"excitation must be one of {EXCITATIONS}. Received: excitation={excitation!r}")
+    require_choice("squeeze", squeeze, SQUEEZES)
+    require_choice("excitation", excitation, EXCITATIONS)
     if not isinstance(bias, bool):
         raise TypeError(f"bias must be True or False. Received: bias={bias!r}")

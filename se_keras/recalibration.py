@@ -6,6 +6,7 @@ from typing import Literal, get_args
 
 import keras
 
+from se_keras.errors import require_choice
 from se_keras.layers import Excitation, Squeeze, SqueezeExcite, check_arguments
 
 Site = Literal["standard", "pre", "3x3", "post", "identity"]
@@ -35,8 +36,7 @@ class SEConfig:
 
     def __post_init__(self) -> None:
         check_arguments(self.ratio, self.squeeze, self.excitation, self.bias)
-        if self.site not in SITES:
-            raise ValueError(f"site must be one of {SITES}. Received: site={self.site!r}")
+        require_choice("site", self.site, SITES)
         if self.stages != "all":
             if not isinstance(self.stages, (tuple, list)) or not all(type(stage) is int for stage in self.stages):
                 raise TypeError(f"stages must be 'all' or a tuple of ints. Received: stages={self.stages!r}")

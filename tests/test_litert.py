@@ -1051,6 +1051,23 @@ def test_runner_refuses_random_bytes_behind_the_magic(seed):
         LiteRTRunner(b"\x1c\0\0\0TFL3" + rng.bytes(rng.integers(5000)))
 
 
+@pytest.mark.parametrize(
+    "argument, value",
+    [
+        ("converted", b"x"),
+        ("precision", np.array(["int8", "float32"])),
+        ("precision", ["int8"]),
+        ("input_type", np.zeros(2)),
+        ("output_type", ["int8"]),
+        ("keep_float", 5),
+    ],
+)
+def test_argument_of_another_type_is_refused(tiny, argument, value):
+    match = f"{argument} must be of the type .+ Received: {type(value).__name__}$"
+    with pytest.raises(TypeError, match=match):
+        to_litert(tiny[0], **{argument: value})
+
+
 @pytest.mark.parametrize("threads", [0, -1, 1.0, True, None, "2"])
 def test_number_of_threads_that_is_none_is_an_error(tiny, threads):
     with pytest.raises(ValueError, match="threads must be an int of 1 to 1024. Received: threads="):

@@ -449,6 +449,18 @@ def run(stopped, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "argument, value",
+    [("model", 5), ("recipe", "digits"), ("data", "digits"), ("execution", "x"), ("strategy", np.ones(2))],
+)
+def test_argument_of_another_type_is_refused_before_anything_is_written(few, tmp_path, argument, value):
+    arguments = {"model": small(), "recipe": SHORT, "data": few} | {argument: value}
+    match = f"{argument} must be of the type .+ Received: {type(value).__name__}$"
+    with pytest.raises(TypeError, match=match):
+        fit(folder=tmp_path / "run", **arguments)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
     "model, recipe, name, differing",
     [
         ("other", {}, "digits", "its network differ"),

@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.lite.python.convert_phase import ConverterError
 
+from se_keras.errors import require_choice, require_type
 from se_keras.graph import functional, producer
 from se_keras.images import calibration_images
 from se_keras.normalization import Normalization
@@ -115,6 +116,8 @@ def to_litert(
     """
     report = progress or (lambda line: None)
     _check_options(precision, calibration, input_type, output_type, keep_float)
+    if converted is not None:
+        require_type("converted", converted, LiteRTModel)
     model = functional(model)
     require_one_input(model)
     output_types = types_by_name(output_type, output_names(model))
@@ -241,14 +244,14 @@ def type_of_input(model: keras.Model, input_type: InferenceType) -> InferenceTyp
 
 def _check_options(precision: Any, calibration: Any, input_type: Any, output_type: Any, keep_float: Any) -> None:
     """Raises ValueError if an option is unknown, missing, or has no effect with this precision."""
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision must be one of {PRECISIONS}. Received: precision={precision!r}")
+    require_choice("precision", precision, PRECISIONS)
+    if keep_float is not None:
+        require_type("keep_float", keep_float, str)
     if precision in CALIBRATED and calibration is None:
         raise ValueError(f"{precision=} needs calibration images: calibration=an array or an iterable of images")
     output_types = output_type.values() if isinstance(output_type, Mapping) else [output_type]
     for option, value in (("input_type", input_type), *(("output_type", value) for value in output_types)):
-        if value not in TYPES:
-            raise ValueError(f"{option} must be one of {tuple(TYPES)}. Received: {option}={value!r}")
+        require_choice(option, value, TYPES)
         if value != "float32" and precision != "int8":
             raise ValueError(f"{option}={value!r} is for precision='int8'. Received: {precision=}")
     if keep_float is not None and precision not in CALIBRATED:

@@ -66,7 +66,7 @@ def load_checkpoint(path: FilePath) -> tuple[dict[str, Array], Json]:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
         metadata = file.metadata() or {}
     if metadata.get("sha256") != _checksum(tensors, metadata.get("about", "")):
-        raise ValueError(f"{str(path)!r} is damaged, or no checkpoint of se_keras: its checksum does not match")
+        raise ValueError(f"{str(path)!r} is damaged, or not a checkpoint of se_keras: its checksum does not match")
     return tensors, _about(path, metadata)
 
 

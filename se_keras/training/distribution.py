@@ -11,7 +11,7 @@ from typing import Literal, get_args
 
 import tensorflow as tf
 
-from se_keras.errors import first_line
+from se_keras.errors import first_line, require_type
 
 Strategy = Literal["none", "mirrored", "multi-worker", "tpu"]
 STRATEGIES = get_args(Strategy)
@@ -132,6 +132,7 @@ def replicas(
         ValueError: If there is no such strategy, or if the cluster is invalid.
         OSError: If there is no TPU; TimeoutError, if a worker does not connect.
     """
+    require_type("strategy", strategy, str)
     if strategy == "none":
         return Replicas(name=strategy, strategy=tf.distribute.get_strategy())
     if strategy == "mirrored":

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from se_keras import storage
-from se_keras.errors import first_line
+from se_keras.errors import first_line, require_type
 from se_keras.runs import MODEL_FILE, RUN_FILE
 from se_keras.training import checkpoint, record
 from se_keras.training.data import Data, EpochOrder, SkippedFiles
@@ -86,15 +86,20 @@ def fit(
         the last `learning_rate`.
 
     Raises:
+        TypeError: If the model, the recipe, the data, the strategy or the execution has another type.
         ValueError: If the model does not fit the data, if the batch is larger than the data or cannot be shared, if
             `folder` holds another training, if the loss is not finite, or if too many files cannot be decoded.
         OSError: If the folder cannot be written or is full; BlockingIOError, if another process trains there;
             ConnectionError, if a worker was lost.
         KeyboardInterrupt, Preempted: After Ctrl-C and SIGTERM, when everything is saved.
     """
+    execution = Execution() if execution is None else execution
+    values = {"model": (model, keras.Model), "recipe": (recipe, Recipe), "data": (data, Data)}
+    for argument, (value, kind) in {**values, "execution": (execution, Execution)}.items():
+        require_type(argument, value, kind)
     if not isinstance(strategy, Replicas):
         strategy = replicas(strategy)
-    run = _Run(model, recipe, data, Path(folder), strategy, execution or Execution(), progress)
+    run = _Run(model, recipe, data, Path(folder), strategy, execution, progress)
     called = keras.callbacks.CallbackList(list(callbacks), model=run.model, epochs=recipe.epochs, steps=run.steps)
     with run.opened(), stop_requests() as stop:
         called.on_train_begin()

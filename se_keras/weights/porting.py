@@ -11,6 +11,7 @@ from typing import Any, Literal
 import keras
 import numpy as np
 
+from se_keras.errors import require_choice
 from se_keras.graph import producer
 from se_keras.typing import FilePath
 from se_keras.weights.files import COUNTERS, RULE, STATE_DICTS, as_array, checked_path, read_layers, read_state_dict
@@ -60,8 +61,7 @@ def port(model: keras.Model, state_dict: dict[str, Any], *, source: Source) -> N
         TypeError, ValueError: If it is not a dict of arrays, or if an array is missing, not used, not finite, or of
             another shape. The message lists the first names, and the model is unchanged.
     """
-    if source not in NAMINGS:
-        raise ValueError(f"source must be one of {tuple(NAMINGS)}. Received: source={source!r}")
+    require_choice("source", source, NAMINGS)
     _port(model.layers, state_dict, NAMINGS[source], where="the state dict")
 
 
