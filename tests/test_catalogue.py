@@ -231,7 +231,8 @@ def test_missing_file_is_refused(suffix, tmp_path):
 
 
 WEIGHTS_RULE = (
-    "weights must be None, 'imagenet', or the path of a .weights.h5, .keras, .safetensors or .pth file. Received: "
+    "weights must be None, 'imagenet', or the path of a .weights.h5, .keras, .safetensors, .pth, .pt, .pth.tar, "
+    ".bin or .ckpt file. Received: "
 )
 
 

@@ -621,7 +621,8 @@ def test_export_tells_the_file_its_labels_normalization_and_training(cli, files,
     (tmp_path / "names.txt").write_text("\n".join(f"digit {i}" for i in range(10)))
     for labels, expected in {"digits": "0", tmp_path / "names.txt": "digit 0"}.items():
         options = ["--labels", labels, "--normalize", "0", "255", "-o", tmp_path / "digits.tflite"]
-        result = cli("export", files / "run" / "model.keras", *options)
+        override = [] if labels == "digits" else ["--override"]  # the run has other names
+        result = cli("export", files / "run" / "model.keras", *options, *override)
         assert (result.status, result.err) == (0, "")
         about = metadata.read((tmp_path / "digits.tflite").read_bytes())
         assert (about.labels[0], len(about.labels)) == (expected, 10)

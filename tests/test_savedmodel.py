@@ -332,14 +332,14 @@ def test_folder_under_a_file_is_an_os_error(model, tmp_path):
 
 
 def test_version_that_appears_meanwhile_is_not_overwritten(model, tmp_path, monkeypatch):
-    agree = savedmodel.agreement
+    agree = conversion.agreement
 
     def meanwhile(*sides, as_logits):
         (tmp_path / "1").mkdir()
         (tmp_path / "1" / "saved_model.pb").write_text("another's")
         return agree(*sides, as_logits=as_logits)
 
-    monkeypatch.setattr(savedmodel, "agreement", meanwhile)
+    monkeypatch.setattr(conversion, "agreement", meanwhile)
     with pytest.raises(FileExistsError):
         to_savedmodel(model, tmp_path)
     assert names_in(tmp_path) == ["1"]
@@ -359,7 +359,7 @@ def test_failure_in_the_middle_leaves_nothing(model, tmp_path, monkeypatch, step
         do(*args, **kwargs)  # so that there is something to leave
         raise failure
 
-    monkeypatch.setattr(savedmodel, step, fail)
+    monkeypatch.setattr(conversion, step, fail)
     with pytest.raises(type(failure)):
         to_savedmodel(model, tmp_path)
     assert names_in(tmp_path) == []
@@ -418,7 +418,7 @@ def test_file_system_that_cannot_rename_folders_is_told_and_left_as_it_was(model
 def test_warm_up_request_that_would_fail_the_load_is_an_error_and_leaves_nothing(
     model, tmp_path, monkeypatch, tensor, message
 ):
-    monkeypatch.setattr(savedmodel, "_requests", lambda *_: [("serving_default", {"images": tensor})])
+    monkeypatch.setattr(conversion, "_requests", lambda *_: [("serving_default", {"images": tensor})])
     with pytest.raises(ValueError, match=f"{message}.*Nothing was written"):
         to_savedmodel(model, tmp_path)
     assert names_in(tmp_path) == []
@@ -436,7 +436,7 @@ def test_savedmodel_that_disagrees_with_keras_is_an_error_and_leaves_nothing(mod
         copy.set_weights([weight + 0.1 for weight in model.get_weights()])
         return copy
 
-    monkeypatch.setattr(savedmodel, "lower", other)
+    monkeypatch.setattr(conversion, "lower", other)
     with pytest.raises(
         ValueError, match="The SavedModel disagrees with the Keras model: max error .* Nothing was written"
     ):

@@ -132,6 +132,8 @@ def test_run_json_has_the_network_the_data_the_recipe_and_what_made_it(trained):
         "classes": [str(digit) for digit in range(10)],
         "normalization": {"mean": [0.0], "std": [1.0]},
         "recipe": json.loads(json.dumps(asdict(replace(DIGITS, epochs=3)))),
+        "pixels": {"mean": [0.0], "std": [255.0]},  # in files: the digits' own are in 0 to 1
+        "source": "digits",
         "strategy": "none",
         "replicas": 1,
         "execution": asdict(Execution()),
