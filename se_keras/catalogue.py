@@ -9,7 +9,7 @@ from typing import Any, Literal
 import keras
 
 from se_keras.architectures import cifar, inception, mobilenet, resnet, shufflenet, vgg
-from se_keras.blocks import HEAD, NetworkSpec
+from se_keras.blocks import HEAD, TOP, NetworkSpec
 from se_keras.recalibration import SEConfig, check_fits
 from se_keras.typing import FilePath
 from se_keras.weights.porting import load_weights
@@ -68,7 +68,9 @@ def create(
         weights: `None` for random weights (He et al. 2015); `"imagenet"` for the released ones, which are downloaded
             the first time; or a file with weights of the same network. A file is `.weights.h5` or `.keras` (of Keras),
             or has the names of timm or pytorchcv: `.safetensors`, or `.pth`, `.pt`, `.pth.tar`, `.bin` or `.ckpt` of
-            torch, of which the weights alone are read. Without the top, the classifier in it is ignored.
+            torch, of which the weights alone are read. Without the top, the classifier in it is ignored. For other
+            `classes` than published, a classifier in it that does not fit is left out; for other channels of
+            `input_shape`, its first kernel is adapted. A warning says so.
         input_tensor: A Keras tensor to use as the images.
         input_shape: `(height, width, channels)`; height and width may be `None`. Default: the published shape; without
             the top, height and width are `None`.
@@ -115,7 +117,10 @@ def create(
     if weights is not None:
         before = set(keras.Model(inputs, images).layers)
         own = [layer for layer in model.layers if layer not in before]
-        load_weights(own, weights, ignore=() if include_top else HEAD)
+        # Asked for another number of classes or channels than the published one, whose weights most files have.
+        adapt = [TOP] * (classes != spec.classes)
+        adapt += [next(x.name for x in own if x.weights)] * (images.shape[-1] != spec.input_shape[-1])
+        load_weights(own, weights, ignore=() if include_top else HEAD, adapt=adapt)
     return model
 
 

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import pytest
 
+import se_keras
 from se_keras.export.verification import load_keras
 from se_keras.weights import files, port, read_state_dict
 from se_keras.weights.files import read_layers
@@ -180,3 +181,33 @@ def test_changed_byte_of_a_keras_file_is_noticed(model, tmp_path, read):
     path.write_bytes(content)
     with pytest.raises(ValueError, match=re.escape("the checksum of model.weights.h5 does not match")):
         read(path)
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """The weights of a network with the published number of classes and channels."""
+    path = tmp_path_factory.mktemp("published") / "x.weights.h5"
+    network = se_keras.create("se_resnet20")
+    network.save_weights(path)
+    return network, path
+
+
+def test_file_of_other_classes_leaves_the_classifier_that_was_asked_for(published):
+    network, path = published
+    with pytest.warns(UserWarning, match="it has 10 classes, and the classifier of 3 is left as it is, untrained$"):
+        found = se_keras.create("se_resnet20", classes=3, weights=path)
+    np.testing.assert_array_equal(found.get_layer("conv1").kernel, network.get_layer("conv1").kernel)
+    with pytest.raises(ValueError, match="does not fit: predictions has the shape"):
+        found.save_weights(path.with_name("three.weights.h5"))
+        se_keras.create("se_resnet20", weights=path.with_name("three.weights.h5"))
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_file_of_other_channels_gives_an_adapted_kernel(published, channels):
+    network, path = published
+    with pytest.warns(UserWarning, match=f"it takes 3 channels, and its first kernel is adapted to {channels}$"):
+        found = se_keras.create("se_resnet20", input_shape=(32, 32, channels), weights=path)
+    kernel, expected = (np.asarray(x.get_layer("conv1").kernel) for x in (found, network))
+    # As timm adapts it: summed, or repeated and scaled, here to three quarters.
+    adapted = expected.sum(axis=2, keepdims=True) if channels == 1 else expected[:, :, [0, 1, 2, 0]] * 0.75
+    np.testing.assert_allclose(kernel, adapted, rtol=1e-6, atol=1e-7)

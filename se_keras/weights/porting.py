@@ -5,6 +5,7 @@ network with the same shapes would silently load into the wrong layers. State di
 and pytorchcv.
 """
 
+import warnings
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, Literal
 
@@ -20,22 +21,34 @@ from se_keras.weights.naming import NAMINGS
 Source = Literal["timm", "pytorchcv"]
 
 
-def load_weights(layers: Sequence[keras.layers.Layer], path: FilePath, *, ignore: Collection[str] = ()) -> None:
+def load_weights(
+    layers: Sequence[keras.layers.Layer],
+    path: FilePath,
+    *,
+    ignore: Collection[str] = (),
+    adapt: Collection[str] = (),
+) -> None:
     """Loads a file into layers: a file of Keras, or a state dict of timm or pytorchcv.
 
     Args:
         layers: The layers to fill, in order. Layers without weights are ignored.
         path: A `.weights.h5`, `.keras` or `.safetensors` file, or one of torch, as `read_state_dict` takes it.
         ignore: Names of further layers that the file may contain.
+        adapt: Names of layers that may have other classes, or images of other channels, than the file's. A classifier
+            of other classes keeps its values. The kernel of the file is summed for images of one channel, or repeated,
+            and scaled to the same sum, as in timm.
 
     Raises:
         TypeError, FileNotFoundError: If `path` is not a path, or not the path of a file.
         ValueError: If the file has no weights, or if names or shapes differ. No layer is changed in this case.
+
+    Warns:
+        UserWarning: If a layer is adapted.
     """
     path = checked_path(path)
     if path.name.endswith(STATE_DICTS):
         namings = [naming for source in NAMINGS.values() for naming in source]
-        return _port(layers, read_state_dict(path), namings, where=repr(str(path)), ignore=ignore)
+        return _port(layers, read_state_dict(path), namings, where=repr(str(path)), ignore=ignore, adapt=adapt)
     found = read_layers(path)
     weights = {f"{layer.name}/{n}": w for layer in layers for n, w in enumerate(layer.weights)}
     values = {
@@ -44,6 +57,7 @@ def load_weights(layers: Sequence[keras.layers.Layer], path: FilePath, *, ignore
         if name not in ignore or f"{name}/0" in weights
         for n, array in enumerate(arrays)
     }
+    _adapt(values, weights, {key for key in weights if key.rpartition("/")[0] in adapt}, where=repr(str(path)))
     _check(values, weights, where=repr(str(path)), name=lambda key: key.rpartition("/")[0])
     for key, weight in weights.items():
         weight.assign(values[key])
@@ -65,7 +79,7 @@ def port(model: keras.Model, state_dict: dict[str, Any], *, source: Source) -> N
     _port(model.layers, state_dict, NAMINGS[source], where="the state dict")
 
 
-def _port(layers, state, namings, *, where, ignore=()):
+def _port(layers, state, namings, *, where, ignore=(), adapt=()):
     arrays = _arrays(state, where)
     names = [layer.name for layer in layers if layer.weights]
     found = [(naming, naming([*names, *ignore])) for naming in namings]
@@ -82,6 +96,7 @@ def _port(layers, state, namings, *, where, ignore=()):
             values[mean] = values[mean] - values.pop(bias)
     values = {name: _in_our_layout(array, *rows[name]) if name in rows else array for name, array in values.items()}
     weights = {name: weight for name, (weight, _) in rows.items()}
+    _adapt(values, weights, {name for name, (_, layer) in rows.items() if layer.name in adapt}, where=where)
     _check(values, weights, where=where)
     for layer in layers:
         padding = getattr(naming, "padding", {}).get(layer.name)
@@ -163,6 +178,23 @@ def _map_size(layer):
     if not isinstance(flatten, keras.layers.Flatten):
         return (1, 1)
     return tuple(flatten.input.shape[1:3])  # pyright: ignore[reportAttributeAccessIssue]: it has one input
+
+
+def _adapt(values, weights, keys, *, where):
+    """Fits the arrays of these keys to variables for other classes or channels, and says so."""
+    notes = {}
+    for key in [key for key in weights if key in keys and key in values]:
+        theirs, ours = values[key].shape, tuple(weights[key].shape)
+        if theirs != ours and len(ours) == 4 and (*theirs[:2], theirs[3:]) == (*ours[:2], ours[3:]):
+            channels, own = theirs[2], ours[2]
+            repeated = np.tile(values[key], (1, 1, -(-own // channels), 1))[:, :, :own] * (channels / own)
+            values[key] = values[key].sum(axis=2, keepdims=True) if own == 1 else repeated
+            notes[f"it takes {channels} channels, and its first kernel is adapted to {own}"] = None
+        elif theirs != ours and theirs[:-1] == ours[:-1]:
+            del values[key], weights[key]
+            notes[f"it has {theirs[-1]} classes, and the classifier of {ours[-1]} is left as it is, untrained"] = None
+    if notes:
+        warnings.warn(f"{where}: {'; '.join(notes)}", stacklevel=3)
 
 
 def _check(values, weights, *, where, name: Callable[[str], str] = str):
