@@ -68,9 +68,9 @@ def create(
         weights: `None` for random weights (He et al. 2015); `"imagenet"` for the released ones, which are downloaded
             the first time; or a file with weights of the same network. A file is `.weights.h5` or `.keras` (of Keras),
             or has the names of timm or pytorchcv: `.safetensors`, or `.pth`, `.pt`, `.pth.tar`, `.bin` or `.ckpt` of
-            torch, of which the weights alone are read. Without the top, the classifier in it is ignored. For other
-            `classes` than published, a classifier in it that does not fit is left out; for other channels of
-            `input_shape`, its first kernel is adapted. A warning says so.
+            torch, of which the weights alone are read. Without the top, the classifier in it is ignored. If other
+            `classes` or channels are asked for than published, and the file has the published number, its classifier is
+            left out or its first kernel adapted. A warning says so.
         input_tensor: A Keras tensor to use as the images.
         input_shape: `(height, width, channels)`; height and width may be `None`. Default: the published shape; without
             the top, height and width are `None`.
@@ -118,8 +118,9 @@ def create(
         before = set(keras.Model(inputs, images).layers)
         own = [layer for layer in model.layers if layer not in before]
         # Asked for another number of classes or channels than the published one, whose weights most files have.
-        adapt = [TOP] * (classes != spec.classes)
-        adapt += [next(x.name for x in own if x.weights)] * (images.shape[-1] != spec.input_shape[-1])
+        numbers = {TOP: (spec.classes, classes)}
+        numbers[next(x.name for x in own if x.weights)] = (spec.input_shape[-1], images.shape[-1])
+        adapt = {name: published for name, (published, asked) in numbers.items() if published != asked}
         load_weights(own, weights, ignore=() if include_top else HEAD, adapt=adapt)
     return model
 

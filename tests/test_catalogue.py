@@ -288,9 +288,11 @@ def test_file_of_a_foreign_model_is_refused(suffix, tmp_path):
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_file_of_another_class_count_is_refused(suffix, saved):
-    parts = ("does not fit: predictions has the shape (256, 11) here and (256, 10) there",)
-    refuses(saved[1][suffix], DIGITS, *parts, classes=CLASSES + 1)
+def test_file_of_another_class_count_than_published_is_refused(suffix, tmp_path):
+    path = save(create(DIGITS, classes=12), tmp_path / f"twelve{suffix}")
+    for classes in (CLASSES, 11):
+        parts = (f"does not fit: predictions has the shape (256, {classes}) here and (256, 12) there",)
+        refuses(path, DIGITS, *parts, classes=classes)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)

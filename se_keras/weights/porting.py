@@ -6,7 +6,7 @@ and pytorchcv.
 """
 
 import warnings
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import keras
@@ -26,7 +26,7 @@ def load_weights(
     path: FilePath,
     *,
     ignore: Collection[str] = (),
-    adapt: Collection[str] = (),
+    adapt: Mapping[str, int] | None = None,
 ) -> None:
     """Loads a file into layers: a file of Keras, or a state dict of timm or pytorchcv.
 
@@ -34,9 +34,9 @@ def load_weights(
         layers: The layers to fill, in order. Layers without weights are ignored.
         path: A `.weights.h5`, `.keras` or `.safetensors` file, or one of torch, as `read_state_dict` takes it.
         ignore: Names of further layers that the file may contain.
-        adapt: Names of layers that may have other classes, or images of other channels, than the file's. A classifier
-            of other classes keeps its values. The kernel of the file is summed for images of one channel, or repeated,
-            and scaled to the same sum, as in timm.
+        adapt: Layers that may be for another number of classes or channels than the file, whose number is given, by
+            name. A classifier of other classes keeps its values. A kernel for other channels becomes the file's as in
+            timm: summed for one channel; for others repeated, and scaled by the quotient of the numbers.
 
     Raises:
         TypeError, FileNotFoundError: If `path` is not a path, or not the path of a file.
@@ -57,7 +57,9 @@ def load_weights(
         if name not in ignore or f"{name}/0" in weights
         for n, array in enumerate(arrays)
     }
-    _adapt(values, weights, {key for key in weights if key.rpartition("/")[0] in adapt}, where=repr(str(path)))
+    adapt = adapt or {}
+    own = {key: adapt[name] for key in weights if (name := key.rpartition("/")[0]) in adapt}
+    _adapt(values, weights, own, where=repr(str(path)))
     _check(values, weights, where=repr(str(path)), name=lambda key: key.rpartition("/")[0])
     for key, weight in weights.items():
         weight.assign(values[key])
@@ -79,7 +81,7 @@ def port(model: keras.Model, state_dict: dict[str, Any], *, source: Source) -> N
     _port(model.layers, state_dict, NAMINGS[source], where="the state dict")
 
 
-def _port(layers, state, namings, *, where, ignore=(), adapt=()):
+def _port(layers, state, namings, *, where, ignore=(), adapt=None):
     arrays = _arrays(state, where)
     names = [layer.name for layer in layers if layer.weights]
     found = [(naming, naming([*names, *ignore])) for naming in namings]
@@ -96,7 +98,9 @@ def _port(layers, state, namings, *, where, ignore=(), adapt=()):
             values[mean] = values[mean] - values.pop(bias)
     values = {name: _in_our_layout(array, *rows[name]) if name in rows else array for name, array in values.items()}
     weights = {name: weight for name, (weight, _) in rows.items()}
-    _adapt(values, weights, {name for name, (_, layer) in rows.items() if layer.name in adapt}, where=where)
+    adapt = adapt or {}
+    own = {name: adapt[layer.name] for name, (_, layer) in rows.items() if layer.name in adapt}
+    _adapt(values, weights, own, where=where)
     _check(values, weights, where=where)
     for layer in layers:
         padding = getattr(naming, "padding", {}).get(layer.name)
@@ -180,19 +184,19 @@ def _map_size(layer):
     return tuple(flatten.input.shape[1:3])  # pyright: ignore[reportAttributeAccessIssue]: it has one input
 
 
-def _adapt(values, weights, keys, *, where):
-    """Fits the arrays of these keys to variables for other classes or channels, and says so."""
+def _adapt(values, weights, numbers, *, where):
+    """Fits arrays with this number of classes or channels, `{key: number}`, to variables for another, and says so."""
     notes = {}
-    for key in [key for key in weights if key in keys and key in values]:
-        theirs, ours = values[key].shape, tuple(weights[key].shape)
-        if theirs != ours and len(ours) == 4 and (*theirs[:2], theirs[3:]) == (*ours[:2], ours[3:]):
-            channels, own = theirs[2], ours[2]
+    for key, number in numbers.items():
+        theirs, ours = list(np.shape(values.get(key))), list(weights[key].shape)
+        if len(ours) == len(theirs) == 4 and theirs == [*ours[:2], number, ours[3]]:
+            channels, own = number, ours[2]
             repeated = np.tile(values[key], (1, 1, -(-own // channels), 1))[:, :, :own] * (channels / own)
             values[key] = values[key].sum(axis=2, keepdims=True) if own == 1 else repeated
             notes[f"it takes {channels} channels, and its first kernel is adapted to {own}"] = None
-        elif theirs != ours and theirs[:-1] == ours[:-1]:
+        elif len(ours) < 4 and theirs == [*ours[:-1], number]:
             del values[key], weights[key]
-            notes[f"it has {theirs[-1]} classes, and the classifier of {ours[-1]} is left as it is, untrained"] = None
+            notes[f"it has {number} classes, and the classifier of {ours[-1]} is left as it is, untrained"] = None
     if notes:
         warnings.warn(f"{where}: {'; '.join(notes)}", stacklevel=3)
 
