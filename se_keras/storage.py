@@ -1,7 +1,6 @@
 """Atomic files: written under a temporary name in the folder of the target, flushed to the disk, then renamed."""
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -17,6 +16,11 @@ from typing import Any
 
 from se_keras.errors import first_line
 from se_keras.typing import FilePath
+
+try:
+    import fcntl
+except ImportError:  # Windows, where nothing is locked
+    fcntl = None
 
 _PARTIAL = re.compile(r"\..+\.partial-\w+")
 
@@ -68,11 +72,11 @@ def _writing(folder: Path) -> Iterator[None]:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):  # somebody is there, or the file system has no locks of folders
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _flock(descriptor)
             remove_partial(folder)
         for _ in range(100):  # a second; somebody who keeps the folder for longer removes nothing
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                _flock(descriptor, shared=True)
             except BlockingIOError:
                 time.sleep(0.01)
             except OSError:
@@ -131,7 +135,7 @@ def _lock(path):
     """Opens and locks a file: its descriptor, or None if another process has it."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _flock(descriptor)
         if os.path.samestat(os.fstat(descriptor), os.stat(path)):
             return descriptor
     except (BlockingIOError, FileNotFoundError):  # it is another's, or was until now
@@ -142,6 +146,13 @@ def _lock(path):
         return descriptor
     os.close(descriptor)
     return None
+
+
+def _flock(descriptor, *, shared=False):
+    """Locks an open file or folder; raises BlockingIOError if another process has it, OSError if there are no locks."""
+    if fcntl is None:
+        raise OSError("this system has no locks of files")
+    fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
 
 
 def check_writable(target: FilePath) -> None:
