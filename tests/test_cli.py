@@ -925,6 +925,12 @@ def test_missing_optional_package_is_an_error_of_one_line(cli, tmp_path, monkeyp
     assert (result.status, result.err.splitlines()[-1]) == (2, text)
 
 
+def test_file_of_labels_may_begin_with_a_byte_order_mark(cli, files, converted, tmp_path):
+    (tmp_path / "labels.txt").write_bytes("\n".join(map(str, range(10))).encode("utf-8-sig"))
+    cli("export", files / "model.keras", "--labels", tmp_path / "labels.txt", "-o", tmp_path / "x.tflite")
+    assert converted[0]["labels"] == list(map(str, range(10)))
+
+
 # Refusals: one line, exit status 2, nothing written
 
 INT8 = "--precision int8 --calibration"

@@ -128,6 +128,6 @@ def _labels(source):
     if not Path(source).is_file():
         raise FileNotFoundError(f"There is no file of labels {source!r}: give 'digits' or a file, one class per line")
     try:
-        return Path(source).read_text(encoding="utf-8").splitlines()
+        return Path(source).read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise ValueError(f"{source!r} is not a text file of labels: {error}") from None
