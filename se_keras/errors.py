@@ -15,7 +15,7 @@ def first_line(error: object) -> str:
     """
     message = str(error).strip()
     if found := _IN_LAYER.match(message):
-        return found[1].strip()
+        return _NODE.sub("", found[1].strip())
     return (_NODE.sub("", message) or type(error).__name__).splitlines()[0]
 
 

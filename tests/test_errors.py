@@ -15,6 +15,7 @@ from se_keras.export.model import predict
         ("", "ValueError"),
         ("{{function_node __wrapped__X}} {{node y}} corrupted record at 0 [Op:X]", "corrupted record at 0 [Op:X]"),
         ("Exception encountered when calling A.call().\n\n\x1b[1mWrong shape.\x1b[0m\n\nArguments", "Wrong shape."),
+        ("Exception encountered when calling A.call().\n\n\x1b[1m{{function_node x}} Odd.\x1b[0m", "Odd."),
         ("in user code:\n\n  File 'x'\n  ValueError: Exception encountered when calling A.call().\n\n  No.", "No."),
     ],
 )
