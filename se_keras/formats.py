@@ -209,7 +209,7 @@ def _bmp(content):
     masks = part(content, 54, 12) == bytes.fromhex("0000ff00 00ff0000 ff000000")
     is_known = tf.reduce_any(bits == [1, 4, 8, 24, 32]) & (compression == 0) | (bits == 32) & (compression == 3) & masks
     with tf.control_dependencies([require(is_known, OTHER_BMP)]):
-        content = tf.identity(content)
+        content, bits = tf.identity(content), tf.identity(bits)  # nothing else fails before
     stride = (width * bits + 31) // 32 * 4
     rows: Any = tf.io.decode_raw(part(content, offset, height * stride), tf.uint8)
     rows = tf.reshape(rows, [height, stride])

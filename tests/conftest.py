@@ -1,6 +1,7 @@
 """Two logical CPUs, the published figures, and what is expensive, made once and shared."""
 
 import functools
+import gc
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,9 @@ from se_keras.export import to_litert
 from se_keras.training import RECIPES, fit
 from se_keras.training.data import digits
 
+# Sessions of Keras are cleared by collecting garbage: without looking through all imported modules each time.
+gc.collect()
+gc.freeze()
 # A test of distribution needs two devices, and TensorFlow takes their number only before its first operation.
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2

@@ -422,6 +422,7 @@ def pairs():
     return pairs, messages
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "int8"])
 def test_pair_is_the_network_and_its_baseline_alike(pairs, precision):
     pair = pairs[0][precision]
@@ -436,6 +437,7 @@ def test_pair_is_measured_in_int8(pairs):
     assert (record.baseline, record.network, record.precision) == ("resnet11_digits", "se_resnet11_digits", "int8")
 
 
+@pytest.mark.slow
 def test_progress_names_what_is_exported(pairs):
     assert pairs[1] == ["exporting resnet11_digits lowered", "exporting se_resnet11_digits lowered"]
 

@@ -67,6 +67,7 @@ def pruned_digits(digits):
 # The smaller network.
 
 
+@pytest.mark.slow
 def test_layers_keep_their_types_and_names(row):
     _, model, pruned = row
     assert [(layer.name, type(layer)) for layer in pruned.layers] == [
@@ -156,6 +157,7 @@ def assert_closed_gates_go(model, **images):
     assert difference(outputs_of(model, images), outputs_of(pruned, images)) < 1e-5  # as above
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["se_resnet11_digits", "se_resnet20"])
 def test_channels_behind_closed_gates_go(name):
     assert_closed_gates_go(network(name))

@@ -617,6 +617,7 @@ def test_export_prints_its_manifest_as_json_alone(cli, files, tmp_path, converte
     assert printed["sha256"] == sha256(tmp_path / "digits.tflite")
 
 
+@pytest.mark.slow
 def test_export_tells_the_file_its_labels_normalization_and_training(cli, files, tmp_path):
     (tmp_path / "names.txt").write_text("\n".join(f"digit {i}" for i in range(10)))
     for labels, expected in {"digits": "0", tmp_path / "names.txt": "digit 0"}.items():
@@ -649,6 +650,7 @@ def test_export_in_int8_calibrates_on_the_digits_to_train_on(cli, files, tmp_pat
     np.testing.assert_array_equal(arguments["calibration"], datasets.digits().train.images)
 
 
+@pytest.mark.slow
 def test_export_in_int8_warns_in_one_line_where_calibration_did_not_show_what_the_network_sees(
     cli, files, few, tmp_path, monkeypatch
 ):
@@ -684,6 +686,7 @@ def test_export_lowers_unless_as_published(cli, files, tmp_path, converted, opti
     assert [arguments["lowering"] for arguments in converted] == [lowering]
 
 
+@pytest.mark.slow
 def test_export_to_a_folder_writes_the_next_version_of_a_savedmodel(cli, files, tmp_path):
     result = cli("export", files / "model.keras", "-o", tmp_path / "served", "--json")
     assert (result.status, result.err) == (0, "")
@@ -693,6 +696,7 @@ def test_export_to_a_folder_writes_the_next_version_of_a_savedmodel(cli, files, 
     assert {path.name for path in (tmp_path / "served").iterdir()} == {"1", "2"}
 
 
+@pytest.mark.slow
 def test_export_to_a_folder_takes_image_files_where_it_is_told_their_classes(cli, files, tmp_path):
     options = ["--labels", "digits", "--normalize", "0", "255", "--top", "2"]
     result = cli("export", files / "model.keras", *options, "-o", tmp_path / "served", "--json")

@@ -219,6 +219,7 @@ def test_photos_are_scaled_alike_by_every_reader(tmp_path):
         np.testing.assert_array_equal(images, calibrated)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(
     "options",
@@ -238,6 +239,7 @@ def test_animation_that_says_it_has_no_transparency_is_read():
     np.testing.assert_array_equal(decode(tf.constant(bytes(content))), of_pillow(bytes(content), 3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", files())
 def test_header_says_how_many_pixels_there_are(name):
     assert pixels_in(tf.constant(files()[name])) == SIDE**2

@@ -137,6 +137,7 @@ def test_single_crop_is_the_middle_of_the_papers_size(name, shorter):
     np.testing.assert_array_equal(found, 1)
 
 
+@pytest.mark.slow
 def test_photographs_are_judged_at_the_size_of_the_model(tmp_path):
     for number in range(20):
         path = tmp_path / f"class{number % 2}" / f"{number:02}.png"

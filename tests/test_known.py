@@ -105,6 +105,7 @@ def test_evaluate_asks_the_model(exported, photos, run, cli, kind):
     assert report["top1"]["value"] == pytest.approx(trained, abs=1e-6 if kind != "camera.tflite" else 0.06)
 
 
+@pytest.mark.slow
 def test_commands_go_from_photos_to_a_served_model_and_a_camera_file(run, photos, cli, tmp_path):
     status, _, err = cli("export", run / "model.keras", "-o", tmp_path / "served")
     assert status == 0, err
@@ -122,6 +123,7 @@ def test_commands_go_from_photos_to_a_served_model_and_a_camera_file(run, photos
     assert [[*COLORS][i] for i in camera(images)["probabilities"].argmax(axis=1)] == [*COLORS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind, tolerance", [("colors.tflite", 1e-4), ("camera.tflite", 0.2), ("served", 1e-4)])
 def test_verify_gives_each_file_the_same_photos(exported, photos, cli, kind, tolerance):
     status, out, _ = cli("verify", exported["run"], exported[kind], "--images", photos, "--json")

@@ -147,6 +147,7 @@ def test_channels_last_layers_are_made_and_loaded_whatever_keras_default_is(kind
     assert type(layer).from_config(config).get_config() == layer.get_config()
 
 
+@pytest.mark.slow
 def test_saved_model_loads_with_import_se_keras_alone(tmp_path):
     rng = np.random.default_rng(2)
     images = keras.Input((6, 6, 8))

@@ -209,6 +209,7 @@ def test_two_threads_give_what_one_gives(precision, data, request):
     np.testing.assert_allclose(two, one, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_published_form_gives_keras_probabilities_too(published, expected, data):
     actual = run(published.content, data.test.images)["probabilities"]
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5)
@@ -287,12 +288,14 @@ def test_signature_is_from_images_to_probabilities(precision, request):
     assert interpreter.get_signature_list() == {"serving_default": {"inputs": ["images"], "outputs": ["probabilities"]}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "int8"])
 def test_logits_have_the_name_that_keras_gives_them(precision, logits):
     interpreter = Interpreter(model_content=logits[precision].content)
     assert interpreter.get_signature_list()["serving_default"]["outputs"] == ["predictions"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "function",
     [
@@ -781,6 +784,7 @@ def test_manifest_says_how_the_file_was_made(precision, request):
     assert {"se-keras", "keras", "tensorflow", "ai-edge-litert", "ai-edge-quantizer"} <= set(installed)
 
 
+@pytest.mark.slow
 def test_manifest_of_the_published_form_has_no_lowering(published):
     assert published.manifest["lowering"] is None
 

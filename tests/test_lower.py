@@ -619,6 +619,7 @@ def test_mixture_that_draws_in_inference_is_refused():
 # Another size.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("own", [(None, None, 8), (None, 6, 8), (6, 6, 8)])
 @pytest.mark.parametrize("size", [(6, 6, 8), [9, 4, 8]])
 @pytest.mark.parametrize("function", [shuffle_unit, shake_shake, bottleneck])
@@ -715,6 +716,7 @@ def test_random_graph_equals_the_original(steps):
 # A network of the catalogue; test_networks.py has all of them.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("squeeze", SQUEEZES)
 @pytest.mark.parametrize("site", SITES)
 def test_every_place_and_squeeze_equals_the_original(site, squeeze):
@@ -724,6 +726,7 @@ def test_every_place_and_squeeze_equals_the_original(site, squeeze):
     assert difference(outputs_of(model, images), outputs_of(lower(model), images)) <= BOUND
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("excitation", EXCITATIONS)
 def test_every_excitation_equals_the_original(excitation, bias):

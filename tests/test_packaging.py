@@ -145,6 +145,7 @@ def test_wheel_brings_the_command(installed, tmp_path):
     assert out == f"se-keras {se_keras.__version__}\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["the checkout", "its parent folder", "elsewhere"])
 def test_editable_install_is_imported_from_every_folder(tmp_path, place):
     if place == "its parent folder":  # where a checkout named se_keras looks like a package without __init__.py

@@ -81,6 +81,7 @@ def test_file_agrees_with_keras(precision, exported):
     assert made["top1"] >= 0.95
 
 
+@pytest.mark.slow
 def test_finer_precisions_are_closer(exported):
     errors = [exported(precision).manifest["agreement"]["mean_error"] for precision in ("int8", "int16x8", "float16")]
     assert errors == sorted(errors, reverse=True)
@@ -95,6 +96,7 @@ WEIGHTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_weights_have_the_type_of_the_precision(precision, exported):
     assert kernels(exported(precision).content) == WEIGHTS[precision]
@@ -157,6 +159,7 @@ def test_integer_input_gives_what_the_float_one_does(types, exported):
     np.testing.assert_allclose(actual, floats, rtol=0, atol=0.5 / 256 + 1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("output_type", ["int8", "uint8"])
 def test_logits_can_be_integers_too(output_type):
     logits = scattered(create("se_resnet11_digits", classes=10, classifier_activation=None), images=IMAGES)
@@ -180,6 +183,7 @@ def heads():
 NOISE = np.random.default_rng(0).normal(size=(20, 8, 8, 3)).astype("float32")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("output_type", "expected"),
     [
@@ -198,6 +202,7 @@ def test_every_output_has_the_type_asked_for(output_type, expected, heads):
     assert made.manifest["agreement"]["max_error"] < 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("layer", "kept", "other"), [("logits", "x", "z"), ("last", "z", "x")])
 def test_head_that_is_kept_in_float_is_the_one_that_is_named(layer, kept, other, heads):
     options = {"precision": "int8", "calibration": NOISE, "keep_float": layer}
@@ -438,6 +443,7 @@ def with_addition(*, other):
 
 
 # XNNPACK adds tensors whose scales are within 2^10. The range of these cannot be widened to that.
+@pytest.mark.slow
 @pytest.mark.parametrize("other", [layers.Activation("sigmoid"), layers.MaxPooling2D(3, 1, padding="same")])
 def test_addition_that_no_integer_kernel_computes_stays_in_float(other):
     network = with_addition(other=other)
@@ -576,6 +582,7 @@ def test_images_of_another_range_are_warned_of(exported, model):
     assert message.startswith("The images have values in 0..255. se_resnet11_digits was trained on values about ")
 
 
+@pytest.mark.slow
 def test_range_of_an_untrained_network_is_unknown():
     fresh = create("se_resnet11_digits", classes=10)
     to_litert(fresh, precision="int8", calibration=IMAGES * 255)  # a warning would be an error

@@ -179,6 +179,7 @@ def test_unknown_network_is_refused_with_the_nearest_names():
 # include_preprocessing.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NORMALIZED.values())
 def test_layer_computes_what_the_function_does(name):
     with keras.StatelessScope(initialize_variables=False):
@@ -224,6 +225,7 @@ def test_saved_network_gives_the_same(networks, tmp_path):
     np.testing.assert_array_equal(loaded(images), model(images))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".weights.h5", ".keras"])
 @pytest.mark.parametrize("within", [True, False], ids=["from pixels", "from preprocessed"])
 def test_weights_files_go_both_ways(within, suffix, networks, tmp_path):
@@ -249,6 +251,7 @@ def test_lowered_network_gives_the_same_for_pixels(networks):
     assert difference(outputs_of(model, images), outputs_of(lower(model), images)) <= 1e-5
 
 
+@pytest.mark.slow
 def test_litert_file_takes_pixels(networks):
     model, _ = networks
     images = pixels(CIFAR, 4, 32, 32, dtype="float32")

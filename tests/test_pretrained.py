@@ -447,6 +447,7 @@ def test_file_that_is_made_anew_is_never_absent(place, digits, monkeypatch):
     assert there == [True, True]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16", "float16"])
 def test_kept_file_has_the_released_weights_whatever_the_dtype_policy(policy, place, digits):
     keras.config.set_dtype_policy(policy)
@@ -630,6 +631,7 @@ FAILURES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("failure", FAILURES)
 def test_failure_is_told_in_one_line_leaves_nothing_and_is_over_when_the_hub_is_well(
     failure, place, hub, digits, hasty

@@ -146,6 +146,7 @@ def test_level_is_what_the_next_stage_reads_wherever_blocks_recalibrate(name, si
     assert found == [{reader} for reader in READERS[name]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_baseline_has_the_same_levels(name, sketch):
     assert shapes(pyramid(sketch(name, se=None)).output) == shapes(pyramid(sketch(name)).output)
@@ -172,6 +173,7 @@ def test_outputs_are_the_tensors_of_the_network_on_the_same_images(name):
     assert difference(outputs_of(model, images), outputs_of(rest, maps(images)[last])) < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_weights_are_the_networks_own_and_all_but_the_classifiers(name, sketch):
     model = sketch(name)
@@ -180,6 +182,7 @@ def test_weights_are_the_networks_own_and_all_but_the_classifiers(name, sketch):
     assert {id(w) for w in pyramid(model).weights} == own - head and head
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_no_layer_stands_behind_the_last_level(name, sketch):
     model = pyramid(sketch(name))

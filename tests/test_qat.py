@@ -271,12 +271,14 @@ def test_fine_tuning_recovers_what_post_training_lost(uneven, data):
     assert recovered > full - 0.1
 
 
+@pytest.mark.slow
 def test_file_gives_what_the_twin_gives(int8):
     # Values are rounded at the same places, and only a few to the neighbouring step. 0.9999 measured.
     assert int8.manifest["agreement_with_twin"]["cosine"] > 0.999
     assert int8.manifest["agreement_with_twin"]["top1"] > 0.99
 
 
+@pytest.mark.slow
 def test_xnnpack_takes_every_operator(int8):
     assert int8.runner().undelegated() == []
 
@@ -377,6 +379,7 @@ def test_three_quarters_of_each_kernel_are_pruned(pruned):
     assert all(share == pytest.approx(0.75, abs=0.01) for share in zeros(pruned).values())
 
 
+@pytest.mark.slow
 def test_pruned_network_still_knows_digits(pruned, data):
     found = pruned.predict(data.test.images, verbose=0).argmax(axis=1)
     assert (found == data.test.labels).mean() > 0.9

@@ -43,6 +43,7 @@ def test_count_params_by_ratio(ratio, facts, golden):
 # The paper's tables. Their parameters are rounded to 0.1 M, their GFLOPs to 0.01.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ratio", [2, 4, 8, 16, 32])
 def test_table_10_parameters_by_ratio(ratio, facts, golden):
     published = golden["paper"]["table10_ratio"][str(ratio)][2]
@@ -51,6 +52,7 @@ def test_table_10_parameters_by_ratio(ratio, facts, golden):
     assert counted == pytest.approx(published, abs=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", [2, 3, 4])
 def test_table_13_row_is_our_stage_of_the_same_number_alone(row, facts, golden):
     published = golden["paper"]["table13_stage"][f"stage{row}"][3]
@@ -129,6 +131,7 @@ def test_gates_forced_to_one_equal_the_baseline(block, site):
     np.testing.assert_array_equal(model(images).numpy(), baseline(images).numpy())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("site", SITES)
 def test_gates_as_initialized_do_not_equal_the_baseline(site):
     model = network(resnet.bottleneck, SEConfig(site=site))
@@ -138,6 +141,7 @@ def test_gates_as_initialized_do_not_equal_the_baseline(site):
     assert np.abs(model(images) - baseline(images)).max() > 0.05 * np.abs(baseline(images)).max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("site", SITES)
 def test_gates_forced_to_one_give_the_baselines_probabilities(site):
     model = open_gates(create("se_resnet11_digits", se=SEConfig(site=site)))

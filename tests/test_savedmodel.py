@@ -679,6 +679,7 @@ def test_model_stays_as_it_was(tmp_path):
     assert model.to_json() == config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", INTEGERS)
 def test_savedmodel_takes_the_integers_of_its_model(dtype, tmp_path):
     network, images = network_of_integers(dtype)

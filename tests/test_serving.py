@@ -138,11 +138,13 @@ def test_golden_inputs_give_the_golden_outputs_by_both_protocols(saved, server):
     assert all(x.error < 1e-5 and x.agrees for x in answers)
 
 
+@pytest.mark.slow
 def test_model_without_labels_is_asked_for_its_probabilities_alone(plain, server):
     answers = serving.check(plain.manifest, model="plain", rest=server[0])
     assert [x.signature for x in answers] == ["serving_default"]
 
 
+@pytest.mark.slow
 def test_command_prints_a_row_for_each_answer(saved, server, cli):
     status, out, err = cli("serve-check", server[0], "--grpc", server[1], "--manifest", saved.path.parent)
     assert (status, err) == (0, f"asking {server[0]} and {server[1]} for photos\n")
@@ -157,6 +159,7 @@ def test_command_prints_json(saved, server, cli):
     assert [(x["protocol"], x["agrees"]) for x in printed["answers"]] == [("gRPC", True)] * 2
 
 
+@pytest.mark.slow
 def test_other_weights_are_a_disagreement_with_status_1(saved, server, cli):
     status, out, err = cli("serve-check", server[0], "--manifest", saved.path, "--model", "retrained", "--json")
     assert status == 1
@@ -165,6 +168,7 @@ def test_other_weights_are_a_disagreement_with_status_1(saved, server, cli):
     assert re.search(message, err.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_other_class_names_are_a_disagreement(saved, server):
     record = {**saved.manifest, "golden_file": {**saved.manifest["golden_file"], "classes": ["cat"] * 5}}
     answers = serving.check(record, model="photos", grpc=server[1])
@@ -381,6 +385,7 @@ def test_grpc_without_its_package_says_what_to_install(saved, monkeypatch):
 # Image files.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "WEBP"])
 def test_file_is_decoded_by_its_content(expected, server, kind):
     options = {"quality": 95} if kind in ("JPEG", "WEBP") else {}

@@ -181,6 +181,7 @@ def test_progress_tells_each_step_and_each_epoch(uninterrupted):
     assert reports[-1].figures == uninterrupted[1]
 
 
+@pytest.mark.slow
 def test_callbacks_of_keras_hear_of_epochs_and_batches(few, tmp_path):
     calls = []
 
@@ -383,6 +384,7 @@ def test_what_a_killed_process_left_half_written_goes(few, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == FILES
 
 
+@pytest.mark.slow
 def test_second_training_in_a_folder_is_refused_while_the_first_one_runs(few, tmp_path, uninterrupted):
     refused = []
 
@@ -565,6 +567,7 @@ def test_far_too_high_a_learning_rate_stops_the_run(few, tmp_path):
         fit(small(), replace(SHORT, learning_rate=1e38), few, tmp_path)
 
 
+@pytest.mark.slow
 def test_loss_that_is_no_longer_finite_leaves_the_last_good_checkpoint_and_names_it(few, tmp_path):
     images, good = few.train.images.copy(), []
 
@@ -621,6 +624,7 @@ def network_of_photographs():
     return keras.Model(images, keras.layers.Dense(2)(keras.layers.Flatten()(images)), name="linear")
 
 
+@pytest.mark.slow
 def test_files_that_cannot_be_decoded_are_left_out_and_told(photographs, tmp_path):
     recipe = replace(SHORT, batch_size=4)
     _, figures = fit(

@@ -214,9 +214,9 @@ def thread_count(threads: int) -> str:
 
 def require_pair(baseline: LiteRTRunner, network: LiteRTRunner) -> tuple[int, ...]:
     """The shape of the input of two files; raises ValueError if the shapes differ, or leave the size free."""
-    shapes = {runner.input_shape for runner in (baseline, network)}
+    shapes = list(dict.fromkeys(runner.input_shape for runner in (baseline, network)))
     if len(shapes) != 1:
-        raise ValueError(f"A pair needs the same input. Received: {' and '.join(sorted(map(str, shapes)))}")
+        raise ValueError(f"A pair needs the same input. Received: {' and '.join(map(str, shapes))}")
     batch, *size = shapes.pop()
     if None in size:
         raise ValueError(f"A pair needs images of a fixed size. Received: files of {(batch, *size)}")
