@@ -353,7 +353,7 @@ def test_version_that_appears_meanwhile_is_not_overwritten(model, tmp_path, monk
 @pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()], ids=repr)
 @pytest.mark.parametrize("step", ["trace", "_remove_xla", "agreement", "_batching", "manifest"])
 def test_failure_in_the_middle_leaves_nothing(model, tmp_path, monkeypatch, step, failure):
-    do = getattr(savedmodel, step)
+    do = getattr(conversion, step)
 
     def fail(*args, **kwargs):
         do(*args, **kwargs)  # so that there is something to leave

@@ -214,7 +214,7 @@ def thread_count(threads: int) -> str:
 
 def require_pair(baseline: LiteRTRunner, network: LiteRTRunner) -> tuple[int, ...]:
     """The shape of the input of two files; raises ValueError if the shapes differ, or leave the size free."""
-    shapes = list(dict.fromkeys(runner.input_shape for runner in (baseline, network)))
+    shapes = sorted({runner.input_shape for runner in (baseline, network)}, key=lambda sizes: [x or 0 for x in sizes])
     if len(shapes) != 1:
         raise ValueError(f"A pair needs the same input. Received: {' and '.join(map(str, shapes))}")
     batch, *size = shapes.pop()
