@@ -389,6 +389,8 @@ def large(number):
 @pytest.mark.sweep
 def test_large_files_are_read_in_bounded_memory_or_refused():
     seeds = [files()["rgb.png"]]
-    found = run_campaign("large", seeds, read_everywhere, count=6, mutate=lambda _, n, __: large(n), seconds=60)
+    # 89 million pixels are 256 MB; with the file's rows, the luma and what resizing takes, up to five times that.
+    limits = {"seconds": 60, "megabytes": 1280}
+    found = run_campaign("large", seeds, read_everywhere, count=6, mutate=lambda _, n, __: large(n), **limits)
     assert found.faults == []
     assert (found.read, found.refused) == (4, 2)
