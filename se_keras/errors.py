@@ -23,7 +23,7 @@ def first_line(error: object) -> str:
 def translated(message: str, *, into: type[Exception] = ValueError) -> Iterator[None]:
     """Turns every error in the `with` block into one of ours: `message`, a colon, and the first line of its own.
 
-    Readers of damaged files raise errors of any type. A path that the system cannot open, such as for want of
+    Readers of damaged files raise errors of any type. A path that the system cannot open, such as one without
     permission, keeps its OSError.
     """
     try:

@@ -18,6 +18,8 @@ class RunRecord(TypedDict):
     data: NotRequired[str]
     classes: NotRequired[list[str]]
     normalization: NotRequired[NormalizationRecord | None]
+    pixels: NotRequired[NormalizationRecord]
+    source: NotRequired[str | None]
     recipe: NotRequired[dict[str, Any]]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 def within(seconds: float, call: Callable[[], Any]) -> Any:
     """What `call` returns or raises. For calls that no signal interrupts, or that have no limit for the whole.
 
-    It runs in a thread, which goes on after the time and ends with the process.
+    It runs in a thread, which continues after the time and ends with the process.
 
     Raises:
         TimeoutError: If it has not ended after `seconds`.

@@ -1048,6 +1048,8 @@ REFUSALS = {
     "export {files}/model.keras --labels {files}/text.npy -o {new}/x.tflite": "10 classes. Received: 1 labels",
     "export {files}/model.keras --normalize 0 0 -o {new}/x.tflite": "normalization must be .* std above zero",
     "export {files}/model.keras --normalize 0,0 1,1 -o {new}/x.tflite": "one for each of 1 channels",
+    "export {files}/run/model.keras --override -o {new}/x.tflite": "--override is for --labels and --normalize",
+    "verify {files}/model.keras {files}/se.tflite --override": "--override is for --normalize",
     "export {files}/model.keras --normalize 0 255 -o {new}/served": "both of them. Received: normalization alone",
     "export {files}/model.keras --labels {files}/text.npy --normalize 0 255 -o {new}/served":
         "10 classes. Received: 1 labels",

@@ -203,7 +203,7 @@ def everywhere(request, tmp_path_factory):
 def test_pixels_of_every_format_are_those_of_pillow_in_every_reader(everywhere, reader):
     channels, found, _ = everywhere
     for name, content in files().items():
-        # To the unit: the decoders are the same, libjpeg with its accurate transform, libpng, libwebp.
+        # Exactly: the decoders are the same, libjpeg with its accurate transform, libpng, libwebp.
         np.testing.assert_array_equal(found[reader][name], of_pillow(content, channels), err_msg=name)
 
 

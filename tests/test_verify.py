@@ -1,5 +1,6 @@
 """Any two models, of any kind, agree if they are the same network, and differ if they are not."""
 
+import json
 import re
 from dataclasses import FrozenInstanceError
 
@@ -422,6 +423,16 @@ def test_savedmodel_that_is_not_its_manifests_is_refused(model, tmp_path, does):
     path = to_savedmodel(model, tmp_path).path
     does(path / "variables" / "variables.index")
     with pytest.raises(ValueError, match=f"^'{path}' is not what was exported: variables/variables.index differs from"):
+        verify(model, tmp_path)
+
+
+@pytest.mark.parametrize("entry", [{"normalization": 3}, {"labels": "cat"}, {"training": [1]}], ids=str)
+def test_manifest_that_describes_its_images_in_another_shape_is_refused(model, tmp_path, entry):
+    path = to_savedmodel(model, tmp_path).path / "assets.extra" / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | entry))
+    with pytest.raises(
+        ValueError, match=f"manifest.json' is not the manifest of a SavedModel: {next(iter(entry))} must"
+    ):
         verify(model, tmp_path)
 
 

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from se_keras import storage
 from se_keras.errors import first_line, translated
-from se_keras.normalization import Normalization
+from se_keras.normalization import Normalization, NormalizationRecord
 from se_keras.records import read_json
 from se_keras.typing import Array, FilePath, Json, Outputs
 
@@ -34,6 +34,9 @@ class FolderManifest(Manifest):
     """The manifest of a SavedModel, as far as it is read."""
 
     files: dict[str, str]
+    labels: NotRequired[list[str] | None]
+    normalization: NotRequired[NormalizationRecord | None]
+    training: NotRequired[dict[str, Any] | None]
     signatures: NotRequired[dict[str, Signature]]
     golden_file: NotRequired[ReferenceFile | None]
 

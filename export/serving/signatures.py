@@ -15,7 +15,7 @@ from se_keras.normalization import Normalization
 LOGITS, IMAGE_BYTES = "logits", "image_bytes"
 # Pixels of a request, which take up to ten seconds. Files beyond are answered as damaged ones are.
 MOST_PIXELS = 2**30
-AT_ONCE = 2**24  # pixels of a file to decode beside others, 48 MB; larger ones are decoded one after the other
+AT_ONCE = 2**24  # pixels of a file to decode together with others, 48 MB; larger ones are decoded one after the other
 
 
 def logits(model: keras.Model) -> Callable[[Any], Any] | None:

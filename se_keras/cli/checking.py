@@ -140,7 +140,8 @@ def verify(options: argparse.Namespace, console: Console) -> int | None:
 
     from_folder = options.images is not None and Path(options.images).is_dir()
     received = "no --images" if options.images is None else options.images
-    only_for(options, "--normalize --override --limit", "a folder of images", received, possible=from_folder)
+    only_for(options, "--normalize --limit", "a folder of images", received, possible=from_folder)
+    only_for(options, "--override", "--normalize", "no --normalize", possible=options.normalize)
     with show_progress(console) as progress:
         progress(f"loading {options.a}")
         a = runnable(options.a)

@@ -108,6 +108,8 @@ def _check_output(options, to_file):
         raise ValueError(f"A LiteRT file's name ends in .tflite, in small letters. Received: {received}")
     only_for(options, "--input-type --output-type --keep-float", "-o FILE.tflite", received, possible=to_file)
     only_for(options, "--top", "a SavedModel's folder", received, possible=not to_file)
+    given = options.labels or options.normalize
+    only_for(options, "--override", "--labels and --normalize", "neither", possible=given)
     only_for(options, "--limit", "--calibration FOLDER", "no --calibration", possible=options.calibration)
 
 
