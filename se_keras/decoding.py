@@ -64,7 +64,6 @@ def gray(rgb: Any) -> Any:
     return tf.ensure_shape(tf.cond(is_large, by_row, lambda: luma(rgb)), (None, None, 1))
 
 
-@outlined()
 def is_croppable(content: Any) -> Any:
     """Whether `jpeg_part` can decode a part of a file: of a JPEG file, but not of one in CMYK."""
     is_jpeg = _has_magic(content, FORMATS["JPEG"].magic)
@@ -83,7 +82,6 @@ def jpeg_part(content: Any, window_of: Callable[[Any], Any], channels: int) -> A
     return pixels if channels == 3 else gray(pixels)
 
 
-@outlined()
 def _rgb(content):
     def checked(format_):
         with tf.control_dependencies([_require_size(format_.size(content))]):
