@@ -103,7 +103,9 @@ def run_campaign(
 def _read_from(number, found, folder, read, seconds, megabytes):
     """One child reads files from `number` on; the number of the file to go on with."""
     limits = [str(number), str(seconds), str(megabytes)]
-    child = subprocess.run([sys.executable, __file__, folder, read, *limits], capture_output=True, text=True, errors="replace")
+    child = subprocess.run(
+        [sys.executable, __file__, folder, read, *limits], capture_output=True, text=True, errors="replace"
+    )
     lines = child.stdout.splitlines()
     if "ready" not in lines:
         raise RuntimeError(f"The child did not read the seeds: {child.stderr[-2000:]}")
