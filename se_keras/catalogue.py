@@ -70,7 +70,7 @@ def create(
             or has the names of timm or pytorchcv: `.safetensors`, or `.pth`, `.pt`, `.pth.tar`, `.bin` or `.ckpt` of
             torch, of which the weights alone are read. Without the top, the classifier in it is ignored. If other
             `classes` or channels are asked for than published, and the file has the published number, its classifier is
-            left out or its first kernel adapted. A warning says so.
+            left out or its first kernel adapted. A warning says so. Released weights take other `classes`, too.
         input_tensor: A Keras tensor to use as the images.
         input_shape: `(height, width, channels)`; height and width may be `None`. Default: the published shape; without
             the top, height and width are `None`.
@@ -98,7 +98,7 @@ def create(
 
     x = images = _images(input_tensor, input_shape, include_top, spec)
     if isinstance(weights, str) and weights == "imagenet":
-        _check_released(network, spec, images.shape[1:], classes if include_top else None)
+        _check_released(network, spec, images.shape[1:])
         weights = imagenet(network, build=lambda: create(network))
 
     if include_preprocessing:
@@ -135,16 +135,11 @@ def _images(input_tensor, input_shape, include_top, spec) -> Any:
     return input_tensor
 
 
-def _check_released(network, spec, shape, classes):
-    """Raises ValueError before a download if the released weights cannot fit. `classes` is None without the top."""
+def _check_released(network, spec, shape):
+    """Raises ValueError before a download if the released weights cannot fit."""
     row = spec_of(network)
     if network not in IMAGENET:
         return
-    if classes not in (None, row.classes):
-        raise ValueError(
-            f"weights='imagenet' has a classifier of {row.classes} classes: classes must be {row.classes}, or "
-            f"include_top False. Received: classes={classes}"
-        )
     if spec != row:
         raise ValueError(
             f"weights='imagenet' was trained with the published squeeze-and-excitation of {network}: se must be left "

@@ -733,10 +733,6 @@ TRAINED_WITH_SE = "was trained with the published squeeze-and-excitation of se_r
     "keywords, parts",
     [
         (
-            {"classes": 10},
-            ["has a classifier of 1000 classes: classes must be 1000, or include_top False. Received: classes=10"],
-        ),
-        (
             {"se": None},
             [f"{TRAINED_WITH_SE}: se must be left out, or be {SEConfig()}. Received: se=None"],
         ),
@@ -749,7 +745,7 @@ TRAINED_WITH_SE = "was trained with the published squeeze-and-excitation of se_r
             ["takes images with 3 channels. Received: input_shape=(224, 224, 1)"],
         ),
     ],
-    ids=["classes", "baseline", "site", "channels"],
+    ids=["baseline", "site", "channels"],
 )
 def test_what_the_released_weights_cannot_fill_is_refused_before_anything_is_fetched(
     keywords, parts, place, hub, monkeypatch
@@ -757,6 +753,15 @@ def test_what_the_released_weights_cannot_fill_is_refused_before_anything_is_fet
     with pytest.raises(ValueError, match=one_line("weights='imagenet' ", *parts)):
         create("se_resnet50", weights="imagenet", **keywords)
     assert hub.requests == []
+
+
+def test_released_weights_fill_a_network_of_other_classes_but_for_its_classifier(place, digits):
+    create(DIGITS, weights="imagenet")  # fetched
+    with pytest.warns(UserWarning, match="it has 10 classes, and the classifier of 7 is left as it is, untrained$"):
+        model = create(DIGITS, weights="imagenet", classes=7)
+    assert model.output_shape == (None, 7)
+    trunk = keras.Model(model.input, model.get_layer("predictions").input)
+    assert_same_weights(trunk, digits[0])
 
 
 def test_number_of_classes_does_not_matter_without_the_top(place, digits):
