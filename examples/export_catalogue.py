@@ -68,7 +68,7 @@ def measured(name):
 
 
 def markdown(records):
-    """The table of docs/exports.md."""
+    """The table of docs/results/exports.md."""
     lines = [
         "| network | float32 MB | max error | int8 MB | max error | cosine | top-1 | not delegated |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |",

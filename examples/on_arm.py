@@ -4,7 +4,7 @@ python examples/on_arm.py                        # keeps the files for Arm, 150 
 python examples/on_arm.py a_folder --networks se_resnet50 --cpu max --json
 
 It needs Debian's apt-get and dpkg on x86, and pip, but no root: nothing is installed. It exits with 1 if outputs
-disagree and with 2 if they could not be compared. docs/on_arm.md has its output and what that shows.
+disagree and with 2 if they could not be compared. docs/results/devices.md has its output and what that shows.
 """
 
 import argparse

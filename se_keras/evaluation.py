@@ -159,7 +159,8 @@ class Evaluation:
     """How many images are classified correctly.
 
     Args:
-        top1, top5: Share of images whose correct class is the most probable one, or among the five most probable.
+        top1: Share of images whose correct class is the most probable one.
+        top5: Share of images whose correct class is among the five most probable.
         images: Number of images, without skipped files.
         confusion: A row for each class, a column for each predicted class.
         skipped: Files that could not be decoded.

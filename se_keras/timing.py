@@ -47,11 +47,14 @@ class Comparison:
     Args:
         ratio: Time of B over time of A.
         control: Time of the second instance of A over time of A: the A/A control.
-        a_ms, b_ms: Median time of each side in a block, in milliseconds.
+        a_ms: Median time of A in a block, in milliseconds.
+        b_ms: The same of B.
         blocks: Number of blocks.
         runs: Runs of each side in a block; the fastest counts.
-        a, b: Percentiles of all runs; None where they are unknown.
-        a_mj, b_mj: Energy of the processor in a run, in millijoules; None where the system does not report it.
+        a: Percentiles of all runs of A; None where they are unknown.
+        b: The same of B.
+        a_mj: Energy of the processor in a run of A, in millijoules; None where the system does not report it.
+        b_mj: The same of B.
     """
 
     ratio: Ratio

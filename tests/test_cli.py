@@ -422,7 +422,7 @@ def test_listing_is_what_counting_anew_gives(cli):
 
 def test_network_tables_are_what_list_prints(cli):
     printed = cli("list", "--markdown").out.splitlines()
-    assert (ROOT / "docs" / "networks.md").read_text().splitlines()[-len(printed) :] == printed
+    assert (ROOT / "docs" / "results" / "networks.md").read_text().splitlines()[-len(printed) :] == printed
 
 
 def test_show_prints_parameters_and_multiply_adds(cli):

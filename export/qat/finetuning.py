@@ -160,7 +160,10 @@ def to_litert(
         model: The model that `tf_keras_model` was made from.
         held_out: Images to compare on, `(samples, height, width, channels)`, which were not used for training.
         input_type: As in `se_keras.export.to_litert`, but the steps of integers are those of the training.
-        output_type, labels, normalization, training: As in `se_keras.export.to_litert`.
+        output_type: As in `se_keras.export.to_litert`.
+        labels: Likewise.
+        normalization: Likewise.
+        training: Likewise.
 
     Returns:
         The file. In its manifest, `agreement` compares it with `model`, as in all files, and `agreement_with_twin` with

@@ -58,7 +58,7 @@ def add_benchmark(commands: Commands) -> None:
 
 
 def _add_phone(add):
-    add("--adb", action="store_true", help="measure on a phone (see docs/phone.md)")
+    add("--adb", action="store_true", help="measure on a phone (see docs/guides/phone.md)")
     add("--serial", metavar="S", help="serial number of the phone, if there are several")
     add("--benchmark-model", metavar="PATH", help="LiteRT's binary for the phone, or device:/path of one on it")
     rest = "seconds for the phone to cool down between blocks (default: 5)"
@@ -85,7 +85,7 @@ def benchmark(options: argparse.Namespace, console: Console) -> None:
     only_for(options, ours, "networks of the catalogue", "--files, which are as they are", possible=not options.files)
     only_for(options, "--serial --benchmark-model --rest", "a phone, with --adb", "no --adb", possible=options.adb)
     if options.adb and options.benchmark_model is None:
-        raise ValueError("--adb needs --benchmark-model PATH, LiteRT's binary for the phone: docs/phone.md")
+        raise ValueError("--adb needs --benchmark-model PATH, LiteRT's binary for the phone: docs/guides/phone.md")
     with show_progress(console) as progress:
         measure, environment = _device(options, progress)
         report = {"schema": 1, "environment": environment, "overhead": [], "paper": results.PAPER}

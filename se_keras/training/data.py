@@ -150,9 +150,11 @@ class Data(Generic[AnySplit]):
 
     Args:
         name: The name in run.json and in messages.
-        train, test: Splits to train and to evaluate on, such as `Arrays` or `Files`.
+        train: Split to train on, such as `Arrays` or `Files`.
+        test: Split to evaluate on.
         classes: Names in the order of the labels; a label of none of them raises ValueError.
-        mean, std: Of each channel: images are normalized to (pixel - mean) / std.
+        mean: Of each channel: images are normalized to (pixel - mean) / std.
+        std: Of each channel.
         white: The largest pixel. Default: 1 for arrays of floats without a larger value, else 255.
         source: Where `load` finds the data again: a path or a name, if there is one.
     """
@@ -258,7 +260,8 @@ def folder(
     have the images of their subfolders too. Hidden and other files are ignored, and links are followed.
 
     Args:
-        mean, std: For each channel of pixels in 0 to 255: 3 values to read RGB, 1 to read gray.
+        mean: For each channel of pixels in 0 to 255: 3 values to read RGB, 1 to read gray.
+        std: Likewise.
         seed: Seed of the choice of held-out images.
 
     Raises:

@@ -36,9 +36,12 @@ class Progress:
     """The progress of a training.
 
     Args:
-        epoch, epochs: Number of finished epochs, and of all epochs.
-        step, steps: Number of finished steps in the current epoch, and of all its steps.
-        loss, accuracy: Mean over the current epoch so far; None before its first step.
+        epoch: Number of finished epochs.
+        epochs: Number of all epochs.
+        step: Number of finished steps in the current epoch.
+        steps: Number of all steps in an epoch.
+        loss: Mean over the current epoch so far; None before its first step.
+        accuracy: Likewise.
         images_per_second: In the last execution; None before the first.
         figures: Figures of the finished epochs.
     """

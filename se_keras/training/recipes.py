@@ -70,12 +70,15 @@ class Recipe:
     Args:
         batch_size: Images in a step, over all replicas.
         learning_rate: The initial learning rate, or the one at the end of the warm-up.
-        momentum, nesterov: Arguments of SGD.
+        momentum: Argument of SGD.
+        nesterov: Argument of SGD.
         weight_decay: L2 regularization of the kernels; biases and BatchNorm's parameters have none.
         schedule: The learning rate schedule. `"cosine"` ends at zero (arXiv:1608.03983, eq. 5, without restarts),
             `"steps"` multiplies it by `decay` after each number of epochs in `decay_epochs`, `"plateau"` whenever the
             held-out loss has not fallen for `patience` epochs.
-        decay_epochs, decay, patience: See `schedule`.
+        decay_epochs: See `schedule`.
+        decay: See `schedule`.
+        patience: See `schedule`.
         warmup_epochs: Epochs of linear warm-up before the cosine (arXiv:1706.02677, section 2.2).
         label_smoothing: Share of each label that is spread over all classes (arXiv:1512.00567, section 7).
         ema: Decay per step of the averaged weights, which are then evaluated and saved; 0 for none.

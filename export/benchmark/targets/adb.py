@@ -124,7 +124,7 @@ class Phone:
     def __init__(self, serial: str | None = None):
         if shutil.which("adb") is None:
             raise FileNotFoundError(
-                "adb is not on the PATH: it comes with Android's platform tools (docs/phone.md says where to get them)"
+                "adb is not on the PATH: it comes with Android's platform tools (docs/guides/phone.md says from where)"
             )
         # "SERIAL<tab>STATE", of which each can have blanks; lines about the daemon have no tab.
         listed = [line.strip().split("\t") for line in self._call("devices").splitlines() if "\t" in line.strip()]
@@ -296,7 +296,7 @@ def require_binary(benchmark_model: FilePath) -> bool:
     path = str(benchmark_model)
     is_local = not path.startswith(_ON_PHONE)
     if is_local and not Path(path).is_file():
-        raise FileNotFoundError(f"There is no benchmark_model {path!r}: docs/phone.md says where to get it")
+        raise FileNotFoundError(f"There is no benchmark_model {path!r}: docs/guides/phone.md says where to get it")
     return is_local
 
 

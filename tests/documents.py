@@ -1,0 +1,86 @@
+"""The fenced blocks of a page of Markdown, and how they are run: Python in this process, bash as a user types it."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+
+ROOT = Path(__file__).parents[1]
+_FENCE = re.compile(r'^```(python|bash)(?: title="(.*?)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
+_NOT_RUN = "Not run in the tests: "
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block of Python or bash.
+
+    Args:
+        page: Path of the file, from the root of the checkout.
+        line: The line at which the text begins, from 0.
+        language: python or bash.
+        text: What stands between the fences.
+        not_run: Why no test runs it, as its title says; None if one does.
+    """
+
+    page: str
+    line: int
+    language: str
+    text: str
+    not_run: str | None
+
+    def __str__(self):
+        return f"{self.page}:{self.line}"
+
+    @property
+    def installs(self):
+        """Whether it only installs packages."""
+        return self.language == "bash" and all(line.startswith("pip install ") for line in self.text.splitlines())
+
+    def commands(self):
+        """Each `se-keras` command of bash, as a list of words."""
+        found = []
+        for line in self.text.replace("\\\n", " ").splitlines() if self.language == "bash" else ():
+            words = shlex.split(line, comments=True)
+            ends = [index for index, word in enumerate(words) if word in ("&&", "||", "|", ";", ">", "&")]
+            for start, end in zip([-1, *ends], [*ends, len(words)], strict=True):
+                if words[start + 1 : start + 2] == ["se-keras"]:
+                    found.append(words[start + 1 : end])
+        return found
+
+
+def blocks(page):
+    """The blocks of Python and bash of a page, by its path from the root."""
+    text = (ROOT / page).read_text()
+    found = []
+    for match in _FENCE.finditer(text):
+        language, title, code = match.groups()
+        reason = title.removeprefix(_NOT_RUN) if title and title.startswith(_NOT_RUN) else None
+        found.append(Block(page, text.count("\n", 0, match.start(3)), language, code, reason))
+    return found
+
+
+def run(page, folder):
+    """Runs the blocks of a page in a folder, from top to bottom; those of Python share their names."""
+    keras.utils.set_random_seed(0)
+    names = {"__name__": "page"}
+    for block in blocks(page):
+        if block.not_run or block.installs:
+            continue
+        if block.language == "python":
+            # Empty lines in front: a traceback names the line of the page.
+            exec(compile("\n" * block.line + block.text, ROOT / page, "exec"), names)
+        else:
+            _run_bash(block, folder)
+
+
+def _run_bash(block, folder):
+    """Runs a block in a shell, with the commands of this environment."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    command = ["bash", "-euo", "pipefail", "-c", block.text]
+    result = subprocess.run(command, cwd=folder, env=os.environ | {"PATH": path}, capture_output=True, text=True)
+    assert result.returncode == 0, f"{block}\n{result.stdout}{result.stderr}"
