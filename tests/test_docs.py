@@ -23,6 +23,7 @@ NOT_RUN = {
     "docs/guides/benchmark.md": ["takes minutes"],
     "docs/guides/distributed_training.md": ["needs two machines"],
     "docs/guides/fine_tune.md": ["needs a network", "needs torch and timm", "needs a network"],
+    "docs/guides/own_photos.md": ["needs a network"],
     "docs/guides/phone.md": ["needs a phone"],
     "docs/guides/serve.md": ["needs Docker"],
     "docs/guides/train.md": ["needs ImageNet", "needs ImageNet"],
