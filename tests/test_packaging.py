@@ -1,8 +1,10 @@
 """Wheel, sdist and editable install: each module once, at the path that its name says."""
 
+import configparser
 import importlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +15,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import yaml
 
 import se_keras
 
@@ -175,6 +178,16 @@ def test_version_is_one(wheel, sdist, information):
     assert metadata.version("se-keras") == information["Version"] == version
     assert wheel.name.startswith(f"se_keras-{version}-")
     assert sdist.name == f"se_keras-{version}.tar.gz"
+
+
+def test_ci_runs_every_python_of_the_classifiers_and_the_oldest_versions():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    pythons = re.findall(r"Python :: (3\.\d+)$", setup["metadata"]["classifiers"], re.MULTILINE)
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "tests.yml").read_text())
+    matrix = workflow["jobs"]["tests"]["strategy"]["matrix"]
+    assert matrix["python"] == pythons and setup["options"]["python_requires"] == f">={pythons[0]}"
+    assert {"python": pythons[0], "part": "oldest"} in matrix["include"]
 
 
 @pytest.mark.slow
