@@ -1,5 +1,7 @@
 """Squeeze-and-Excitation networks (arXiv:1709.01507) for Keras 3, from training to the phone and the server."""
 
+from typing import TYPE_CHECKING, Any
+
 from se_keras.applications import (
     SENet154,
     SEResNet50,
@@ -16,6 +18,9 @@ from se_keras.pyramids import pyramid
 from se_keras.recalibration import SEConfig
 from se_keras.version import __version__
 
+if TYPE_CHECKING:
+    from se_keras.prediction import predict
+
 __all__ = [
     "SEConfig",
     "SENet154",
@@ -30,6 +35,16 @@ __all__ = [
     "create",
     "decode_predictions",
     "names",
+    "predict",
     "preprocess_input",
     "pyramid",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`predict` is imported when it is used, because it imports the exports too."""
+    if name != "predict":
+        raise AttributeError(f"module 'se_keras' has no attribute {name!r}")
+    from se_keras.prediction import predict
+
+    return predict

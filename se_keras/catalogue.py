@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Sequence
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from types import ModuleType
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ import keras
 
 from se_keras.architectures import cifar, inception, mobilenet, resnet, shufflenet, vgg
 from se_keras.blocks import HEAD, TOP, NetworkSpec
+from se_keras.errors import require_choice
 from se_keras.recalibration import SEConfig, check_fits
 from se_keras.typing import FilePath
 from se_keras.weights.porting import load_weights
@@ -34,9 +36,29 @@ def _merge(families):
 _ROWS = _merge(FAMILIES)
 
 
-def names() -> list[str]:
-    """The names that `create` accepts: baselines, and their variants with squeeze-and-excitation."""
-    return sorted(_ROWS)
+def names(pattern: str = "*", *, family: str | None = None, pretrained: bool = False) -> list[str]:
+    """The names that `create` accepts: baselines, and their variants with squeeze-and-excitation.
+
+    Args:
+        pattern: The names that it matches, such as `"se_resnet*"`; `*` stands for any text, `?` for one character.
+        family: One of `"resnet"`, `"vgg"`, `"inception"`, `"mobilenet"`, `"shufflenet"` and `"cifar"`. Default: all.
+        pretrained: Whether to give only those with `weights="imagenet"`.
+
+    Raises:
+        ValueError: If there is no such family.
+    """
+    if family is not None:
+        require_choice("family", family, sorted({family_of(name) for name in _ROWS}))
+    return [
+        name
+        for name in sorted(_ROWS)
+        if fnmatchcase(name, pattern) and family in (None, family_of(name)) and (name in IMAGENET or not pretrained)
+    ]
+
+
+def family_of(network: str) -> str:
+    """The family of a network, named after its file in `architectures`."""
+    return _row(network)[0].__name__.rpartition(".")[2]
 
 
 def spec_of(network: str) -> NetworkSpec:
@@ -65,12 +87,13 @@ def create(
         network: One of `names()`, such as `"se_resnet50"`.
         se: An `SEConfig` to use instead of the published one. `None` builds the plain baseline.
         include_top: Whether to include the classifier.
-        weights: `None` for random weights (He et al. 2015); `"imagenet"` for the released ones, which are downloaded
-            the first time; or a file with weights of the same network. A file is `.weights.h5` or `.keras` (of Keras),
-            or has the names of timm or pytorchcv: `.safetensors`, or `.pth`, `.pt`, `.pth.tar`, `.bin` or `.ckpt` of
-            torch, of which the weights alone are read. Without the top, the classifier in it is ignored. If other
-            `classes` or channels are asked for than published, and the file has the published number, its classifier is
-            left out or its first kernel adapted. A warning says so. Released weights take other `classes`, too.
+        weights: `None` for random weights (He et al. 2015), which is the default here and not in `keras.applications`;
+            `"imagenet"` for the released ones, which are downloaded the first time; or a file with weights of the same
+            network. A file is `.weights.h5` or `.keras` (of Keras), or has the names of timm or pytorchcv:
+            `.safetensors`, or `.pth`, `.pt`, `.pth.tar`, `.bin` or `.ckpt` of torch, of which the weights alone are
+            read. Without the top, the classifier in it is ignored. If other `classes` or channels are asked for than
+            published, and the file has the published number, its classifier is left out or its first kernel adapted. A
+            warning says so. Released weights take other `classes`, too.
         input_tensor: A Keras tensor to use as the images.
         input_shape: `(height, width, channels)`; height and width may be `None`. Default: the published shape; without
             the top, height and width are `None`.

@@ -6,18 +6,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import keras
 import numpy as np
 import tensorflow as tf
 
 from se_keras import storage
 from se_keras.decoding import MOST_PIXELS
-from se_keras.errors import require_type, translated
+from se_keras.errors import require_type
 from se_keras.export.description import agreed
-from se_keras.export.litert.file import LiteRTModel
-from se_keras.export.serving.savedmodel import SavedModel
-from se_keras.export.verification import Runnable, runnable
+from se_keras.export.verification import runnable
 from se_keras.images import as_pixels, evaluation_image
+from se_keras.prediction import AnyModel, class_probabilities
 from se_keras.training.data import Data, EpochOrder, SkippedFiles, Split
 from se_keras.training.pipeline import PREFETCHED, read_batches, read_errors
 from se_keras.training.sources import DATA
@@ -28,7 +26,6 @@ _VIEWS_AT_ONCE = 64  # in one call of a model
 _SINGLE_CROP = "arXiv:1709.01507, section 5.1"
 _SCALES = (256 / 224, 288 / 224, 320 / 224, 352 / 224)
 
-AnyModel = keras.Model | LiteRTModel | SavedModel | Runnable | FilePath
 Size = tuple[int, int]  # height and width
 ProtocolName = Literal["plain", "224", "299", "320", "ten_crop", "multi_scale", "multi_crop"]
 
@@ -290,33 +287,10 @@ def _batches(split, data, protocol, size, skipped) -> Iterator:
 
 
 def _probabilities(model, data):
-    """From pixels to probabilities, `(samples, classes)`."""
-    network, classes = model.model, len(data.classes)
-    traced = None if network is None else tf.function(lambda images: network(images, training=False))
+    """From pixels of the data to probabilities, `(samples, classes)`."""
     known = model.normalization
     normalization = known.scaled((data.white or 255) / 255) if known else data.normalization
-
-    def probabilities(pixels):
-        images = normalization.apply(pixels)
-        if traced:
-            with translated(f"{model.name} cannot be run"):
-                outputs = tf.nest.flatten(traced(images))
-        else:
-            outputs = model.run(images).values()
-        values, *others = (np.asarray(x, "float64") for x in outputs)
-        if others or values.shape != (len(images), classes):
-            raise ValueError(
-                f"A model must have one output of {classes} classes. Received: {model.name} with outputs "
-                f"{[x.shape[1:] for x in (values, *others)]}"
-            )
-        if not np.isfinite(values).all():
-            raise ValueError(f"The outputs of {model.name} are not finite")
-        if values.min() >= 0 and np.allclose(values.sum(axis=1), 1, atol=0.05):  # int8 rounds each to 1/256
-            return values
-        exponents = np.exp(values - values.max(axis=1, keepdims=True))
-        return exponents / exponents.sum(axis=1, keepdims=True)
-
-    return probabilities
+    return class_probabilities(model, normalization, classes=len(data.classes))
 
 
 def _scaled(image, size, scale):

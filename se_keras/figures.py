@@ -1,9 +1,13 @@
-"""The counts of each network, and the figures that the paper publishes."""
+"""What is published of each network, and its counts: the rows of the listing."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.resources import files
-from typing import Any
+
+from se_keras.catalogue import family_of, spec_of
+from se_keras.counting import Complexity
+from se_keras.typing import Json
+from se_keras.weights.released import IMAGENET
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,9 +71,25 @@ PAPER = {
 }
 
 
-def listing() -> list[dict[str, Any]]:
-    """One row for each network: its counts, its input, the figures of the paper, its source.
+def listing() -> list[Json]:
+    """One row for each network, as `row_of` makes it.
 
     They are the stored output of `se-keras list --counts --json`, because counting all networks takes a minute.
     """
     return json.loads((files("se_keras") / "networks.json").read_text())
+
+
+def row_of(network: str, counts: Complexity) -> Json:
+    """What is known of a network, for JSON: counts, input, preprocessing, released weights, figures of the paper."""
+    spec, paper, weights = spec_of(network), PAPER.get(network), IMAGENET.get(network)
+    return {
+        "name": network,
+        "family": family_of(network),
+        "input_shape": spec.input_shape,
+        "normalization": spec.normalization._asdict(),
+        **{field: getattr(counts, field) for field in ("trainable", "statistics", "se_trainable", "macs", "se_macs")},
+        "se": spec.se and asdict(spec.se),
+        "weights": weights and asdict(weights),
+        "paper": paper and asdict(paper),
+        "source": spec.source,
+    }

@@ -26,8 +26,12 @@ def outlined(spec: tf.TensorSpec = tf.TensorSpec([], tf.string)) -> Callable:  #
 
 
 def part(content: Any, begin: Any, count: Any) -> Any:
-    """Bytes of a file, as a string."""
-    return tf.strings.substr(content, tf.cast(begin, "int64"), tf.cast(count, "int64"))
+    """Bytes of a file, as a string; fewer at its end.
+
+    It never fails: the message would quote the whole file, which is no text.
+    """
+    begin = tf.minimum(tf.cast(begin, "int64"), tf.cast(tf.strings.length(content), "int64"))
+    return tf.strings.substr(content, begin, tf.cast(count, "int64"))
 
 
 def _bytes(content, begin, count) -> Any:

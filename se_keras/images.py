@@ -58,7 +58,7 @@ def load_images(
     if limit is not None and (type(limit) is not int or limit < 1):
         raise ValueError(f"limit must be an int of at least 1. Received: limit={limit!r}")
     normalization = Normalization.of((mean, std), channels=channels)
-    files = _files(folder)
+    files = image_files(folder)
     if limit is not None and limit < len(files):
         files = [files[index * len(files) // limit] for index in range(limit)]
     images = np.empty((len(files), *size, channels), "float32")
@@ -82,7 +82,8 @@ def scales_pixels(model: keras.Model) -> bool:
     return any(isinstance(reader, _SCALING) for reader in readers)
 
 
-def _files(folder):
+def image_files(folder: Path) -> list[Path]:
+    """The image files of a folder and its subfolders. Raises FileNotFoundError or ValueError if there are none."""
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no folder of images {str(folder)!r}")
     found = files_in(folder)

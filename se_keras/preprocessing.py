@@ -48,3 +48,8 @@ def decode_predictions(p: Any, top: int = 5) -> list[list[tuple[str, str, float]
         return keras.applications.imagenet_utils.decode_predictions(p, top=top)
     except Exception as error:  # keras.utils.get_file raises a plain Exception
         raise OSError(f"Keras' file of class names could not be downloaded: {first_line(error)}") from error
+
+
+def imagenet_labels() -> list[str]:
+    """The names of ImageNet's 1000 classes, in order. Raises OSError if Keras cannot download them the first time."""
+    return [name for ((_, name, _),) in decode_predictions(np.eye(1000), top=1)]

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 MUTATIONS, SECONDS, MEGABYTES = 200, 20, 1024
-REFUSALS = (ValueError, TypeError, OSError)  # UnicodeDecodeError and the like are ValueErrors: their text is not ours
+REFUSALS = (ValueError, TypeError, OSError)
 
 
 def flipped(content, rng):
@@ -135,6 +135,8 @@ def _answer(read, path, megabytes, before):
     try:
         read(path)
         is_read = True
+    except UnicodeError as error:  # a ValueError whose text is not ours
+        fault = f"{type(error).__name__}: {error}"[:500]
     except REFUSALS:
         is_read = False
     except Exception as error:

@@ -13,6 +13,7 @@ import se_keras
 from se_keras import applications, catalogue
 from se_keras.catalogue import create, names, spec_of
 from se_keras.recalibration import SEConfig
+from se_keras.weights.released import IMAGENET
 
 DIGITS = "se_resnet11_digits"
 FUNCTIONS = {
@@ -58,6 +59,20 @@ def one_line(*parts):
 
 def test_names_are_sorted_and_each_once():
     assert names() == sorted(set(names()))
+
+
+def test_names_by_pattern_family_and_weights():
+    assert names("se_resnet18") == ["se_resnet18"]
+    assert names("se_resnet1??b") == ["se_resnet101b", "se_resnet152b"]
+    assert names("*", pretrained=True) == sorted(IMAGENET)
+    assert names("se_*", family="vgg", pretrained=True) == names("nothing") == []
+    families = ("cifar", "inception", "mobilenet", "resnet", "shufflenet", "vgg")
+    assert sorted(name for family in families for name in names(family=family)) == names()
+
+
+def test_family_that_there_is_not_is_refused():
+    with pytest.raises(ValueError, match=r"family must be one of \('cifar', .*\)\. Received: family='alexnet'$"):
+        names(family="alexnet")
 
 
 @pytest.mark.parametrize("name", names())
@@ -511,5 +526,5 @@ def test_public_names_are_there(name):
     assert hasattr(se_keras, name)
 
 
-def test_public_names_are_fifteen_at_most():
-    assert len(se_keras.__all__) <= 15
+def test_public_names_are_sixteen_at_most():
+    assert len(se_keras.__all__) <= 16

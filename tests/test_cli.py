@@ -16,6 +16,7 @@ import subprocess
 import sys
 import warnings
 from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 
 import keras
@@ -25,7 +26,7 @@ import tensorflow as tf
 
 import se_keras
 import se_keras_cli
-from se_keras import evaluation, recalibration
+from se_keras import catalogue, evaluation, recalibration
 from se_keras.export import to_litert
 from se_keras.export.benchmark import overhead
 from se_keras.export.litert import conversion, flatbuffer, metadata, quantization
@@ -37,6 +38,7 @@ from se_keras.training import data as datasets
 from se_keras.training.loop import fit
 from se_keras.training.recipes import DIGITS
 from se_keras.training.stopping import EXIT_SAVED
+from se_keras.weights.released import IMAGENET
 from se_keras_cli import screen
 
 ROOT = Path(__file__).parents[1]
@@ -49,6 +51,7 @@ COMMANDS = (
     "pack",
     "evaluate",
     "export",
+    "predict",
     "inspect",
     "verify",
     "benchmark",
@@ -298,6 +301,10 @@ def test_help_of_every_command_names_the_choices_of_the_library(option):
         assert (*found[1].split(", ")[:-1], found[2]) == tuple(LIBRARY_CHOICES[option])
 
 
+def test_families_of_the_command_are_those_of_the_library():
+    assert set(se_keras_cli.arguments.FAMILIES) == {catalogue.family_of(name) for name in se_keras.names()}
+
+
 def test_export_asks_for_calibration_where_the_library_does():
     assert se_keras_cli.arguments.CALIBRATED == quantization.CALIBRATED
 
@@ -309,7 +316,8 @@ def test_installed_command_has_help():
 
 
 def test_version_is_the_packages(cli):
-    assert cli("--version").out == f"se-keras {se_keras.__version__}\n"
+    installed = [f"{name} {version(package)}" for name, package in se_keras_cli.RUNS_ON.items()]
+    assert cli("--version").out == f"se-keras {se_keras.__version__} ({', '.join(installed)})\n"
 
 
 @pytest.mark.parametrize(
@@ -405,7 +413,46 @@ def test_list_shows_our_counts_and_the_papers_figures(cli):
 def test_list_of_a_part_that_no_name_has_is_refused(cli):
     result = cli("list", "resnet51")
     assert (result.status, result.out) == (2, "")
-    assert result.err == "se-keras: error: No network's name has 'resnet51' in it: se-keras list shows all\n"
+    rule = "NAME is a part of a name, or a quoted pattern such as 'se_resnet*'; se-keras list shows all"
+    assert result.err == f"se-keras: error: No network is found. {rule}. Received: 'resnet51'\n"
+
+
+LISTED = {
+    ("se_resnet*",): lambda name: name.startswith("se_resnet"),
+    ("*_025", "senet"): lambda name: name.endswith("_025") or name == "senet154",
+    ("--pretrained",): lambda name: name in IMAGENET,
+    ("--family", "vgg"): lambda name: "vgg" in name,
+    ("se_*50*", "--pretrained", "--family", "resnet"): lambda name: (
+        name.startswith("se_") and "50" in name and name in IMAGENET
+    ),
+}
+
+
+@pytest.mark.parametrize("arguments, is_listed", LISTED.items(), ids=map(" ".join, LISTED))
+def test_list_has_the_networks_of_a_pattern_a_family_or_with_weights(arguments, is_listed, cli):
+    found = {row["name"] for row in json.loads(cli("list", "--json", *arguments).out)}
+    assert found == {name for name in se_keras.names() if is_listed(name)} != set()
+
+
+@pytest.mark.parametrize("command", [["list"], ["show", "se_resnet50"], ["--version"]], ids=" ".join)
+def test_networks_are_shown_without_an_import_of_tensorflow(command):
+    script = f"import sys, se_keras_cli\ntry:\n    se_keras_cli.main({command})\nexcept SystemExit:\n    pass\n"
+    script += "assert 'tensorflow' not in sys.modules and 'keras' not in sys.modules"
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+
+
+def completions(line):
+    """What the shell offers after a line, by argcomplete's protocol."""
+    options = {"_ARGCOMPLETE": "1", "COMP_LINE": line, "COMP_POINT": str(len(line)), "_ARGCOMPLETE_IFS": "\n"}
+    script = "import os, sys; os.dup2(1, 8); sys.argv = ['se-keras']; import se_keras_cli; se_keras_cli.main()"
+    result = subprocess.run([sys.executable, "-c", script], env=os.environ | options, capture_output=True, text=True)
+    return set(result.stdout.split())
+
+
+def test_shell_completes_commands_and_networks():
+    assert completions("se-keras pre") == {"predict"}
+    assert completions("se-keras show se_resnet18") == {"se_resnet18"}
+    assert completions("se-keras train --str") == {"--strategy"}
 
 
 def test_shipped_listing_is_what_list_prints(cli):
@@ -452,10 +499,10 @@ def test_show_says_that_a_baseline_has_no_se(cli):
 
 
 def test_installed_command_prints_json_alone_on_stdout_and_progress_alone_on_stderr():
-    result = run("show", "se_resnet11_digits", "--json")
+    result = run("show", "se_resnet11_digits", "--layers", "--json")
     assert result.returncode == 0
     assert json.loads(result.stdout)["name"] == "se_resnet11_digits"
-    assert result.stderr == "building se_resnet11_digits\n"
+    assert result.stderr == "counting se_resnet11_digits\n"
 
 
 @pytest.mark.slow

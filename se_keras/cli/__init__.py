@@ -17,7 +17,8 @@ from rich.console import Console
 if __name__ != "se_keras_cli":
     raise ImportError(f"This package is se_keras_cli: the command se-keras. Received: {__name__}")
 
-from . import benchmarking, checking, evaluating, exporting, networks, quickstart, serving, training
+from . import benchmarking, checking, evaluating, exporting, networks, predicting, quickstart, serving, training
+from .arguments import complete_network
 from .screen import USER_ERRORS, hide_native_logs, print_message
 
 COMMANDS = (  # in the order of the help
@@ -28,6 +29,7 @@ COMMANDS = (  # in the order of the help
     training.add_curves,
     training.add_pack,
     exporting.add_export,
+    predicting.add_predict,
     checking.add_inspect,
     checking.add_verify,
     benchmarking.add_benchmark,
@@ -40,6 +42,7 @@ COMMANDS = (  # in the order of the help
     serving.add_benchmark_serving,
     quickstart.add_quickstart,
 )
+RUNS_ON = {"TensorFlow": "tensorflow", "Keras": "keras", "LiteRT": "ai-edge-litert"}
 EXIT_ERROR, EXIT_INTERRUPTED = 2, 130
 
 
@@ -49,7 +52,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     It is 0 for success, 2 for an error that the user can correct, 130 after Ctrl-C, 1 if `verify` or `serve-check`
     finds that two models disagree, and 75 if `train` was stopped by SIGTERM and can be resumed.
     """
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    if "_ARGCOMPLETE" in os.environ:
+        import argcomplete  # an extra; the shell calls it for each completion
+
+        argcomplete.autocomplete(parser)
+    options = parser.parse_args(arguments)
     console = Console(stderr=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` interrupts as Ctrl-C does
     warnings.simplefilter("ignore")
@@ -80,9 +88,14 @@ def _parser():
         epilog="Examples:\n  se-keras quickstart\n  se-keras show se_resnet50\n  se-keras COMMAND --help",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"se-keras {version('se-keras')}")
+    used = ", ".join(f"{name} {version(package)}" for name, package in RUNS_ON.items())
+    parser.add_argument("--version", action="version", version=f"se-keras {version('se-keras')} ({used})")
     parser.set_defaults(traceback=False)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for add in COMMANDS:
         add(commands)
+    for command in commands.choices.values():
+        for action in command._actions:
+            if action.dest == "network":
+                setattr(action, "completer", complete_network)  # noqa: B010  argcomplete's own attribute
     return parser

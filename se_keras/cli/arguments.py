@@ -2,8 +2,10 @@
 
 import argparse
 import inspect
+import json
 import math
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -21,6 +23,7 @@ TYPES = ("float32", "int8", "uint8")
 VARIANTS = ("published", "lowered")
 SITES = ("standard", "pre", "3x3", "post", "identity")
 PROTOCOLS = ("plain", "224", "299", "320", "ten_crop", "multi_scale", "multi_crop")
+FAMILIES = ("cifar", "inception", "mobilenet", "resnet", "shufflenet", "vgg")
 SAMPLINGS = ("shuffled", "balanced")
 STRATEGIES = ("none", "mirrored", "multi-worker", "tpu")
 RECIPES = ("digits", "paper_imagenet", "paper_mobile", "paper_cifar", "paper_cifar_wide", "paper_cifar_shake")
@@ -28,6 +31,7 @@ RECIPES += ("senet154", "ablation", "places365", "modern")
 LIMIT = 500  # images of a folder
 DATA = "'digits', a folder with a folder for each class (in train/ and val/, or alone), packed TFRecords, or tfds:NAME"
 IMAGES = "'digits', a .npy file (N, height, width, channels), or a folder of PNG, JPEG, BMP and GIF images"
+LABELS = "'digits', or a text file with the name of one class per line"
 NORMALIZE = (
     "MEAN STD, each a number or one for each channel (123.7,116.3,103.5), or the NETWORK of the catalogue that has "
     "them: pixels in 0 to 255 become (pixel - MEAN) / STD; default: as the model was trained"
@@ -124,6 +128,20 @@ def input_shape(network: str, size: int | None) -> tuple[int, ...] | None:
     return None if size is None else (size, size, spec_of(network).input_shape[-1])
 
 
+def shipped_networks() -> list[dict[str, Any]]:
+    """The rows of `se_keras.figures.listing`, read without an import of se_keras, which takes seconds."""
+    package = find_spec("se_keras")
+    if package is None or not package.submodule_search_locations:
+        raise ImportError("se_keras is not installed, though its command is: pip install se-keras")
+    (folder,) = package.submodule_search_locations
+    return json.loads(Path(folder, "networks.json").read_text())
+
+
+def complete_network(prefix: str, **_: object) -> list[str]:
+    """The networks whose names begin with what was typed, for argcomplete."""
+    return [row["name"] for row in shipped_networks() if row["name"].startswith(prefix)]
+
+
 def read_normalization(values: Sequence[str] | None) -> tuple[Sequence[float], Sequence[float]] | None:
     """MEAN and STD of --normalize, which are numbers or those of a network; None without it."""
     if not values:
@@ -138,6 +156,20 @@ def read_normalization(values: Sequence[str] | None) -> tuple[Sequence[float], S
     except ValueError:
         raise ValueError(f"--normalize takes MEAN STD, or a network. Received: {' '.join(values)}") from None
     return mean, std
+
+
+def read_labels(source: str) -> Sequence[str]:
+    """The names of --labels. Raises OSError or ValueError if there is no such text file."""
+    from se_keras.training.sources import DATA
+
+    if source in DATA:
+        return DATA[source]().classes
+    if not Path(source).is_file():
+        raise FileNotFoundError(f"There is no file of labels {source!r}: give 'digits' or a file, one class per line")
+    try:
+        return Path(source).read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{source!r} is not a text file of labels: {error}") from None
 
 
 def read_images(

@@ -24,7 +24,7 @@ def add_export(commands: Commands) -> None:
     add("--keep-float", metavar="REGEX", help=kept)
     published = "export the model as it is; without this, BatchNorm is folded and the squeeze hoisted first"
     add("--as-published", action="store_true", help=published)
-    add("--labels", help="'digits', or a text file with the name of one class per line")
+    add("--labels", metavar="FILE", help=arguments.LABELS)
     top = "number of classes that a SavedModel answers with (default: 5)"
     add("--top", type=arguments.POSITIVE, metavar="N", help=top)
 
@@ -73,7 +73,7 @@ def export(options: argparse.Namespace, console: Console) -> None:
         progress(f"exporting {model.name}")
         description = {
             "lowering": not options.as_published,
-            "labels": options.labels and _labels(options.labels),
+            "labels": options.labels and arguments.read_labels(options.labels),
             "normalization": normalization,
             "training": known.about.training,
             "override": options.override,
@@ -120,16 +120,3 @@ def _print_manifest(path, manifest):
     top1, error = manifest["agreement"]["top1"], manifest["agreement"]["max_error"]
     agreement = f"top-1 agreement {top1:.1%}, max error {error:.0e} of the logits' range"
     print_line(f"wrote {path}: {agreement}, compared with the Keras model")
-
-
-def _labels(source):
-    from se_keras.training.sources import DATA
-
-    if source in DATA:
-        return DATA[source]().classes
-    if not Path(source).is_file():
-        raise FileNotFoundError(f"There is no file of labels {source!r}: give 'digits' or a file, one class per line")
-    try:
-        return Path(source).read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{source!r} is not a text file of labels: {error}") from None

@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.table import Column, Table
 
 USER_ERRORS = (ValueError, TypeError, OSError, ImportError)  # the last for packages that are optional
 EXIT_DISAGREEMENT = 1  # two models do not compute the same
+EXIT_UNREAD = 1  # some photos cannot be read
 
 
 class Output(Console):
@@ -41,7 +42,7 @@ def print_json(value: Any) -> None:
     print(json.dumps(json.loads(json.dumps(value), parse_constant=lambda _: None), indent=2))
 
 
-def print_table(columns: Sequence[str | Column], rows: Iterable[Iterable[str]], **options: Any) -> None:
+def print_table(columns: Sequence[str | Column], rows: Iterable[Iterable[RenderableType]], **options: Any) -> None:
     """Prints a table that fits 80 characters, without titles if `columns` is empty; `options` are those of rich."""
     options = {"box": box.SIMPLE_HEAD, "padding": (0, 1, 0, 0), "show_header": bool(columns), **options}
     table = Table(*columns, **options)

@@ -2,6 +2,7 @@
 
 import os
 import re
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,11 +24,13 @@ class Pretrained:
         repo: Repository on the hub. It has a `model.safetensors` with the names of timm.
         top1: Accuracy on the validation images of ImageNet in %, from timm's table for 224x224. None if it has none.
         source: Who trained the weights.
+        license: The license that timm's table states.
     """
 
     repo: str
     top1: float | None = None
     source: str = "arXiv:1709.01507, the authors' Caffe release, converted by timm"
+    license: str = "Apache-2.0"
 
 
 _timm = "timm (arXiv:2110.00476 and its training scripts)"
@@ -121,13 +124,35 @@ def _fetch(network, repo, *, force):
     import huggingface_hub
 
     try:
-        return Path(huggingface_hub.hf_hub_download(repo, FILE, force_download=force))
+        reached = _error_of_hub(huggingface_hub.hf_hub_url(repo, FILE))
+        if reached is None or force:
+            return Path(huggingface_hub.hf_hub_download(repo, FILE, force_download=force))
+        try:
+            return Path(huggingface_hub.hf_hub_download(repo, FILE, local_files_only=True))
+        except huggingface_hub.errors.LocalEntryNotFoundError:
+            raise reached from None
     except Exception as error:  # huggingface_hub also raises the errors of the HTTP library that it uses
         # Its own message is "check your connection" for every failure. The cause says what happened.
         reason = first_line(error.__cause__ or error).rstrip(".")
         raise ConnectionError(
             f"The weights of {network} could not be downloaded from {repo}: {reason}. weights=PATH loads a file"
         ) from error
+
+
+def _error_of_hub(url):
+    """Why the hub does not send a file, after one retry; None if it does. A download would retry for half a minute."""
+    import huggingface_hub
+
+    for wait in (1, 0):
+        try:
+            huggingface_hub.get_hf_file_metadata(url)
+            return None
+        except huggingface_hub.errors.HfHubHTTPError as error:  # an answer
+            return error
+        except Exception as error:
+            found = error
+            time.sleep(wait)
+    return found
 
 
 def _is_as_announced(path):
