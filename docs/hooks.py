@@ -46,7 +46,7 @@ def _command(name, parser):
     lines = [f"## {name}", "", parser.description.strip()]
     if parser.epilog:
         lines += ["", "```bash", textwrap.dedent(parser.epilog.removeprefix("Examples:")).strip(), "```"]
-    return "\n".join([*lines, "", "| argument | |", "| --- | --- |", *_rows(parser), ""])
+    return "\n".join([*lines, "", "| argument | what |", "| --- | --- |", *_rows(parser), ""])
 
 
 def _rows(parser) -> Iterator[str]:

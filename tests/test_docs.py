@@ -1,13 +1,19 @@
 """The pages of docs/: their commands parse, their blocks run from top to bottom, and what is generated is complete."""
 
+import gzip
 import importlib.util
 import re
 from configparser import ConfigParser
+from pathlib import Path
 
 import documents
+import numpy as np
 import pytest
+import sklearn.datasets
 from documents import ROOT
+from PIL import Image
 
+import se_keras
 import se_keras_cli
 from se_keras.catalogue import names
 from se_keras.weights.released import IMAGENET
@@ -38,13 +44,39 @@ NOT_RUN = {
 }
 
 
-RUN = list(dict.fromkeys(block.page for block in BLOCKS if not (block.not_run or block.installs)))
+PHOTOS = "docs/guides/own_photos.md"  # runs on photos, which a test of its own makes
+RUN = list(dict.fromkeys(x.page for x in BLOCKS if not (x.not_run or x.installs or x.page == PHOTOS)))
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+FASHION = Path("/usr/share/datasets/fashion-mnist")  # of Debian's package dataset-fashion-mnist
+CLASSES = {0: "shirt", 8: "bag", 9: "boot"}
+
+
+def labelled_images():
+    """Images of 28x28 pixels in 0 to 255 and their labels: Fashion-MNIST, or else enlarged digits."""
+    if not FASHION.is_dir():
+        scans = sklearn.datasets.load_digits()
+        return np.kron(scans.images * 255 / 16, np.ones((1, 3, 3))).astype("uint8"), scans.target
+    images, labels = (FASHION / f"train-{name}-ubyte.gz" for name in ("images-idx3", "labels-idx1"))
+    labels = np.frombuffer(gzip.decompress(labels.read_bytes()), "uint8", offset=8)
+    return np.frombuffer(gzip.decompress(images.read_bytes()), "uint8", offset=16).reshape(-1, 28, 28), labels
+
+
+def write_photos(folder):
+    """A folder photos/ with a folder for each class, and a photo new.jpg of the class boot that is not in it."""
+    images, labels = labelled_images()
+    for label, name in CLASSES.items():
+        (folder / "photos" / name).mkdir(parents=True)
+        *old, new = images[labels == label][:101]
+        for number, image in enumerate(old):
+            Image.fromarray(image).save(folder / "photos" / name / f"{number}.jpg")
+    Image.fromarray(new).save(folder / "new.jpg")
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +90,24 @@ def hooks():
 @pytest.mark.parametrize("page", [pytest.param(x, marks=() if x in FAST else pytest.mark.slow) for x in RUN])
 def test_blocks_of_a_page_run_from_top_to_bottom(page, folder):
     documents.run(page, folder)
+
+
+@pytest.mark.slow
+def test_photos_become_a_file_that_knows_them(folder):
+    write_photos(folder)
+    documents.run(PHOTOS, folder)
+    best, *_ = se_keras.predict("photos_int8.tflite", "new.jpg", top=3)
+    assert best.name == "boot"
+
+
+@pytest.mark.sweep
+def test_notebook_runs(tmp_path):
+    nbformat = pytest.importorskip("nbformat", reason='pip install -e ".[docs]"')
+    nbclient = pytest.importorskip("nbclient", reason='pip install -e ".[docs]"')
+    notebook = nbformat.read(ROOT / "docs" / "quickstart.ipynb", as_version=4)
+    nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": tmp_path}}).execute()
+    printed = "".join(output["text"] for output in notebook.cells[-1].outputs if output.get("name") == "stdout")
+    assert float(re.search(r"top-1 agreement ([\d.]+)%", printed)[1]) > 99
 
 
 def test_blocks_that_no_test_runs_are_these():
