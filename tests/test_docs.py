@@ -15,7 +15,8 @@ from PIL import Image
 
 import se_keras
 import se_keras_cli
-from se_keras.catalogue import names
+from se_keras.catalogue import names, spec_of
+from se_keras.normalization import Normalization
 from se_keras.weights.released import IMAGENET
 
 PAGES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))
@@ -29,7 +30,7 @@ NOT_RUN = {
     "docs/guides/benchmark.md": ["takes minutes"],
     "docs/guides/distributed_training.md": ["needs two machines"],
     "docs/guides/fine_tune.md": ["needs a network", "needs torch and timm", "needs a network"],
-    "docs/guides/own_photos.md": ["needs a network"],
+    "docs/guides/own_photos.md": ["needs a network", "needs Docker"],
     "docs/guides/phone.md": ["needs a phone"],
     "docs/guides/serve.md": ["needs Docker"],
     "docs/guides/train.md": ["needs ImageNet", "needs ImageNet"],
@@ -153,9 +154,10 @@ def test_reference_of_the_command_has_every_option(hooks):
 
 def test_released_weights_of_the_docs_are_those_of_the_table():
     page = TEXTS["docs/guides/fine_tune.md"]
-    rows = re.findall(r"^\| `(\w+)` \| ([\d.]*) \| .+ \| (\S+) \|$", page, re.MULTILINE)
-    expected = {(name, f"{x.top1:.3f}" if x.top1 else "", x.repo) for name, x in IMAGENET.items()}
-    assert set(rows) == expected
+    rows = re.findall(r"^\| `(\w+)` \| ([\d.]*) \| .+ \| (\S+) \| (\S+) \|$", page, re.MULTILINE)
+    assert set(rows) == {(x, f"{y.top1:.3f}" if y.top1 else "", y.license, y.repo) for x, y in IMAGENET.items()}
+    inputs = {(spec_of(name).input_shape, spec_of(name).normalization) for name in IMAGENET}
+    assert inputs == {((224, 224, 3), Normalization((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)))}
 
 
 def test_docs_say_how_many_networks_there_are():
