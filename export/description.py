@@ -15,6 +15,7 @@ from se_keras.errors import first_line
 from se_keras.normalization import Normalization
 from se_keras.storage import sha256
 from se_keras.typing import Array, Json, Outputs
+from se_keras.wording import counted
 
 from .lowering import Lowering
 from .outputs import Agreement, integer_range
@@ -201,8 +202,10 @@ def _labels(labels: Any, classes: int | None) -> tuple[str, ...]:
         raise TypeError(f"labels must be a sequence of strings. Received: labels={labels!r}")
     labels = tuple(map(str, labels))  # strings of numpy become Python's
     if len(labels) != classes:
-        has = "no classes" if classes is None else f"{classes} classes"
-        raise ValueError(f"labels must name each class once: the network has {has}. Received: {len(labels)} labels")
+        has = "no classes" if classes is None else counted(classes, "class")
+        raise ValueError(
+            f"labels must name each class once: the network has {has}. Received: {counted(len(labels), 'label')}"
+        )
     bad = next((label for label in labels if label.splitlines() != [label] or label != label.strip()), None)
     if bad is not None:
         raise ValueError(f"A label is one line of text without space around it. Received: {bad!r}")

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from se_keras.typing import Array, Outputs
+from se_keras.wording import counted
 
 FREE_SIZE = 64  # of images, if a model leaves their size free
 LEAST_PROBABILITY = 1e-30  # smaller ones are treated as this; the smallest normal float32 is 1e-38
@@ -33,7 +34,7 @@ class Agreement:
     def __str__(self) -> str:
         return (
             f"max error {self.max_error:.1e} and mean error {self.mean_error:.1e} of the range, "
-            f"cosine {self.cosine:.6f}, top-1 agreement {self.top1:.1%} on {self.samples} images"
+            f"cosine {self.cosine:.6f}, top-1 agreement {self.top1:.1%} on {counted(self.samples, 'image')}"
         )
 
 
@@ -59,7 +60,9 @@ def agreement(expected: Outputs, actual: Outputs, *, as_logits: bool = False) ->
     )
     for side, values in (("expected", a), ("actual", b)):
         if not np.isfinite(values).all():
-            raise ValueError(f"The {side} outputs are not finite: {np.count_nonzero(~np.isfinite(values))} values")
+            raise ValueError(
+                f"The {side} outputs are not finite: {counted(np.count_nonzero(~np.isfinite(values)), 'value')}"
+            )
     difference = np.abs(a - b)
     extent = max(np.ptp(a), np.finfo("float32").tiny)
     norms = np.linalg.norm(a) * np.linalg.norm(b)

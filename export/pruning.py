@@ -21,6 +21,7 @@ from se_keras.graph import calls, endpoints, input_shape_of, parts, structures
 from se_keras.images import calibration_images
 from se_keras.layers import SqueezeExcite, ops
 from se_keras.typing import Array
+from se_keras.wording import counted
 
 from .lowering.copies import arguments_of, rebuilt
 
@@ -45,7 +46,7 @@ class ChannelPruning:
     def __str__(self) -> str:
         kept, channels = sum(map(len, self.kept.values())), sum(self.channels.values())
         skipped = f", {len(self.skipped)} skipped" if self.skipped else ""
-        return f"{kept} of {channels} channels kept in {len(self.kept)} SqueezeExcite layers{skipped}"
+        return f"{kept} of {channels} channels kept in {counted(len(self.kept), 'SqueezeExcite layer')}{skipped}"
 
 
 def prune_channels(

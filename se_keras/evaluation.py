@@ -21,6 +21,7 @@ from se_keras.training.pipeline import PREFETCHED, read_batches, read_errors
 from se_keras.training.sources import DATA
 from se_keras.training.step import TOP
 from se_keras.typing import Array, FilePath, Json, OnMessage
+from se_keras.wording import counted
 
 _VIEWS_AT_ONCE = 64  # in one call of a model
 _SINGLE_CROP = "arXiv:1709.01507, section 5.1"
@@ -210,9 +211,8 @@ def evaluate(
     for model in loaded:
         agreed(f"classes of {model.name}", data.classes, model.about.labels, override=override)
     if not loaded or not len(split):
-        raise ValueError(
-            f"At least one model and one image are needed. Received: {len(loaded)} models, {len(split)} images"
-        )
+        received = f"{counted(len(loaded), 'model')}, {counted(len(split), 'image')}"
+        raise ValueError(f"At least one model and one image are needed. Received: {received}")
     classes = len(data.classes)
     size = _common_size(loaded, protocol, data)
     skipped = SkippedFiles(corrupt_budget)
@@ -230,7 +230,7 @@ def evaluate(
         done += len(labels)
     skipped.check()
     if not done:
-        raise ValueError(f"None of {len(split)} images can be decoded")
+        raise ValueError(f"None of {counted(len(split), 'image')} can be decoded")
     return Evaluation(
         top1=Share.of(int(np.trace(confusion)), done),
         top5=Share.of(top5, done),

@@ -16,6 +16,7 @@ from se_keras.folders import SUFFIXES, files_in, is_image, printable
 from se_keras.graph import calls, functional
 from se_keras.normalization import Normalization
 from se_keras.typing import FilePath, Images, ImageShape, OnMessage
+from se_keras.wording import counted
 
 RESIZE = 256 / 224  # of the shorter side to the crop's: section 5.1 of arXiv:1709.01507
 MOST_SAMPLES = 2048  # of calibration data that may have no end: a GiB at 224x224, several times what ranges need
@@ -89,7 +90,7 @@ def image_files(folder: Path) -> list[Path]:
     found = files_in(folder)
     files = [path for path in found if is_image(path)]
     if not files:
-        what = f"{len(found)} other files, such as {found[0].name!r}" if found else "an empty folder"
+        what = f"{counted(len(found), 'other file')}, such as {found[0].name!r}" if found else "an empty folder"
         raise ValueError(f"{str(folder)!r} has no images ({', '.join(SUFFIXES)}). Received: {what}")
     return files
 
@@ -166,7 +167,7 @@ def calibration_images(calibration: Any, shape: ImageShape, *, what: str = "Cali
         raise ValueError(f"{what} needs at least one image of {shape}. Received: none")
     bad = np.flatnonzero(~np.isfinite(images).reshape(len(images), -1).all(axis=1))
     if len(bad):
-        found = f"NaN or infinity in {len(bad)} of {len(images)} images, the first in image {bad[0]}"
+        found = f"NaN or infinity in {len(bad)} of {counted(len(images), 'image')}, the first in image {bad[0]}"
         raise ValueError(f"{what} images must be finite. Received: {found}")
     return images
 

@@ -440,7 +440,7 @@ def test_file_that_cannot_be_decoded_is_named_where_it_is_read(tmp_path):
     data = folder(tmp_path)
     Path(data.test.paths[1]).write_bytes(b"nonsense")
     model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Flatten(), keras.layers.Dense(2)])
-    with pytest.raises(ValueError, match=f"^1 files cannot be decoded, .+: {data.test.paths[1]}"):
+    with pytest.raises(ValueError, match=f"^1 file cannot be decoded, .+: {data.test.paths[1]}"):
         evaluate(model, data.test, data)
 
 

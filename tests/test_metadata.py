@@ -229,7 +229,7 @@ def test_what_cannot_be_said_is_an_error(arguments, error, message):
 
 def test_labels_that_do_not_fit_are_an_error_before_anything_is_converted(model, monkeypatch):
     monkeypatch.setattr("se_keras.export.litert.conversion._convert", None)
-    with pytest.raises(ValueError, match="the network has 4 classes. Received: 1 labels"):
+    with pytest.raises(ValueError, match="the network has 4 classes. Received: 1 label"):
         to_litert(model, labels=["cat"])
 
 

@@ -646,7 +646,7 @@ def test_files_to_be_judged_by_count_too(photographs, tmp_path):
     train = Files(paths=tuple(whole), labels=np.array([int(path[-8] == "1") for path in whole], "int32"))
     test = Files(paths=(str(tmp_path / "no.png"), *whole[:3]), labels=np.zeros(4, "int32"))
     data = replace(photographs, train=train, test=test)
-    with pytest.raises(ValueError, match="1 files cannot be decoded, and at most 0 may be skipped .+no.png"):
+    with pytest.raises(ValueError, match="1 file cannot be decoded, and at most 0 may be skipped .+no.png"):
         fit(network_of_photographs(), replace(SHORT, batch_size=4), data, tmp_path / "run")
 
 

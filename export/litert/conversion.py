@@ -19,6 +19,7 @@ from se_keras.images import calibration_images
 from se_keras.normalization import Normalization
 from se_keras.storage import sha256
 from se_keras.typing import Images, Json, OnMessage
+from se_keras.wording import counted
 
 from ..description import Metadata, describe, manifest, reference_outputs
 from ..lowering import Lowering, in_float32, lower
@@ -170,7 +171,7 @@ def to_litert(
         float_layers=float_layers,
         report=report,
     )
-    report(f"comparing {model.name} with its file on {len(comparison_set)} images")
+    report(f"comparing {model.name} with its file on {counted(len(comparison_set), 'image')}")
     file, result = compared_file(
         content,
         model=reference,
@@ -347,7 +348,7 @@ def _quantized(
 
     def on_image(done: int, count: int) -> None:
         if done == count or not done % max(count // 10, 1):
-            report(f"calibrating {exported.name}: {done} of {count} images")
+            report(f"calibrating {exported.name}: {done} of {counted(count, 'image')}")
 
     input_type, output_type = types
     outputs = dict(zip(output_type, exported.outputs, strict=True))

@@ -25,6 +25,7 @@ from se_keras.normalization import Normalization
 from se_keras.records import parse_json
 from se_keras.typing import Json
 from se_keras.version import __version__
+from se_keras.wording import counted
 
 from ..description import LABELS_FILE, Metadata
 from .flatbuffer import schema
@@ -216,7 +217,9 @@ def _labels(model: Any, record: Json, text: str) -> tuple[str, ...]:
     graph = model.Subgraphs(0)
     classes = int(graph.Tensors(graph.Outputs(0)).ShapeAsNumpy()[-1])
     if len(labels) != classes or len(set(labels)) != classes:
-        raise ValueError(f"{LABELS_FILE} must name each of {classes} classes once. Received: {len(labels)} labels")
+        raise ValueError(
+            f"{LABELS_FILE} must name each of {classes} classes once. Received: {counted(len(labels), 'label')}"
+        )
     return labels
 
 

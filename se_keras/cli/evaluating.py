@@ -43,6 +43,7 @@ def evaluate(options: argparse.Namespace, console: Console) -> None:
     from se_keras import storage
     from se_keras.evaluation import evaluate, protocol_for, write_confusion
     from se_keras.export.verification import runnable
+    from se_keras.wording import counted
 
     if options.confusion:
         storage.check_writable(options.confusion)
@@ -81,7 +82,12 @@ def evaluate(options: argparse.Namespace, console: Console) -> None:
         for name, x, error in (("top-1", found.top1, published), ("top-5", found.top5, ""))
     )
     title = f"{' + '.join(map(str, options.models))} on {data.name}, protocol {protocol}"
-    print_table(columns, rows, title=title, caption=f"{found.images:,} images, {len(data.classes)} classes")
+    print_table(
+        columns,
+        rows,
+        title=title,
+        caption=f"{counted(found.images, 'image')}, {counted(len(data.classes), 'class')}",
+    )
     if found.skipped:
         print_line(f"skipped, because they cannot be decoded: {', '.join(found.skipped)}")
     if options.confusion:

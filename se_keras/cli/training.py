@@ -102,6 +102,7 @@ def train(options: argparse.Namespace, console: Console) -> int | None:
     from se_keras.runs import MODEL_FILE
     from se_keras.training.loop import Execution, fit
     from se_keras.training.stopping import EXIT_SAVED, Preempted
+    from se_keras.wording import counted
 
     execution = Execution(**{field.name: getattr(options, field.name) for field in fields(Execution)})
     data = sources.load(options.data, mean=spec.mean, std=spec.std)
@@ -126,7 +127,7 @@ def train(options: argparse.Namespace, console: Console) -> int | None:
     file, epochs = options.output / MODEL_FILE, len(figures["loss"])
     if options.json:
         return print_json({"path": str(file), "epochs": epochs, "figures": figures})
-    print_line(f"{file}: test accuracy {figures['val_accuracy'][-1]:.1%} after {epochs} epochs")
+    print_line(f"{file}: test accuracy {figures['val_accuracy'][-1]:.1%} after {counted(epochs, 'epoch')}")
 
 
 def _recipe(options):
@@ -230,6 +231,7 @@ def pack(options: argparse.Namespace, console: Console) -> None:
     """
     from se_keras.training import shards
     from se_keras.training.data import folder
+    from se_keras.wording import counted
 
     with show_progress(console) as progress:
         index = shards.pack(folder(options.images), options.output, shards=options.shards, progress=progress)
@@ -237,4 +239,4 @@ def pack(options: argparse.Namespace, console: Console) -> None:
         return print_json(index)
     for name, entries in index["splits"].items():
         images, size = (sum(entry[key] for entry in entries) for key in ("count", "bytes"))
-        print_line(f"{name}: {images:,} images in {len(entries)} shards, {size / 1e6:,.1f} MB")
+        print_line(f"{name}: {counted(images, 'image')} in {counted(len(entries), 'shard')}, {size / 1e6:,.1f} MB")

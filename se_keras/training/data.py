@@ -16,6 +16,7 @@ from se_keras.folders import SUFFIXES, files_in, is_image, printable, subfolders
 from se_keras.normalization import IMAGENET, Normalization
 from se_keras.training.recipes import SAMPLINGS, Sampling
 from se_keras.typing import Array, FilePath
+from se_keras.wording import counted
 
 TRAIN = ("train", "training")  # names of the folders of splits, in any case; the first that there is
 HELD_OUT = ("val", "valid", "validation", "test", "dev", "testing", "eval", "evaluation")
@@ -210,7 +211,7 @@ class SkippedFiles:
         if len(self.paths) > self.budget:
             listed = ", ".join(self.paths[:20]) + (", ..." if len(self.paths) > 20 else "")
             raise ValueError(
-                f"{len(self.paths)} files cannot be decoded, and at most {self.budget} may be skipped "
+                f"{counted(len(self.paths), 'file')} cannot be decoded, and at most {self.budget} may be skipped "
                 f"(--corrupt-budget): {listed}{_why(self.paths[0])}"
             )
 

@@ -24,6 +24,7 @@ from se_keras.training.schedules import after_plateaus, steps_per_epoch
 from se_keras.training.step import Trainer, averaged, batch_norm_frozen, optimizer_for
 from se_keras.training.stopping import stop_requests
 from se_keras.typing import FilePath
+from se_keras.wording import counted
 
 _LOCK = ".lock"
 _DRAW_SECONDS = 10  # curves are drawn after epochs that took longer, and at the end
@@ -281,7 +282,7 @@ class _Run:
         position = checkpoint.position(self.folder / checkpoint.FILE)
         if position is None:
             return "nothing was saved"
-        where = f"epoch {position[0]}" + (f" and {position[1]} steps of the next" if position[1] else "")
+        where = f"epoch {position[0]}" + (f" and {counted(position[1], 'step')} of the next" if position[1] else "")
         return f"{str(self.folder / checkpoint.FILE)!r} holds {where} of {self.recipe.epochs}"
 
     def _write_files(self, *, draw):

@@ -10,6 +10,7 @@ from keras.optimizers import schedules
 from se_keras.training.data import Data
 from se_keras.training.recipes import Recipe
 from se_keras.typing import Json
+from se_keras.wording import counted
 
 FEWEST_STEPS = 10  # of an epoch, without a warning
 
@@ -28,8 +29,8 @@ def steps_per_epoch(recipe: Recipe, data: Data) -> int:
     steps = len(data.train) // recipe.batch_size
     if steps < FEWEST_STEPS:
         warnings.warn(
-            f"An epoch has {steps} steps: {len(data.train)} training images of {data.name} in batches of "
-            f"{recipe.batch_size}. A smaller batch (--batch-size) trains more",
+            f"An epoch has {counted(steps, 'step')}: {counted(len(data.train), 'training image')} of {data.name} in "
+            f"batches of {recipe.batch_size}. A smaller batch (--batch-size) trains more",
             stacklevel=2,
         )
     return steps

@@ -18,6 +18,7 @@ from se_keras.normalization import IMAGENET
 from se_keras.records import read_json
 from se_keras.training.data import Data, EpochOrder, Files
 from se_keras.typing import Array, FilePath, Json, OnMessage
+from se_keras.wording import counted
 
 INDEX, _UNFINISHED = "index.json", "packing.json"
 SHUFFLED = 10_000  # images in the shuffle buffer; the order of the shards is shuffled too
@@ -129,7 +130,8 @@ def pack(data: Data[Files], folder: FilePath, *, shards: int = 8, progress: OnMe
     splits = {"train": data.train, "test": data.test}
     for name, split in splits.items():
         if type(shards) is not int or not 1 <= shards <= len(split):
-            raise ValueError(f"The {len(split)} images of {name} fill 1 to {len(split)} shards. Received: {shards!r}")
+            count = counted(len(split), "image")
+            raise ValueError(f"The {count} of {name} fill 1 to {len(split)} shards. Received: {shards!r}")
     index = {
         "schema": 1,
         "name": data.name,

@@ -17,6 +17,7 @@ from se_keras.graph import producer
 from se_keras.typing import FilePath
 from se_keras.weights.files import COUNTERS, RULE, STATE_DICTS, as_array, checked_path, read_layers, read_state_dict
 from se_keras.weights.naming import NAMINGS
+from se_keras.wording import counted
 
 Source = Literal["timm", "pytorchcv"]
 
@@ -193,10 +194,11 @@ def _adapt(values, weights, numbers, *, where):
             channels, own = number, ours[2]
             repeated = np.tile(values[key], (1, 1, -(-own // channels), 1))[:, :, :own] * (channels / own)
             values[key] = values[key].sum(axis=2, keepdims=True) if own == 1 else repeated
-            notes[f"it takes {channels} channels, and its first kernel is adapted to {own}"] = None
+            notes[f"it takes {counted(channels, 'channel')}, and its first kernel is adapted to {own}"] = None
         elif len(ours) < 4 and theirs == [*ours[:-1], number]:
             del values[key], weights[key]
-            notes[f"it has {number} classes, and the classifier of {ours[-1]} is left as it is, untrained"] = None
+            classes = counted(number, "class")
+            notes[f"it has {classes}, and the classifier of {ours[-1]} is left as it is, untrained"] = None
     if notes:
         warnings.warn(f"{where}: {'; '.join(notes)}", stacklevel=3)
 

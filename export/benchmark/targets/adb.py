@@ -23,6 +23,7 @@ from se_keras.environment import versions
 from se_keras.errors import first_line
 from se_keras.timing import Blocks, check_plan
 from se_keras.typing import FilePath, Json, OnMessage
+from se_keras.wording import counted
 
 from ...litert.file import LiteRTModel, check_threads
 from ..results import DeviceConditions, Footprint, Overhead, described, require_pair
@@ -278,7 +279,7 @@ def measure(
     except PhoneLost as lost:
         if len(found) < 2:
             raise
-        missing = f"{len(found)} of {blocks} blocks: {lost}"
+        missing = f"{len(found)} of {counted(blocks, 'block')}: {lost}"
     return Overhead(
         **described(baseline, network),
         variant=variant,
