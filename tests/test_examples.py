@@ -58,7 +58,7 @@ def test_graph_of_ones_own_is_trained_and_exported(tmp_path):
     # Half of what chance leaves: one in ten is right by chance.
     assert accuracy > 0.55
     # The squeeze is behind BatchNorm behind a 1x1 convolution.
-    assert "1 of 1 squeezes hoisted, 1 layers folded into others" in printed
+    assert "1 of 1 squeeze hoisted, 1 layer folded into others" in printed
     assert {path.name for path in tmp_path.iterdir()} == {"user_graph_int8.tflite", "user_graph_int8.tflite.json"}
 
 

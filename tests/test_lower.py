@@ -776,6 +776,26 @@ def test_lowering_reads_as_a_sentence():
     assert str(lowering) == "3 of 3 squeezes hoisted, 13 layers folded into others, 0 dropped"
 
 
+@pytest.mark.parametrize(
+    ("config", "summary"),
+    [
+        (SEConfig(site="post"), "0 of 3 squeezes hoisted (3 not directly after a 1x1 convolution of stride 1), "),
+        (SEConfig(site="identity"), "1 of 3 squeezes hoisted (2 not directly after a 1x1 convolution of stride 1), "),
+        (SEConfig(squeeze="max"), "0 of 3 squeezes hoisted (3 with squeeze='max'), "),
+    ],
+)
+def test_lowering_says_why_a_squeeze_is_not_hoisted(config, summary):
+    lowering = lower(create("se_resnet11_digits", se=config, classes=10)).lowering
+    assert str(lowering).startswith(summary)
+    assert tuple(lowering.reasons) == lowering.unhoisted
+    assert sum(lowering.counts()["reasons"].values()) == len(lowering.unhoisted)
+
+
+def test_squeeze_after_a_convolution_that_narrows_is_not_hoisted_and_says_so():
+    lowering = pair("1x1 from wide to narrow")[1].lowering
+    assert set(lowering.reasons.values()) == {"after a convolution with fewer outputs than inputs"}
+
+
 def test_names_in_nested_models_are_prefixed_with_the_models():
     inner = graph(lambda x: SqueezeExcite(4, name="se")(BatchNormalization(name="bn")(Conv2D(16, 1, name="conv")(x))))
     inner.name = "backbone"

@@ -17,6 +17,8 @@ from se_keras.errors import first_line
 from se_keras.graph import calls, endpoints, input_shape_of, parts, producer, structures
 from se_keras.layers import ChannelShuffle, ShakeShake, SqueezeExcite, ops
 from se_keras.normalization import Normalization
+from se_keras.typing import Json
+from se_keras.wording import counted
 
 from . import algebra, copies
 from .algebra import Affine, Concatenated, Emitted, Gated, Shuffled, Value
@@ -43,9 +45,10 @@ class Lowering:
     Args:
         hoisted: Names of the SqueezeExcite layers whose squeeze was moved before the previous convolution. A copy of
             this convolution was then composed with their first fully connected layer.
-        unhoisted: Names of the other SqueezeExcite layers: the previous layer is not an affine 1x1 convolution.
+        unhoisted: Names of the other SqueezeExcite layers.
         folded: Names of the BatchNormalization and Rescaling layers that were folded into the previous layer.
         dropped: Names of the layers that do nothing in inference.
+        reasons: For each name in `unhoisted`, why: `"not directly after a 1x1 convolution of stride 1"`.
         counterparts: `{layer of the model: layer of the lowered model with the same output}`, by name, in order.
     """
 
@@ -53,18 +56,26 @@ class Lowering:
     unhoisted: tuple[str, ...]
     folded: tuple[str, ...]
     dropped: tuple[str, ...]
+    reasons: dict[str, str] = field(default_factory=dict, repr=False)
     counterparts: dict[str, str] = field(default_factory=dict, repr=False)
 
-    def counts(self) -> dict[str, int]:
-        """How many layers of each kind, for the manifest."""
+    def counts(self) -> Json:
+        """How many layers of each kind and, by reason, how many squeezes were not hoisted, for the manifest."""
         kinds = ("hoisted", "unhoisted", "folded", "dropped")
-        return {kind: len(getattr(self, kind)) for kind in kinds}
+        return {kind: len(getattr(self, kind)) for kind in kinds} | {"reasons": dict(Counter(self.reasons.values()))}
 
     def __str__(self) -> str:
-        return (
-            f"{len(self.hoisted)} of {len(self.hoisted) + len(self.unhoisted)} squeezes hoisted, "
-            f"{len(self.folded)} layers folded into others, {len(self.dropped)} dropped"
-        )
+        return summary(self.counts())
+
+
+def summary(counts: Json) -> str:
+    """The counts of a `Lowering` in words. Those of manifests before version 0.2.0 have no reasons."""
+    squeezes = counted(counts["hoisted"] + counts["unhoisted"], "squeeze")
+    reasons = ", ".join(f"{number} {reason}" for reason, number in counts.get("reasons", {}).items())
+    return (
+        f"{counts['hoisted']} of {squeezes} hoisted{reasons and f' ({reasons})'}, "
+        f"{counted(counts['folded'], 'layer')} folded into others, {counts['dropped']} dropped"
+    )
 
 
 def lower(
@@ -110,6 +121,8 @@ def lower(
         raise ValueError(f"{model.name} does not take input_shape={shape}: {first_line(error)}") from error
     lowered.lowering = Lowering(
         **{kind: tuple(found) for kind, found in rewriter.log.items()},
+        unhoisted=tuple(rewriter.reasons),
+        reasons=rewriter.reasons,
         counterparts={name: producer(y.tensor).name for name, y in rewriter.outputs if algebra.is_emitted(y)},
     )
     return lowered
@@ -134,7 +147,8 @@ class _Rewriter:
 
     def __init__(self, rewrites: Mapping[type, Callable[..., Value | None]]):
         self._rewrites = rewrites
-        self.log: dict[str, list[str]] = {"hoisted": [], "unhoisted": [], "folded": [], "dropped": []}
+        self.log: dict[str, list[str]] = {"hoisted": [], "folded": [], "dropped": []}
+        self.reasons: dict[str, str] = {}  # why a squeeze is not hoisted, by the name of its layer
         self.outputs: list[tuple[str, Value]] = []  # by layer, of the outermost model's layers with one output
         self._names = Counter()
         self._copies = {}
@@ -265,11 +279,12 @@ class _Rewriter:
         if layer.bias:
             b1, b2 = _values(layer.reduce_bias), _values(layer.expand_bias)
         reduce = algebra.fully_connected(squeezed, w1, b1, name=f"{name}_reduce", activation="relu")
-        if layer.squeeze == "avg" and isinstance(squeezed, Affine):
+        reason = algebra.obstacle(x) if layer.squeeze == "avg" else f"with squeeze={layer.squeeze!r}"
+        if isinstance(squeezed, Affine) and reason is None:
             reduce = algebra.compose(squeezed, reduce)
             self.log["hoisted"].append(name)
         else:
-            self.log["unhoisted"].append(name)
+            self.reasons[name] = str(reason)
         expand = algebra.fully_connected(reduce, w2, b2, name=f"{name}_expand", activation=layer.excitation)
         return Gated(x, expand, f"{name}_scale")
 

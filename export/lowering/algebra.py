@@ -167,14 +167,20 @@ def hoist_mean(value: Value, *, name: str) -> Value:
     """mean(W x + b) = W mean(x) + b: the mean over height and width moves before a pointwise affine map.
 
     The mean then reads x instead of y: a quarter of the elements in a bottleneck. Only the multiplication still reads
-    y, and can be done in place. If x has more channels than y, or if the map is not pointwise, the mean stays.
+    y, and can be done in place. Where there is an `obstacle`, the mean stays.
     """
     pool = layers.GlobalAveragePooling2D(_LAST, keepdims=True, name=name, dtype="float32")
-    if isinstance(value, Affine) and value.is_pointwise:
-        matrix = value.matrix
-        if matrix.shape[0] <= matrix.shape[1]:
-            return fully_connected(Emitted(pool(value.x.tensor)), matrix, value.bias, name=f"{name}_affine")
+    if isinstance(value, Affine) and obstacle(value) is None:
+        return fully_connected(Emitted(pool(value.x.tensor)), value.matrix, value.bias, name=f"{name}_affine")
     return Emitted(pool(value.tensor))
+
+
+def obstacle(value: Value) -> str | None:
+    """Why the mean of a value is not hoisted: what its SqueezeExcite is; None if it is hoisted."""
+    if not isinstance(value, Affine) or not value.is_pointwise:
+        return "not directly after a 1x1 convolution of stride 1"
+    inputs, outputs = value.matrix.shape
+    return "after a convolution with fewer outputs than inputs" if inputs > outputs else None
 
 
 def normalized(x: Value, normalization: Normalization, *, channels: int, name: str) -> Affine:

@@ -47,6 +47,7 @@ def export(options: argparse.Namespace, console: Console) -> None:
     from se_keras.export import to_litert, to_savedmodel
     from se_keras.export.verification import load_keras, runnable
     from se_keras.runs import training_of
+    from se_keras.wording import counted
 
     to_file, precision = options.output.suffix == ".tflite", options.precision
     if not to_file and precision != "float32":
@@ -97,7 +98,7 @@ def export(options: argparse.Namespace, console: Console) -> None:
     if options.json:
         return print_json({"path": str(path), **exported.manifest})
     if calibration is not None:
-        print_line(f"calibrated on {exported.manifest['calibration_images']} of {len(calibration)} images")
+        print_line(f"calibrated on {exported.manifest['calibration_images']} of {counted(len(calibration), 'image')}")
     _print_manifest(path, exported.manifest)
 
 
@@ -114,9 +115,10 @@ def _check_output(options, to_file):
 
 
 def _print_manifest(path, manifest):
+    from se_keras.export.lowering import summary
+
     if lowered := manifest["lowering"]:
-        squeezes = lowered["hoisted"] + lowered["unhoisted"]
-        print_line(f"lowered: {lowered['hoisted']} of {squeezes} squeezes hoisted, {lowered['folded']} layers folded")
+        print_line(f"lowered: {summary(lowered)}")
     top1, error = manifest["agreement"]["top1"], manifest["agreement"]["max_error"]
     agreement = f"top-1 agreement {top1:.1%}, max error {error:.0e} of the logits' range"
     print_line(f"wrote {path}: {agreement}, compared with the Keras model")
