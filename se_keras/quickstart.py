@@ -12,6 +12,7 @@ from se_keras import storage
 from se_keras.catalogue import baseline_name, create
 from se_keras.environment import environment
 from se_keras.export.benchmark.overhead import overheads
+from se_keras.export.benchmark.report import as_html
 from se_keras.export.benchmark.results import PAPER
 from se_keras.export.benchmark.targets.host import measure
 from se_keras.export.litert.conversion import to_litert
@@ -21,6 +22,7 @@ from se_keras.training.data import digits
 from se_keras.training.loop import fit
 from se_keras.training.recipes import DIGITS, Recipe
 from se_keras.typing import FilePath, Json, OnMessage
+from se_keras.wording import counted
 
 TRAINED = "se_resnet11_digits"
 MEASURED = "se_resnet50"
@@ -39,7 +41,8 @@ def quickstart(
 
     Args:
         folder: Receives a run of each network (`model.keras`, `run.json`), `digits.tflite` and `digits_int8.tflite`
-            with their manifests, `savedmodel/<version>`, and `report.json`. An unfinished training in it is resumed.
+            with their manifests, `savedmodel/<version>`, `report.json` and the page `report.html`. An unfinished
+            training in it is resumed.
         recipe: Recipe of both networks.
         measured: The network whose overhead is measured, at its own input size, with one thread.
 
@@ -60,6 +63,7 @@ def quickstart(
         report["overhead"].append(overhead.to_json())
     report["seconds"] = round(time.monotonic() - started, 1)
     storage.write_json(folder / "report.json", report)
+    storage.write_bytes(folder / "report.html", as_html([report]).encode())
     return report
 
 
@@ -70,7 +74,7 @@ def _train(network, recipe, folder, progress):
     def show(now):
         if now.step == 0:
             accuracy = f", test accuracy {now.figures['val_accuracy'][-1]:.1%}" if now.figures else ""
-            progress(f"training {network} on digits: {now.epoch} of {now.epochs} epochs done{accuracy}")
+            progress(f"training {network} on digits: {now.epoch} of {counted(now.epochs, 'epoch')} done{accuracy}")
 
     model, figures = fit(create(network, classes=10), recipe, data, folder / network, progress=show)
     return model, {

@@ -51,6 +51,8 @@ class Comparison:
         b_ms: The same of B.
         blocks: Number of blocks.
         runs: Runs of each side in a block; the fastest counts.
+        drift: How far the time of A changed: of three parts of the blocks, the slowest median over the fastest. None
+            where it is unknown.
         a: Percentiles of all runs of A; None where they are unknown.
         b: The same of B.
         a_mj: Energy of the processor in a run of A, in millijoules; None where the system does not report it.
@@ -63,6 +65,7 @@ class Comparison:
     b_ms: float
     blocks: int
     runs: int
+    drift: float | None = None
     a: Percentiles | None = None
     b: Percentiles | None = None
     a_mj: float | None = None
@@ -116,7 +119,9 @@ class Blocks:
         """The `Comparison`; `more` are its other fields."""
         a_ms, b_ms = (statistics.median(self._times[side]) / 1e6 for side in ("a", "b"))
         ratio, control = self._ratio("b"), self._ratio("control")
-        return Comparison(ratio=ratio, control=control, a_ms=a_ms, b_ms=b_ms, blocks=len(self), runs=runs, **more)
+        medians = [np.median(part) for part in np.array_split(self._times["a"], min(3, len(self)))]
+        plan = {"blocks": len(self), "runs": runs, "drift": float(max(medians) / min(medians))}
+        return Comparison(ratio=ratio, control=control, a_ms=a_ms, b_ms=b_ms, **plan, **more)
 
     def _ratio(self, side):
         return ratio_of(self._times[side], self._times["a"], self._seed)

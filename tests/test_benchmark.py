@@ -100,6 +100,22 @@ def test_clock_that_drifts_between_blocks_does_not_move_the_ratio(clock):
     assert result.is_significant
 
 
+def test_drift_is_that_of_thirds_of_the_blocks(clock):
+    # Three blocks at each pace, one of them disturbed, which the median of a third does not see.
+    paces = iter([1_100, 9_000, 1_100, 1_000, 1_000, 1_000, 1_300, 1_300, 1_300])
+
+    def drift(done):
+        clock.pace = next(paces, 1_000)
+
+    drift(0)
+    assert compare(**three(clock, 100, 102), warmup=0, blocks=9, progress=drift).drift == exact(1.3)
+
+
+@pytest.mark.parametrize("blocks", [2, 3, 4])
+def test_steady_clock_does_not_drift(clock, blocks):
+    assert compare(**three(clock, 100, 102), blocks=blocks).drift == 1
+
+
 def test_disturbance_of_one_run_does_not_count(clock):
     # Of the three runs of a side in a block, the fastest counts.
     runs = {"b": 0}
@@ -328,7 +344,7 @@ KEYS = (
     "baseline network precision form threads input_shape comparison undelegated sha256 se footprints profiles flags "
     "celsius missing is_real"
 )
-COMPARISON_KEYS = "ratio null a_ms b_ms blocks runs a b a_mj b_mj"
+COMPARISON_KEYS = "ratio null a_ms b_ms blocks runs drift a b a_mj b_mj"
 
 
 def test_keys_of_a_record_are_those_of_the_file_format(measured):

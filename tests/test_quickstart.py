@@ -1,7 +1,7 @@
 """The quick start in short: three epochs, exports, agreement, overhead; and a second run in the same folder."""
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import keras
 import pytest
@@ -9,6 +9,7 @@ import tensorflow as tf
 
 import se_keras.quickstart as module
 import se_keras_cli
+from se_keras.export.benchmark.report import as_html
 from se_keras.export.litert.file import load_litert
 from se_keras.runs import MODEL_FILE, RUN_FILE
 from se_keras.training import checkpoint, record
@@ -149,10 +150,20 @@ def test_progress_tells_every_step(made):
 def test_folder_holds_the_files_of_the_report_and_no_partial_ones(folder):
     assert {path.name for path in folder.iterdir()} == {
         *NETWORKS, "digits.tflite", "digits.tflite.json", "digits_int8.tflite", "digits_int8.tflite.json", "savedmodel",
-        "report.json",
+        "report.json", "report.html",
     }  # fmt: skip
     run = {MODEL_FILE, RUN_FILE, checkpoint.FILE, record.CSV, record.EVENTS, *record.CURVES}
     assert {path.name for network in NETWORKS for path in (folder / network).iterdir()} == run
+
+
+@dataclass
+class Measured:
+    """An `Overhead` of the first run."""
+
+    record: dict
+
+    def to_json(self):
+        return self.record
 
 
 @pytest.fixture(scope="module")
@@ -162,8 +173,14 @@ def again(made):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "to_litert", lambda _, precision="float32", **__: converted[precision])
         patch.setattr(keras.Model, "fit", lambda *_, **__: pytest.fail("A finished run was trained"))
-        patch.setattr(module, "overheads", lambda *_, **__: [])
+        patch.setattr(module, "overheads", lambda *_, **__: map(Measured, made[0]["overhead"]))
         return module.quickstart(made[1], **SHORT, progress=lambda line: None)
+
+
+def test_page_shows_the_overhead_of_the_report(report, folder):
+    page = (folder / "report.html").read_text()
+    assert page == as_html([json.loads((folder / "report.json").read_text())])
+    assert "se_resnet11_digits at 8x8" in page
 
 
 def test_second_run_in_a_folder_takes_the_training_from_there(report, again):
@@ -204,4 +221,5 @@ def test_command_prints_accuracies_agreement_and_overhead(command, report, tmp_p
         assert f"{run['test_accuracy']:.1%}" in out
     for export in (*NETWORKS, *EXPORTS, "float32 lowered", "int8 published", "95 % interval", str(tmp_path)):
         assert export in out
+    assert f"look at {tmp_path}/report.html" in out
     assert out.endswith(f"Next: se-keras inspect {tmp_path}/digits_int8.tflite\n")

@@ -1,6 +1,8 @@
-"""The report: what its headline claims, that it needs no other file, and that it fits two widths."""
+"""The report: what it claims, that it needs no other file, and that it fits two widths, in light, dark and print."""
 
+import html
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -8,8 +10,10 @@ from dataclasses import replace
 
 import pytest
 
+from se_keras.export.benchmark.charts import Difference, Stack, difference_chart, stack_chart
 from se_keras.export.benchmark.report import as_html, as_markdown, headline, read
 from se_keras.export.benchmark.results import DeviceConditions, Footprint, Overhead
+from se_keras.export.benchmark.sentences import doubts
 from se_keras.timing import Comparison, Percentiles, Ratio
 
 CONTROL = Ratio(median=1.0, low=0.998, high=1.003)
@@ -26,7 +30,7 @@ ENVIRONMENT = {
 SPREAD = Percentiles(p50=33.2, p90=33.9, p99=36.0)
 
 
-def record(median, low, high, *, control=CONTROL, **fields):
+def record(median, low, high, *, control=CONTROL, drift=None, **fields):
     measured = Comparison(
         ratio=Ratio(median=median, low=low, high=high),
         control=control,
@@ -34,6 +38,7 @@ def record(median, low, high, *, control=CONTROL, **fields):
         b_ms=33.2 * median,
         blocks=20,
         runs=3,
+        drift=drift,
         a=SPREAD,
         b=SPREAD,
     )
@@ -54,8 +59,16 @@ def record(median, low, high, *, control=CONTROL, **fields):
     return replace(made, **fields).to_json()
 
 
-def results(*records):
-    return json.loads(json.dumps({"schema": 1, "environment": ENVIRONMENT, "overhead": records}))
+def results(*records, processor=ENVIRONMENT["processor"]):
+    environment = ENVIRONMENT | {"processor": processor}
+    return json.loads(json.dumps({"schema": 1, "environment": environment, "overhead": records}))
+
+
+def shown(page):
+    """The text of a page without its data and styles, as a reader sees it."""
+    body = re.sub(r"<(style|script).*?</\1>", "", page, flags=re.DOTALL)
+    text = html.unescape(re.sub(r"<[^>]+>", " ", body))
+    return " ".join(text.replace("\N{NO-BREAK SPACE}", " ").replace("\N{MINUS SIGN}", "-").split())
 
 
 BELOW = record(1.012, 1.010, 1.015)
@@ -116,7 +129,16 @@ def test_profiled_pair_shows_what_its_parts_take():
     other = {"stage2": {"convolution": 9100.0, "add": 200.0, "squeeze": 100.0, "excitation": 50.0, "scale": 600.0}}
     page = as_html([results(record(1.1, 1.09, 1.11, profiles=(plain, other)))])
     assert "squeeze, excitation and scale take 0.75 ms in the profiler" in page
-    assert page.count("data:image/svg+xml;base64,") == 2
+    assert "stage2 10.1 ms SE 0.75 ms" in shown(page)
+    assert page.count('class="part squeeze"') == 1 + 1  # in the bar with SE, and in the legend
+    assert page.count('class="part add"') == 2 + 1
+
+
+def test_profiled_pair_of_files_without_se_shows_what_its_operators_take():
+    sides = {"outside": {"convolution": 9000.0}}, {"outside": {"convolution": 4000.0, "other": 500.0}}
+    page = shown(as_html([results(of_files(0.57, 0.55, 0.61, profiles=sides))]))
+    assert "the operators take 4.50 ms in the profiler, those of plain 9.00 ms." in page
+    assert "outside the stages 4.5 ms baseline 9 ms" in page and "squeeze" not in page
 
 
 def test_page_tells_what_is_missing_and_what_ran_on_slow_kernels():
@@ -150,6 +172,121 @@ def test_markdown_has_the_paper_and_a_row_for_each_pair():
     assert "| +1.2 % | +1.0 % to +1.5 % |" in lines[3]
 
 
+def of_files(median, low, high, **fields):
+    return record(median, low, high, baseline="plain", network="my_net", variant="as given", se=None, **fields)
+
+
+def test_first_screen_has_the_figure_with_its_interval_and_the_papers():
+    page = as_html([results(BELOW)])
+    first = shown(page[: page.index("<h1>")])
+    assert first.endswith("+1.2 % 95 % interval: +1.0 % to +1.5 % +1.8 % in the paper: 164 ms without, 167 ms with SE")
+    assert page.index("<h1>") < page.index('class="chart"') < page.index("The numbers") < page.index("<details>")
+    assert "say nothing about accuracy" in page[page.index("<details>") :]
+
+
+def test_figure_that_is_noise_says_so():
+    page = as_html([results(record(1.002, 0.999, 1.004))])
+    assert "+0.2 % 95 % interval: -0.1 % to +0.4 %, not larger than the noise" in shown(page)
+    assert 'class="bar lowered unreal"' in page and 'class="bar lowered"' not in page
+
+
+def test_report_of_files_has_nothing_of_the_paper():
+    given = [results(of_files(0.571, 0.55, 0.61))]
+    page = as_html(given)
+    assert "<title>my_net compared with plain</title>" in page
+    assert "-42.9 % 95 % interval: -45.0 % to -39.0 % On AMD EPYC" in shown(page)
+    for text in ("paper", "arXiv", "random weights", "squeeze"):
+        assert text not in shown(page)
+    assert 'class="reference"' not in page
+    markdown = as_markdown(given)
+    assert len(markdown.splitlines()) == 3 and "164" not in markdown and "SE" not in markdown
+
+
+def test_chart_has_a_row_for_each_pair_of_each_device_with_control_and_interval():
+    here = results(
+        record(1.1, 1.09, 1.11, precision="int8"),
+        BELOW,
+        record(1.08, 1.07, 1.09, precision="int8", variant="published"),
+    )
+    page = as_html([here, results(BELOW, processor="Pixel 9")])
+    labels = re.findall(r'<div class="row"><span class="label">(.*?)</span>', page)
+    assert labels == [
+        "AMD EPYC &lt;/script&gt;, int8 lowered",  # the variants of a precision are neighbors
+        "AMD EPYC &lt;/script&gt;, int8 published",
+        "AMD EPYC &lt;/script&gt;, float32 lowered",
+        "Pixel 9, float32 lowered",
+    ]
+    for kind in ('<rect class="control"', '<line class="reference"', '<rect class="bar '):
+        assert page.count(kind) == 4
+    assert page.count('<line class="interval"') == 4 * 3
+    assert "Pixel 9, se_resnet50 at 224x224, float32 lowered, 1 thread" in shown(page)
+
+
+def test_results_of_one_processor_twice_are_told_apart():
+    labels = re.findall(r'<span class="label">(.*?)</span>', as_html([results(BELOW), results(BELOW)]))
+    assert labels[:2] == [f"AMD EPYC &lt;/script&gt; ({number}), float32 lowered" for number in (1, 2)]
+
+
+def place(mark):
+    """From where to where a mark of a chart goes, in percent."""
+    values = {name: float(value) for name, value in re.findall(r'(x|width|x1|x2)="([\d.]+)%"', mark)}
+    return values.get("x1", values.get("x")), values.get("x2", values.get("x", 0) + values.get("width", 0))
+
+
+def test_marks_of_a_chart_lie_where_their_values_are():
+    row = Difference(label="x", kind="given", value=10.0, interval=(8.0, 12.0), control=(-2.0, 2.0), reference=5.0)
+    marks = re.findall(r"<(?:rect|line) [^>]+>", difference_chart([row]))
+    found = {
+        kind: place(next(x for x in marks if f'class="{kind}' in x))
+        for kind in ("zero", "bar", "control", "interval", "reference")
+    }
+    zero, per_percent = found["zero"][0], (found["bar"][1] - found["zero"][0]) / 10
+    at = {"bar": (0, 10), "control": (-2, 2), "interval": (8, 12), "reference": (5, 5)}
+    for kind, ends in at.items():
+        assert found[kind] == pytest.approx([zero + x * per_percent for x in ends], abs=0.05), kind
+    assert 0 <= found["control"][0] and found["interval"][1] <= 100
+
+
+@pytest.mark.parametrize(
+    "value, ticks",
+    [
+        (0.0, ["0", "+0.2 %", "+0.4 %", "+0.6 %", "+0.8 %", "+1.0 %"]),
+        (10.0, ["0", "+2 %", "+4 %", "+6 %", "+8 %", "+10 %"]),
+        (-42.0, ["-40 %", "-30 %", "-20 %", "-10 %", "0"]),
+        (399.0, ["0", "+100 %", "+200 %", "+300 %"]),
+    ],
+)
+def test_ticks_are_few_and_round(value, ticks):
+    row = Difference(label="", kind="given", value=value, interval=(value, value), control=(0.0, 0.0))
+    assert [shown(x) for x in re.findall(r"<text .*?</text>", difference_chart([row]))] == ticks
+
+
+def test_parts_of_a_stack_follow_one_another():
+    chart = stack_chart([Stack(label="a", before={"add": 1.0}, after={"add": 1.0, "scale": 3.0}, value="4 ms")])
+    assert [place(x) for x in re.findall(r"<rect [^>]+>", chart)] == [(0, 25), (0, 25), (25, 100)]
+
+
+@pytest.mark.parametrize(
+    "measured, texts",
+    [
+        (BELOW, []),
+        (record(1.012, 1.010, 1.015, drift=1.08), []),
+        (
+            record(1.012, 0.999, 1.015),
+            [
+                "the difference, +1.2 % [-0.1 % to +1.5 %], is not larger than the noise: "
+                "two copies of resnet50 differ by -0.2 % to +0.3 %"
+            ],
+        ),
+        (record(1.1, 1.09, 1.11, drift=1.374), ["the time of resnet50 changed by 37% while it was measured"]),
+    ],
+)
+def test_doubts_are_noise_and_drift(measured, texts):
+    assert doubts(measured) == texts
+    notes = re.findall("<li>(.*?)</li>", as_html([results(measured)]))
+    assert notes == [f"se_resnet50 at 224x224, float32 lowered, 1 thread: {text}." for text in texts]
+
+
 def test_page_without_results_is_refused():
     with pytest.raises(ValueError, match="A report needs results. Received: none"):
         as_html([results()])
@@ -174,32 +311,83 @@ def test_file_that_holds_no_results_is_refused(tmp_path, text, message):
         read(tmp_path / "results.json")
 
 
+@pytest.mark.parametrize("ratio", [math.inf, math.nan, 0.0, -1.0])
+def test_results_with_impossible_ratios_are_refused(tmp_path, ratio):
+    given = results(record(1.1, 1.09, 1.11, se=None))
+    given["overhead"][0]["comparison"]["null"]["high"] = ratio
+    (tmp_path / "results.json").write_text(json.dumps(given))
+    with pytest.raises(ValueError, match="Ratios must be finite and above 0, .+ Received: others for se_resnet50 in '"):
+        read(tmp_path / "results.json")
+
+
+def test_results_with_impossible_times_are_refused(tmp_path):
+    given = results(record(1.1, 1.09, 1.11, se=None, profiles=({"stage2": {"add": -1.0}}, {})))
+    (tmp_path / "results.json").write_text(json.dumps(given))
+    with pytest.raises(ValueError, match="profiled times finite and at least 0"):
+        read(tmp_path / "results.json")
+
+
 def test_file_that_is_not_there_is_told(tmp_path):
     with pytest.raises(FileNotFoundError, match="There is no file of results '.+/results.json'"):
         read(tmp_path / "results.json")
 
 
-@pytest.mark.parametrize("width", [360, 1400])
-def test_page_fits_its_window_and_logs_no_error(tmp_path, width):
+@pytest.fixture
+def chromium(tmp_path):
+    """`chromium(url, *options)`: what the browser prints, which must be no error of the page."""
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if browser is None:
         pytest.skip("no Chromium is installed")
-    page = as_html([results(BELOW, record(1.1, 1.09, 1.11, precision="int8"))])
-    script = "<script>document.title = [document.documentElement.scrollWidth, window.innerWidth].join()</script>"
-    (tmp_path / "page.html").write_text(page.replace("</body>", f"{script}</body>"))
-    command = [
-        browser,
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--hide-scrollbars",
-        "--enable-logging=stderr",
-        f"--window-size={width},1000",
-        f"--user-data-dir={tmp_path}/profile",
-        "--dump-dom",
-        (tmp_path / "page.html").as_uri(),
-    ]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    needed, given = map(int, re.search(r"<title>(\d+),(\d+)</title>", result.stdout).groups())
-    assert needed <= given
-    assert "CONSOLE" not in result.stderr
+    basic = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--enable-logging=stderr"]
+    basic += ["--allow-file-access-from-files", f"--user-data-dir={tmp_path}/profile"]
+
+    def run(path, *options):
+        command = [browser, *basic, *options, path.as_uri()]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert "CONSOLE" not in result.stderr
+        return result.stdout
+
+    return run
+
+
+STAGES = {"stage2": {"convolution": 9000.0}}, {"stage2": {"convolution": 9100.0, "scale": 600.0}}
+MEASURED = """<script>
+const frame = document.querySelector("iframe"), at = x => frame.contentDocument.querySelector(x);
+frame.onload = () => {
+  const color = frame.contentWindow.getComputedStyle(at("body")).backgroundColor;
+  const wide = at(".wide"), track = at(".track").getBoundingClientRect();
+  document.title = [at("html").scrollWidth, wide.scrollWidth > wide.clientWidth, Math.round(track.width), color].join();
+};
+</script>"""
+
+
+@pytest.mark.parametrize(
+    "width, scrolls, least, scheme, color",
+    [
+        (360, "true", 300, "light", "rgb(255, 255, 255)"),
+        (1400, "false", 700, "light", "rgb(255, 255, 255)"),
+        (1400, "false", 700, "dark", "rgb(18, 22, 27)"),
+    ],
+)
+def test_page_fits_its_window_and_logs_no_error(tmp_path, chromium, width, scrolls, least, scheme, color):
+    # A window of the browser has at least 500 pixels, a frame in it has any width.
+    page = as_html([results(record(1.1, 1.09, 1.11, precision="int8", profiles=STAGES), BELOW)])
+    if scheme == "dark":
+        page = page.replace("screen and (prefers-color-scheme: dark)", "screen")
+    (tmp_path / "page.html").write_text(page)
+    (tmp_path / "frame.html").write_text(f'<iframe src="page.html" width="{width}" height="900"></iframe>{MEASURED}')
+    out = chromium(tmp_path / "frame.html", "--window-size=1500,1000", "--dump-dom")
+    needed, is_wide, track, *background = re.search("<title>(.*?)</title>", out)[1].split(",")
+    assert int(needed) <= width
+    assert is_wide == scrolls  # the table, in its own frame
+    assert int(track) >= least
+    assert ",".join(background) == color
+
+
+def test_page_prints_on_few_sheets_with_what_is_folded(tmp_path, chromium):
+    (tmp_path / "page.html").write_text(as_html([results(BELOW)]))
+    chromium(tmp_path / "page.html", "--no-pdf-header-footer", f"--print-to-pdf={tmp_path}/folded.pdf")
+    (tmp_path / "page.html").write_text(as_html([results(BELOW)]).replace("<details>", "<details open>"))
+    chromium(tmp_path / "page.html", "--no-pdf-header-footer", f"--print-to-pdf={tmp_path}/open.pdf")
+    folded, unfolded = ((tmp_path / f"{name}.pdf").read_bytes() for name in ("folded", "open"))
+    assert folded.startswith(b"%PDF") and abs(len(folded) - len(unfolded)) < 1000

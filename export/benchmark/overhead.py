@@ -73,8 +73,7 @@ def overheads(
         for precision, of_precision in cells.items():
             pair = pairs.pop(precision)
             for cell in of_precision:
-                found = _measure_cell(cell, pair, f", {precision} {variant}", measure, progress)
-                yield replace(found, profiles=_profiles(pair, cell.threads, progress)) if profiled else found
+                yield _measure_cell(cell, pair, f", {precision} {variant}", profiled, measure, progress)
 
 
 def overheads_of_files(
@@ -84,6 +83,7 @@ def overheads_of_files(
     names: Sequence[str],
     threads: Sequence[int] = (1,),
     kept: Collection[Json] = (),
+    profiled: bool = False,
     measure: Callable[..., Overhead] = measure,
     progress: OnMessage | None = None,
 ) -> Iterator[Overhead]:
@@ -98,7 +98,7 @@ def overheads_of_files(
     for number in threads:
         if (sha256, number) not in measured:
             cell = Cell(**about, variant=AS_GIVEN, threads=number, input_shape=(), se=None)
-            yield _measure_cell(cell, (baseline, network), "", measure, progress)
+            yield _measure_cell(cell, (baseline, network), "", profiled, measure, progress)
 
 
 def export_pairs(
@@ -127,11 +127,13 @@ def export_pairs(
     return {precision: (baseline, other) for precision, (baseline, other) in pairs.items()}
 
 
-def _measure_cell(cell, pair, what, measure, progress):
+def _measure_cell(cell, pair, what, profiled, measure, progress):
     more = f", {cell.threads} threads" * (cell.threads > 1)
     progress(f"timing {cell.network} compared with {cell.baseline}{what}{more}")
     found = measure(*pair, variant=cell.variant, threads=cell.threads)
-    return replace(found, baseline=cell.baseline, network=cell.network, se=cell.se and asdict(cell.se))
+    profiles = _profiles(pair, cell.threads, progress) if profiled else ()
+    se = cell.se and asdict(cell.se)
+    return replace(found, baseline=cell.baseline, network=cell.network, se=se, profiles=profiles)
 
 
 def _profiles(pair, threads, progress):

@@ -5,6 +5,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 
 from se_keras.typing import Json
@@ -92,10 +93,31 @@ class Profile:
             sums[tuple(getattr(row, field) for field in fields)] += row.microseconds
         return dict(sums)
 
+    def table(self) -> dict[str, dict[str, float]]:
+        """Microseconds by stage, in order, and part: `{"stage2": {"scale": 1.0, ..., "all": 9.0}, ..., "all": {...}}`.
+
+        Operators outside of the stages are `"outside"`.
+        """
+        found = {row.stage or "outside": dict.fromkeys((*PARTS, "all"), 0.0) for row in self.rows}
+        found["all"] = dict.fromkeys((*PARTS, "all"), 0.0)
+        for row in self.rows:
+            for stage, part in product((row.stage or "outside", "all"), (row.part, "all")):
+                found[stage][part] += row.microseconds
+        return found
+
     def to_json(self) -> Json:
         """The profile as a dict for JSON."""
         record = {"unplaced" if field == "unattributed" else field: value for field, value in asdict(self).items()}
         return record | {"told_us": self.total_us}
+
+
+def noise(first: Profile, second: Profile) -> dict[str, float]:
+    """How far two profiles of one file differ: for each part, and for `"all"`, the most of its stages and their sum.
+
+    In microseconds. A smaller difference between two files can come from the machine.
+    """
+    a, b = first.table(), second.table()
+    return {part: max(abs(a[stage][part] - b[stage][part]) for stage in a) for part in (*PARTS, "all")}
 
 
 def profile(file: LiteRTModel, *, threads: int = 1, runs: int = 50) -> Profile:

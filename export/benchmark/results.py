@@ -38,6 +38,7 @@ class ComparisonRecord(TypedDict):
     null: IntervalRecord
     a_ms: float
     b_ms: float
+    drift: NotRequired[float | None]
     a: NotRequired[PercentilesRecord | None]
     b: NotRequired[PercentilesRecord | None]
     a_mj: NotRequired[float | None]
@@ -197,19 +198,6 @@ class Cell:
 def complete(records: Iterable[Json]) -> list[Json]:
     """The records of complete measurements."""
     return [record for record in records if not record.get("missing")]
-
-
-def placement(se: Json | None) -> str:
-    """Site and stages of squeeze-and-excitation as text, " at 3x3, stages 3 4". Empty if as published, or for files."""
-    if se is None:
-        return ""
-    site = "" if se["site"] == "standard" else f" at {se['site']}"
-    return site if se["stages"] == "all" else f"{site}, stages {' '.join(map(str, se['stages']))}"
-
-
-def thread_count(threads: int) -> str:
-    """A number of threads as text."""
-    return f"{threads} thread{'s' * (threads > 1)}"
 
 
 def require_pair(baseline: LiteRTRunner, network: LiteRTRunner) -> tuple[int, ...]:

@@ -17,7 +17,18 @@ from rich.console import Console
 if __name__ != "se_keras_cli":
     raise ImportError(f"This package is se_keras_cli: the command se-keras. Received: {__name__}")
 
-from . import benchmarking, checking, evaluating, exporting, networks, predicting, quickstart, serving, training
+from . import (
+    benchmarking,
+    checking,
+    evaluating,
+    exporting,
+    networks,
+    predicting,
+    profiling,
+    quickstart,
+    serving,
+    training,
+)
 from .arguments import complete_network
 from .screen import USER_ERRORS, hide_native_logs, print_message
 
@@ -33,7 +44,7 @@ COMMANDS = (  # in the order of the help
     checking.add_inspect,
     checking.add_verify,
     benchmarking.add_benchmark,
-    benchmarking.add_profile,
+    profiling.add_profile,
     benchmarking.add_report,
     benchmarking.add_benchmark_input,
     benchmarking.add_benchmark_training,

@@ -1,4 +1,4 @@
-"""The commands that measure time: of LiteRT files, operators, training input and training steps."""
+"""The commands that measure time: of LiteRT files, training input and training steps."""
 
 import argparse
 import json
@@ -29,7 +29,6 @@ from .arguments import (
 )
 from .screen import print_json, print_line, print_message, print_table, ratio_cells, show_progress
 
-SLOWEST = 10  # operators that `profile` shows
 SIZE = "height and width (default: the network's own)"
 PAIRS = "number of paired measurements (default: %(default)s)"
 
@@ -73,14 +72,15 @@ def benchmark(options: argparse.Namespace, console: Console) -> None:
       se-keras benchmark --network se_resnet50 se_mobilenet --threads 1 2 -o results.json
       se-keras benchmark --precision int8 --form lowered --site 3x3
       se-keras benchmark --stages 3 4 5 --within 0.005
-      se-keras benchmark --files plain.tflite se.tflite --json
+      se-keras benchmark --files plain.tflite se.tflite --profile -o results.json
       se-keras benchmark --adb --benchmark-model benchmark_model -o phone.json
     """
     from se_keras import storage
     from se_keras.export.benchmark import results
+    from se_keras.wording import counted
 
-    if options.profile and (options.files or options.adb):
-        raise ValueError("--profile is for --network on this machine: se-keras profile A --against B profiles files")
+    if options.profile and options.adb:
+        raise ValueError("--profile is for files on this machine. Received: --profile and --adb")
     ours = "--network --precision --form --site --stages --size"
     only_for(options, ours, "networks of the catalogue", "--files, which are as they are", possible=not options.files)
     only_for(options, "--serial --benchmark-model --rest", "a phone, with --adb", "no --adb", possible=options.adb)
@@ -93,7 +93,9 @@ def benchmark(options: argparse.Namespace, console: Console) -> None:
             storage.check_writable(options.output)
             if options.output.exists():
                 report["overhead"] = _earlier_records(options.output, report)
-                progress(f"{options.output} has {len(report['overhead'])} results: only missing ones are measured")
+                progress(
+                    f"{options.output} has {counted(len(report['overhead']), 'result')}: only missing ones are measured"
+                )
         for found in _measured(options, tuple(report["overhead"]), measure, progress):
             record = json.loads(json.dumps(found.to_json()))  # as it is read from a file
             cell = results.Cell.of(record)
@@ -107,7 +109,7 @@ def benchmark(options: argparse.Namespace, console: Console) -> None:
     if options.json:
         return print_json(report)
     for records in _tables(report["overhead"]):
-        print_overhead(report | {"overhead": records})
+        print_overhead(report | {"overhead": records}, console)
 
 
 def _device(options, progress):
@@ -148,7 +150,14 @@ def _measured(options, kept, measure, progress) -> Iterator[Any]:
         names = stems if len(set(stems)) == 2 else list(map(str, options.files))
         a, b = map(load_litert, options.files)
         yield from overhead.overheads_of_files(
-            a, b, names=names, threads=options.threads, kept=kept, measure=measure, progress=progress
+            a,
+            b,
+            names=names,
+            threads=options.threads,
+            kept=kept,
+            profiled=options.profile,
+            measure=measure,
+            progress=progress,
         )
         return
     for network in options.network or ["se_resnet50"]:
@@ -177,91 +186,43 @@ def _tables(records):
     return tables.values()
 
 
-def print_overhead(report: dict[str, Any]) -> None:
-    """Prints a row of the paper's figures, and a row for each pair."""
-    from se_keras.export.benchmark.results import placement, thread_count
+def print_overhead(report: dict[str, Any], console: Console) -> None:
+    """Prints a row of the paper's figures, a row for each pair, and warnings of what they do not show."""
+    from se_keras.export.benchmark.sentences import doubts, is_of_files, placement
+    from se_keras.wording import counted
 
     first, environment = report["overhead"][0], report["environment"]
-    size, threads = "x".join(map(str, first["input_shape"][1:3])), thread_count(first["threads"])
+    size, threads = "x".join(map(str, first["input_shape"][1:3])), counted(first["threads"], "thread")
     caption = f"{environment['processor']}, {environment['runtime']}."
     if environment["matrix_units"]:
         units = ", ".join(environment["matrix_units"])
         caption += f" Matrix units ({units}) speed up int8 convolutions, not SE's multiplication: SE costs more here."
     title = escape(f"{first['network']}{placement(first['se'])} compared with {first['baseline']} at {size}, {threads}")
-    rows = [(f"{x['precision']} {x['form']}", *_comparison_cells(x["comparison"], ".3g")) for x in report["overhead"]]
-    if first["se"] is None:
-        a, b = escape(first["baseline"]), escape(first["network"])
-    else:
+    named = [(f"{x['precision']} {x['form']}", x) for x in report["overhead"]]
+    rows: list[tuple[str, ...]] = [
+        (name, *_comparison_cells(x["comparison"], x["is_real"], ".3g")) for name, x in named
+    ]
+    a, b = escape(first["baseline"]), escape(first["network"])
+    if not is_of_files(first):
         a, b = "plain", "SE"
         rows.insert(0, ("paper, ResNet-50", *_paper_cells(report["paper"])))
     _print_comparisons(a, b, rows, title=title, caption=caption)
+    if found := [f"{name}: {doubt}" for name, record in named for doubt in doubts(record)]:
+        for line in (*found, "the machine may have been too busy: measure again when nothing else runs"):
+            print_message(console, f"warning: {line}")
 
 
-def _comparison_cells(comparison, milliseconds):
+def _comparison_cells(comparison, is_real, milliseconds):
     times = (f"{comparison[side]:{milliseconds}}" for side in ("a_ms", "b_ms"))
-    return *times, *ratio_cells(comparison["ratio"]), ratio_cells(comparison["null"])[1]
+    return *times, *ratio_cells(comparison["ratio"]), ratio_cells(comparison["null"])[1], "yes" if is_real else "no"
 
 
 def _paper_cells(paper):
-    return str(paper["resnet50_ms"]), str(paper["se_resnet50_ms"]), f"{paper['ratio']:.3f}", "", ""
+    return str(paper["resnet50_ms"]), str(paper["se_resnet50_ms"]), f"{paper['ratio']:.3f}", "", "", ""
 
 
 def _print_comparisons(a, b, rows, **options):
-    print_table(("", f"{a} ms", f"{b} ms", "ratio", "95 % interval", "A/A control"), rows, **options)
-
-
-def add_profile(commands: Commands) -> None:
-    """`se-keras profile FILE`."""
-    add = add_command(commands, "profile", profile, json_output=True)
-    add("file", metavar="FILE", type=Path, help="a .tflite file")
-    add("--against", metavar="BASELINE", type=Path, help="a file to compare it with")
-    add("--threads", type=THREADS, default=1, help="default: %(default)s")
-    add("--runs", type=POSITIVE, default=50, help="default: %(default)s")
-
-
-def profile(options: argparse.Namespace, console: Console) -> None:
-    """Show where a LiteRT file spends its time and, with --against, what SE adds to a baseline.
-
-    Examples:
-      se-keras profile se_resnet50_int8.tflite
-      se-keras profile se.tflite --against plain.tflite --threads 2
-    """
-    from se_keras.export.benchmark.profiler import PARTS, profile
-    from se_keras.export.litert.file import load_litert
-
-    paths = {"file": options.file} | ({"against": options.against} if options.against else {})
-    found = {}
-    with show_progress(console) as progress:
-        for side, path in paths.items():
-            progress(f"profiling {path}")
-            found[side] = profile(load_litert(path), threads=options.threads, runs=options.runs)
-    if options.json:
-        return print_json({side: x.to_json() for side, x in found.items()})
-    by_stage, by_part = [x.by("stage", "part") for x in found.values()], [x.by("part") for x in found.values()]
-    rows = [
-        (stage or "outside", *_profile_cells([[sums.get((stage, part), 0.0) for part in PARTS] for sums in by_stage]))
-        for stage in dict.fromkeys(stage for sums in by_stage for stage, _ in sums)
-    ]
-    rows.append(("all", *_profile_cells([[sums.get((part,), 0.0) for part in PARTS] for sums in by_part])))
-    names = " compared with ".join(map(str, paths.values()))
-    print_table(("", *PARTS, "all"), rows, title=escape(f"{names}, us by stage and part"))
-    slowest = sorted(found["file"].rows, key=lambda row: -row.microseconds)[:SLOWEST]
-    rows = ((row.layer or "-", row.operator, f"{row.microseconds:,.0f}", row.kernel) for row in slowest)
-    print_table(("slowest", "operator", "us", "kernel"), rows)
-    for side, x in found.items():
-        undelegated = f"; not delegated to XNNPACK: {', '.join(x.others)}" if x.others else ""
-        print_line(
-            f"{paths[side]}: {x.total_us:,.0f} us in operators, {x.unattributed:,.0f} us of them not attributed to an "
-            f"operator of the file; a run takes {x.run_us:,.0f} us, {x.profiled_us:,.0f} with the profiler{undelegated}"
-        )
-
-
-def _profile_cells(sides):
-    """The values of a file and their sum; of two files, also the signed differences."""
-    rows = [[*values, sum(values)] for values in sides]
-    if len(rows) == 1:
-        return [f"{value:,.0f}" for value in rows[0]]
-    return [f"{a:,.0f} ({a - b:+,.0f})" for a, b in zip(*rows, strict=True)]
+    print_table(("", f"{a} ms", f"{b} ms", "ratio", "95 % interval", "A/A control", "real?"), rows, **options)
 
 
 def add_report(commands: Commands) -> None:
@@ -367,6 +328,6 @@ def benchmark_training(options: argparse.Namespace, console: Console) -> None:
     title = f"A training step of {network} compared with {report['baseline']}, {batch} images"
     rows = (
         ("paper, 256 images, 8 GPUs", *_paper_cells(PAPER_STEP)),
-        ("here", *_comparison_cells(report["comparison"], ",.0f")),
+        ("here", *_comparison_cells(report["comparison"], found.is_significant, ",.0f")),
     )
     _print_comparisons("plain", "SE", rows, title=title, caption=report["environment"]["processor"])

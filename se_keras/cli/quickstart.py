@@ -42,6 +42,9 @@ def quickstart(options: argparse.Namespace, console: Console) -> None:
         top1, error = made["agreement"]["top1"], made["agreement"]["max_error"]
         rows.append((name, accuracy, f"{made['bytes'] / 1e3:,.0f} kB", f"{top1:.1%}", f"{error:.0e}"))
     print_table(("", "test accuracy", "size", "top-1 as Keras", "max error"), rows, title="Trained on the digits")
-    print_overhead(report)
-    print_line(f"Everything is in {options.output}; the figures are in {file} ({report['seconds']:.0f} s)")
+    print_overhead(report, console)
+    page = options.output / "report.html"
+    print_line(
+        f"Everything is in {options.output} ({report['seconds']:.0f} s): look at {page}; the figures are in {file}"
+    )
     print_line(f"Next: se-keras inspect {shlex.quote(str(options.output / 'digits_int8.tflite'))}")

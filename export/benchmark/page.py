@@ -1,0 +1,286 @@
+"""The page of the report: first what it costs, then where the time goes, the numbers, and how they were measured."""
+
+import html
+import json
+import string
+from collections import Counter
+from collections.abc import Sequence
+from importlib import resources
+
+from se_keras.typing import Json
+from se_keras.wording import counted
+
+from .charts import Difference, Stack, difference_chart, legend, stack_chart, typeset
+from .results import AS_GIVEN, PAPER
+from .sentences import (
+    cells,
+    doubts,
+    first,
+    headline,
+    interval,
+    is_of_files,
+    label,
+    network_at_size,
+    percent,
+)
+
+_SE_PARTS = ("squeeze", "excitation", "scale")
+_PARTS = ("convolution", "add", "classifier", "other", *_SE_PARTS)  # in a bar, from left to right
+_KINDS = {"published": "published", "lowered": "lowered", AS_GIVEN: "given"}  # of bars
+_OF_THE_CATALOGUE = (
+    f"<p>The paper (arXiv:1709.01507, section 4) reports {PAPER['resnet50_ms']} ms for ResNet-50 and "
+    f"{PAPER['se_resnet50_ms']} ms for SE-ResNet-50 on a CPU: {percent(PAPER['ratio'])}. Times depend on shapes, not "
+    "on weights. Networks of the catalogue were measured with random weights: their times say nothing about "
+    "accuracy.</p>"
+    "<p><i>published</i> is the network as the paper defines it; <i>lowered</i> is the same function with BatchNorm "
+    "folded and the squeeze hoisted. Network and baseline are lowered in the same way.</p>"
+)
+
+
+def page(results: Sequence[Json]) -> str:
+    """The page of results that have at least one measured pair."""
+    records = _with_device(results)
+    paper = not all(map(is_of_files, records))
+    title = "What squeeze-and-excitation costs"
+    if not paper:
+        title = f"{records[0]['network']} compared with {records[0]['baseline']}"
+    template = resources.files("se_keras.export.benchmark").joinpath("report.html").read_text(encoding="utf-8")
+    return string.Template(template).substitute(
+        title=html.escape(title),
+        figures=_figures(results),
+        headline=typeset(headline(results) or ""),
+        chart=_overview_chart(records),
+        sections=f"{_profiles(records)}{_numbers(records)}{_footprints(records)}",
+        catalogue=_OF_THE_CATALOGUE if paper else "",
+        machines="".join(map(_machine, results)),
+        data=json.dumps(results).replace("</", "<\\/"),  # a script ends at the first closing tag
+    )
+
+
+def _with_device(results):
+    """All records, each with the name of its device if there are several; those that differ in the variant in a row."""
+    names = [found["environment"]["processor"] for found in results]
+    several, counts = len(names) > 1, Counter(names)
+    if several:
+        names = [f"{x} ({number})" if counts[x] > 1 else x for number, x in enumerate(names, 1)]
+    records = [
+        record | {"device": name if several else ""}
+        for name, found in zip(names, results, strict=True)
+        for record in found["overhead"]
+    ]
+    order = {key: number for number, key in reversed([*enumerate(map(_all_but_variant, records))])}
+    return sorted(records, key=lambda record: order[_all_but_variant(record)])
+
+
+def _all_but_variant(record):
+    return record["device"], network_at_size(record), record["baseline"], record["threads"], record["precision"]
+
+
+def _label(record):
+    return ", ".join(filter(None, (record["device"], label(record))))
+
+
+def _figures(results):
+    """The figure that the sentence is about, and the paper's."""
+    record, _ = first(results)
+    ratio = record["comparison"]["ratio"]
+    kind, noise = (_kind(record), "") if record["is_real"] else ("noise", ", not larger than the noise")
+    told = [(percent(ratio["median"]), f"95 % interval: {interval(ratio)}{noise}", f"measured {kind}")]
+    if not is_of_files(record):
+        times = f"{PAPER['resnet50_ms']} ms without, {PAPER['se_resnet50_ms']} ms with SE"
+        told.append((percent(PAPER["ratio"]), f"in the paper: {times}", "paper"))
+    return "".join(
+        f'<p class="{kind}"><strong>{typeset(figure)}</strong> <span>{typeset(text)}</span></p>'
+        for figure, text, kind in told
+    )
+
+
+def _kind(record):
+    """The class of a record's color."""
+    return _KINDS.get(record["form"], "given")
+
+
+# The chart of all pairs
+
+
+def _overview_chart(records):
+    """All pairs as rows."""
+    rows = [_difference(record, text) for record, text in zip(records, _short_labels(records), strict=True)]
+    kinds = {row.kind for row in rows}
+    signs = {kind: form for form, kind in _KINDS.items() if kind in kinds and len(kinds) > 1}
+    signs |= {"interval": "95 % interval", "control": "A/A control: the same file twice"}
+    if any(row.reference for row in rows):
+        signs["reference"] = f"the paper's {percent(PAPER['ratio'])}"
+    caption = "Difference in time" if kinds == {"given"} else "Time that squeeze-and-excitation adds"
+    return f"<figure><figcaption>{caption}</figcaption>{legend(signs)}{difference_chart(rows)}</figure>"
+
+
+def _short_labels(records):
+    """Names that say what differs between the records, and always precision and variant."""
+    columns = {
+        "device": [record["device"] for record in records],
+        "network": [network_at_size(record) for record in records],
+        "threads": [counted(record["threads"], "thread") for record in records],
+    }
+    told = [column for column in columns.values() if len(set(column)) > 1]
+    variants = [f"{x['precision']} {x['form']}" if not is_of_files(x) else x["precision"] for x in records]
+    if any(map(is_of_files, records)) and columns["network"] not in told:
+        told.append(columns["network"])
+    return [", ".join(texts) for texts in zip(*told, variants, strict=True)]
+
+
+def _difference(record, text):
+    ratio, control = ([100 * (x[y] - 1) for y in ("median", "low", "high")] for x in _ratios(record))
+    return Difference(
+        label=text,
+        kind=_kind(record),
+        value=ratio[0],
+        interval=(ratio[1], ratio[2]),
+        control=(control[1], control[2]),
+        is_real=record["is_real"],
+        reference=None if is_of_files(record) else 100 * (PAPER["ratio"] - 1),
+    )
+
+
+def _ratios(record):
+    return record["comparison"]["ratio"], record["comparison"]["null"]
+
+
+# Sections
+
+
+def _profiles(records):
+    """Where the time goes, for each pair that was profiled."""
+    figures = [_profile(record) for record in records if record.get("profiles")]
+    if not figures:
+        return ""
+    note = (
+        "For each stage, the thin bar is the baseline and the thick one the network. The two files are profiled one "
+        "after the other, not in pairs. Therefore the time of SE's parts is more exact than the difference between two "
+        "bars."
+    )
+    signs = legend({f"part {part}": part for part in _PARTS if any(part in parts for parts in _parts(records))})
+    pictures = f'<div class="pictures">{"".join(figures)}</div>'
+    return f"<section><h2>Where the time goes</h2><p>{note}</p>{signs}{pictures}</section>"
+
+
+def _parts(records):
+    return [parts for record in records for side in record.get("profiles") or () for parts in side.values()]
+
+
+def _profile(record):
+    """The stages of a pair, and a sentence on what SE takes in all of them."""
+    without, with_se = record["profiles"]
+    stages = dict.fromkeys([*without, *with_se])
+    chart = stack_chart([_stage(stage, without.get(stage, {}), with_se.get(stage, {})) for stage in stages])
+    (before, own_before), (after, own_after) = (
+        [sum(_ms(parts, of) for parts in side.values()) for of in (_PARTS, _SE_PARTS)] for side in (without, with_se)
+    )
+    text = f"squeeze, excitation and scale take {own_after - own_before:.2f} ms in the profiler"
+    if not own_before + own_after:
+        text = f"the operators take {after:.2f} ms in the profiler, those of {record['baseline']} {before:.2f} ms"
+    return f"<figure><figcaption>{html.escape(f'{_label(record)}: {text}.')}</figcaption>{chart}</figure>"
+
+
+def _stage(stage, before, after):
+    own = _ms(after, _SE_PARTS)
+    return Stack(
+        label="outside the stages" if stage == "outside" else stage,
+        before={part: before.get(part, 0.0) for part in _PARTS},
+        after={part: after.get(part, 0.0) for part in _PARTS},
+        value=f"{_ms(after, _PARTS):.3g} ms",
+        remark=f"SE {own:.2g} ms" if own else f"baseline {_ms(before, _PARTS):.3g} ms",
+    )
+
+
+def _ms(parts, of):
+    """Milliseconds of some parts of a stage."""
+    return sum(parts.get(part, 0.0) for part in of) / 1e3
+
+
+def _numbers(records):
+    rows = []
+    for record in records:
+        _, baseline, *_, baseline_ms, ms, cost, between = cells(record)
+        control, real = interval(record["comparison"]["null"]), "yes" if record["is_real"] else "no"
+        rows.append((_label(record), cost, between, ms, baseline, baseline_ms, control, real))
+    titles = ("", "difference", "95 % interval", "ms", "baseline", "baseline ms", "A/A control", "real?")
+    return f"<section><h2>The numbers</h2>{_table(titles, rows, 'The numbers')}{_notes(records)}</section>"
+
+
+def _notes(records):
+    """Notes on single pairs that a reader has to know."""
+    notes = [f"{_label(record)}: measured {record['missing']}" for record in records if record.get("missing")]
+    notes += [f"{_label(record)}: {doubt}" for record in records for doubt in doubts(record)]
+    notes += [
+        f"{_label(record)}: the warmest sensor had {min(record['celsius']):.0f} to {max(record['celsius']):.0f} "
+        "degrees Celsius before the blocks"
+        for record in records
+        if record.get("celsius")
+    ]
+    notes += sorted({f"flags of benchmark_model: {' '.join(x['flags'])}" for x in records if x.get("flags")})
+    notes += [
+        f"{_label(record)}: not delegated to XNNPACK: {', '.join(record['undelegated'])}, which ran on slow kernels"
+        for record in records
+        if record.get("undelegated")
+    ]
+    return f"<ul>{''.join(f'<li>{html.escape(line)}.</li>' for line in notes)}</ul>" if notes else ""
+
+
+def _footprints(records):
+    """Sizes, start-up times, memory and energy, as far as they were measured."""
+    rows = []
+    for record in records:
+        names = (record["baseline"], record["network"])
+        for side, name, footprint in zip("ab", names, record.get("footprints") or (), strict=False):
+            spread = record["comparison"].get(side) or {}
+            variant = f"{name}, {record['precision']} {record['form']}, {counted(record['threads'], 'thread')}"
+            row = (
+                ", ".join(filter(None, (record["device"], variant))),
+                f"{footprint['bytes'] / 1e6:.1f}",
+                f"{footprint['init_ms']:.0f}",
+                f"{footprint['first_ms']:.1f}",
+                _number(footprint["peak_mb"], ".0f"),
+                " / ".join(f"{spread[q]:.3g}" for q in ("p50", "p90", "p99")) if spread else "",
+                _number(record["comparison"].get(f"{side}_mj"), ".3g"),
+            )
+            rows.append(row)
+    titles = ("", "MB", "init ms", "first run ms", "peak MB", "p50 / p90 / p99 ms", "mJ a run")
+    name = "Files, start and memory"
+    return f"<section><h2>{name}</h2>{_table(titles, rows, name)}</section>" if rows else ""
+
+
+def _number(value, spec):
+    """A number; empty where the system did not report it."""
+    return "" if value is None else f"{value:{spec}}"
+
+
+def _table(titles, rows, name):
+    """A table without its empty columns, in a frame that scrolls; only the first column breaks its lines."""
+    columns = [column for column in zip(titles, *rows, strict=True) if any(column[1:])]
+    head, *body = zip(*columns, strict=True)
+    lines = "".join(_row(texts, "td") for texts in body)
+    table = f"<table><thead>{_row(head, 'th')}</thead><tbody>{lines}</tbody></table>"
+    return f'<div class="wide" role="region" aria-label="{name}" tabindex="0">{table}</div>'
+
+
+def _row(texts, tag):
+    return f"<tr>{''.join(f'<{tag}>{html.escape(text)}</{tag}>' for text in texts)}</tr>"
+
+
+def _machine(found):
+    """Where the results were measured."""
+    environment, affinity = found["environment"], found["environment"].get("affinity")
+    cores = environment.get("cores")
+    plans = {(x["comparison"].get("blocks"), x["comparison"].get("runs")) for x in found["overhead"]}
+    facts = {
+        "runtime": environment.get("runtime"),
+        "system": environment.get("system"),
+        "cores": f"{cores}, of which {len(affinity)} may be used" if affinity else cores,
+        "governor": environment.get("governor") or "not reported by the system",
+        "matrix units": ", ".join(environment.get("matrix_units") or ()) or "none",
+        "blocks": "; ".join(f"{counted(b, 'block')} of {counted(r, 'run')}" for b, r in sorted(plans) if b and r),
+        "versions": ", ".join(f"{name} {number}" for name, number in (environment.get("versions") or {}).items()),
+    }
+    rows = "".join(f"<dt>{name}</dt><dd>{html.escape(str(value))}</dd>" for name, value in facts.items() if value)
+    return f"<h3>Measured on {html.escape(environment['processor'])}</h3><dl>{rows}</dl>"
