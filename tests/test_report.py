@@ -179,7 +179,9 @@ def of_files(median, low, high, **fields):
 def test_first_screen_has_the_figure_with_its_interval_and_the_papers():
     page = as_html([results(BELOW)])
     first = shown(page[: page.index("<h1>")])
-    assert first.endswith("+1.2 % 95 % interval: +1.0 % to +1.5 % +1.8 % in the paper: 164 ms without, 167 ms with SE")
+    assert first.endswith(
+        "+1.2 % 95 % interval: +1.0 % to +1.5 % +1.8 % ResNet-50 in the paper: 164 ms, with SE 167 ms"
+    )
     assert page.index("<h1>") < page.index('class="chart"') < page.index("The numbers") < page.index("<details>")
     assert "say nothing about accuracy" in page[page.index("<details>") :]
 
@@ -220,6 +222,23 @@ def test_chart_has_a_row_for_each_pair_of_each_device_with_control_and_interval(
         assert page.count(kind) == 4
     assert page.count('<line class="interval"') == 4 * 3
     assert "Pixel 9, se_resnet50 at 224x224, float32 lowered, 1 thread" in shown(page)
+
+
+@pytest.mark.parametrize(
+    "other, labels",
+    [
+        ({"threads": 2}, ["1 thread, float32 lowered", "2 threads, float32 lowered"]),
+        ({"input_shape": (1, 96, 96, 3)}, ["224x224, float32 lowered", "96x96, float32 lowered"]),
+        (
+            {"se": {"site": "3x3", "stages": "all"}},
+            ["se_resnet50, float32 lowered", "se_resnet50 at 3x3, float32 lowered"],
+        ),
+        ({"variant": "as given", "network": "mine"}, ["se_resnet50, float32 lowered", "mine, float32"]),
+    ],
+)
+def test_labels_of_a_chart_say_what_differs(other, labels):
+    page = as_html([results(BELOW, record(1.1, 1.09, 1.11, **other))])
+    assert re.findall(r'<div class="row"><span class="label">(.*?)</span>', page) == labels
 
 
 def test_results_of_one_processor_twice_are_told_apart():

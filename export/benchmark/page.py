@@ -22,6 +22,7 @@ from .sentences import (
     label,
     network_at_size,
     percent,
+    placement,
 )
 
 _SE_PARTS = ("squeeze", "excitation", "scale")
@@ -87,8 +88,8 @@ def _figures(results):
     kind, noise = (_kind(record), "") if record["is_real"] else ("noise", ", not larger than the noise")
     told = [(percent(ratio["median"]), f"95 % interval: {interval(ratio)}{noise}", f"measured {kind}")]
     if not is_of_files(record):
-        times = f"{PAPER['resnet50_ms']} ms without, {PAPER['se_resnet50_ms']} ms with SE"
-        told.append((percent(PAPER["ratio"]), f"in the paper: {times}", "paper"))
+        times = f"{PAPER['resnet50_ms']} ms, with SE {PAPER['se_resnet50_ms']} ms"
+        told.append((percent(PAPER["ratio"]), f"ResNet-50 in the paper: {times}", "paper"))
     return "".join(
         f'<p class="{kind}"><strong>{typeset(figure)}</strong> <span>{typeset(text)}</span></p>'
         for figure, text, kind in told
@@ -116,17 +117,17 @@ def _overview_chart(records):
 
 
 def _short_labels(records):
-    """Names that say what differs between the records, and always precision and variant."""
-    columns = {
-        "device": [record["device"] for record in records],
-        "network": [network_at_size(record) for record in records],
-        "threads": [counted(record["threads"], "thread") for record in records],
-    }
-    told = [column for column in columns.values() if len(set(column)) > 1]
-    variants = [f"{x['precision']} {x['form']}" if not is_of_files(x) else x["precision"] for x in records]
-    if any(map(is_of_files, records)) and columns["network"] not in told:
-        told.append(columns["network"])
-    return [", ".join(texts) for texts in zip(*told, variants, strict=True)]
+    """Names that say what differs between the records, and always precision and variant, or which file it is."""
+    columns = [
+        [record["device"] for record in records],
+        [f"{record['network']}{placement(record.get('se'))}" for record in records],
+        ["x".join(map(str, record["input_shape"][1:3])) for record in records],
+        [counted(record["threads"], "thread") for record in records],
+    ]
+    names = columns[1] if any(map(is_of_files, records)) else ()
+    told = [column for column in columns if column is names or len(set(column)) > 1]
+    told.append([x["precision"] if is_of_files(x) else f"{x['precision']} {x['form']}" for x in records])
+    return [", ".join(texts) for texts in zip(*told, strict=True)]
 
 
 def _difference(record, text):
