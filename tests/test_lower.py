@@ -387,7 +387,7 @@ def pair(name):
 
 def found(lowering):
     """`{kind: number of layers}` of a Lowering."""
-    counted = (field.name for field in fields(lowering) if field.name != "counterparts")
+    counted = (field.name for field in fields(lowering) if field.name not in ("reasons", "counterparts"))
     return {name: len(getattr(lowering, name)) for name in counted}
 
 
