@@ -292,8 +292,12 @@ def test_parts_of_a_stack_follow_one_another():
         (record(1.012, 1.010, 1.015, drift=1.08), []),
         (
             record(1.012, 0.999, 1.015),
+            ["the difference, +1.2 % [-0.1 % to +1.5 %], has an interval that contains zero"],
+        ),
+        (
+            record(1.002, 1.001, 1.004),
             [
-                "the difference, +1.2 % [-0.1 % to +1.5 %], is not larger than the noise: "
+                "the difference, +0.2 % [+0.1 % to +0.4 %], is not larger than the noise: "
                 "two copies of resnet50 differ by -0.2 % to +0.3 %"
             ],
         ),

@@ -86,9 +86,12 @@ def cells(record: Json) -> tuple[str, ...]:
 def doubts(record: Json) -> list[str]:
     """Why a measurement does not show a difference, or may show another one next time: a text for each reason."""
     comparison, found = record["comparison"], []
-    if not record["is_real"]:
+    ratio, difference = comparison["ratio"], f"the difference, {_with_interval(comparison)},"
+    if ratio["low"] <= 1 <= ratio["high"]:
+        found.append(f"{difference} has an interval that contains zero")
+    elif not record["is_real"]:
         noise = f"two copies of {record['baseline']} differ by {interval(comparison['null'])}"
-        found.append(f"the difference, {_with_interval(comparison)}, is not larger than the noise: {noise}")
+        found.append(f"{difference} is not larger than the noise: {noise}")
     if (drift := comparison.get("drift") or 1.0) > _MOST_DRIFT:
         found.append(f"the time of {record['baseline']} changed by {drift - 1:.0%} while it was measured")
     return found
