@@ -137,7 +137,7 @@ def test_profiled_pair_shows_what_its_parts_take():
 def test_profiled_pair_of_files_without_se_shows_what_its_operators_take():
     sides = {"outside": {"convolution": 9000.0}}, {"outside": {"convolution": 4000.0, "other": 500.0}}
     page = shown(as_html([results(of_files(0.57, 0.55, 0.61, profiles=sides))]))
-    assert "the operators take 4.50 ms in the profiler, those of plain 9.00 ms." in page
+    assert "the operators take 4.5 ms in the profiler, those of plain 9 ms." in page
     assert "outside the stages 4.5 ms baseline 9 ms" in page and "squeeze" not in page
 
 
@@ -154,6 +154,13 @@ def test_page_of_a_phone_tells_its_flags_and_how_warm_it_was():
     page = as_html([results(record(1.1, 1.09, 1.11, device=device))])
     assert "the warmest sensor had 34 to 35 degrees Celsius" in page
     assert "flags of benchmark_model: --num_threads=1 --num_runs=20." in page
+
+
+def test_stages_of_a_small_network_are_in_microseconds():
+    sides = {"stage2": {"convolution": 8.0}}, {"stage2": {"convolution": 8.2, "scale": 0.4}}
+    page = shown(as_html([results(record(1.1, 1.09, 1.11, profiles=sides))]))
+    assert "squeeze, excitation and scale take 0.4 us in the profiler." in page
+    assert "stage2 8.6 us SE 0.4 us" in page
 
 
 def test_column_in_which_nothing_is_told_is_left_out():

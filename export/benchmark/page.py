@@ -175,28 +175,33 @@ def _profile(record):
     stages = dict.fromkeys([*without, *with_se])
     chart = stack_chart([_stage(stage, without.get(stage, {}), with_se.get(stage, {})) for stage in stages])
     (before, own_before), (after, own_after) = (
-        [sum(_ms(parts, of) for parts in side.values()) for of in (_PARTS, _SE_PARTS)] for side in (without, with_se)
+        [sum(_sum(parts, of) for parts in side.values()) for of in (_PARTS, _SE_PARTS)] for side in (without, with_se)
     )
-    text = f"squeeze, excitation and scale take {own_after - own_before:.2f} ms in the profiler"
+    text = f"squeeze, excitation and scale take {_time(own_after - own_before)} in the profiler"
     if not own_before + own_after:
-        text = f"the operators take {after:.2f} ms in the profiler, those of {record['baseline']} {before:.2f} ms"
+        text = f"the operators take {_time(after)} in the profiler, those of {record['baseline']} {_time(before)}"
     return f"<figure><figcaption>{html.escape(f'{_label(record)}: {text}.')}</figcaption>{chart}</figure>"
 
 
 def _stage(stage, before, after):
-    own = _ms(after, _SE_PARTS)
+    own = _sum(after, _SE_PARTS)
     return Stack(
         label="outside the stages" if stage == "outside" else stage,
         before={part: before.get(part, 0.0) for part in _PARTS},
         after={part: after.get(part, 0.0) for part in _PARTS},
-        value=f"{_ms(after, _PARTS):.3g} ms",
-        remark=f"SE {own:.2g} ms" if own else f"baseline {_ms(before, _PARTS):.3g} ms",
+        value=_time(_sum(after, _PARTS)),
+        remark=f"SE {_time(own)}" if own else f"baseline {_time(_sum(before, _PARTS))}",
     )
 
 
-def _ms(parts, of):
-    """Milliseconds of some parts of a stage."""
-    return sum(parts.get(part, 0.0) for part in of) / 1e3
+def _sum(parts, of):
+    """Microseconds of some parts of a stage."""
+    return sum(parts.get(part, 0.0) for part in of)
+
+
+def _time(us):
+    """Microseconds as text, in milliseconds from 0.01 on."""
+    return f"{us / 1e3:.3g} ms" if abs(us) >= 10 else f"{us:.2g} us"
 
 
 def _numbers(records):

@@ -222,7 +222,8 @@ def _paper_cells(paper):
 
 
 def _print_comparisons(a, b, rows, **options):
-    print_table(("", f"{a} ms", f"{b} ms", "ratio", "95 % interval", "A/A control", "real?"), rows, **options)
+    columns = ("", f"{a} ms", f"{b} ms", "ratio", "95 % interval", "A/A control", "real?")
+    print_table(columns, rows, pad_edge=False, **options)
 
 
 def add_report(commands: Commands) -> None:

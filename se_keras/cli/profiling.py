@@ -77,6 +77,6 @@ def _print_added(found, noise, baseline):
     _print_stages(added, text, title=f"added to {baseline}: us by stage and part", caption=caption)
     if abs(difference := added["all"]["all"]) <= noise["all"]:
         print_line(
-            f"The noise is larger than the difference of all operators, {difference:+,.0f} us: two profiles of the "
-            f"baseline differ by {noise['all']:,.0f} us. se-keras benchmark measures such differences"
+            f"The noise is larger than the difference of all operators, {difference:+,.0f} us:\n"
+            f"two profiles of the baseline differ by {noise['all']:,.0f} us. se-keras benchmark measures it."
         )
