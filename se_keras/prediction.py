@@ -20,6 +20,7 @@ from se_keras.folders import printable
 from se_keras.images import evaluation_image, image_files
 from se_keras.normalization import Normalization
 from se_keras.typing import Array, FilePath, Images
+from se_keras.wording import counted
 
 AnyModel = keras.Model | LiteRTModel | SavedModel | Runnable | FilePath
 _ANY_SIZE = 224  # of images for a model that takes any
@@ -147,7 +148,8 @@ class Classifier:
             raise PhotoError(f"The photo cannot be decoded: {reason(error)}") from None
         (row,) = self.probabilities(image.numpy()[None])
         if self.labels is not None and len(self.labels) != len(row):
-            raise ValueError(f"{self.model.name} has {len(row)} classes. Received: {len(self.labels)} labels")
+            received = counted(len(self.labels), "label")
+            raise ValueError(f"{self.model.name} has {counted(len(row), 'class')}. Received: {received}")
         best = np.argsort(-row, kind="stable")[: self.top]
         names: list[str] = list(self.labels or map(str, range(len(row))))
         return [Score(names[i], float(row[i]), int(i)) for i in best]

@@ -170,7 +170,7 @@ def test_no_models_and_no_images_are_refused(model, data):
     with pytest.raises(ValueError, match="At least one model and one image are needed. Received: 0 models, 360 images"):
         evaluate([], data.test, data)
     none = Arrays(images=data.test.images[:0], labels=data.test.labels[:0])
-    with pytest.raises(ValueError, match="Received: 1 models, 0 images"):
+    with pytest.raises(ValueError, match="Received: 1 model, 0 images"):
         evaluate(model, none, data)
 
 
