@@ -1,4 +1,7 @@
-"""The fenced blocks of a page of Markdown, and how they are run: Python in this process, bash as a user types it."""
+"""The fenced blocks of a page of Markdown, and how they are run: Python in this process, bash as a user types it.
+
+A block that cannot run there has a title that says why: `bash title="Not run in the tests: needs a phone"`.
+"""
 
 import os
 import re
@@ -12,7 +15,6 @@ import keras
 
 ROOT = Path(__file__).parents[1]
 _FENCE = re.compile(r'^```(python|bash)(?: title="(.*?)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
-_NOT_RUN = "Not run in the tests: "
 
 
 @dataclass(frozen=True)
@@ -24,14 +26,14 @@ class Block:
         line: The line at which the text begins, from 0.
         language: python or bash.
         text: What stands between the fences.
-        not_run: Why no test runs it, as its title says; None if one does.
+        title: Its title, which only blocks have that are not run with the page; or None.
     """
 
     page: str
     line: int
     language: str
     text: str
-    not_run: str | None
+    title: str | None
 
     def __str__(self):
         return f"{self.page}:{self.line}"
@@ -59,8 +61,7 @@ def blocks(page):
     found = []
     for match in _FENCE.finditer(text):
         language, title, code = match.groups()
-        reason = title.removeprefix(_NOT_RUN) if title and title.startswith(_NOT_RUN) else None
-        found.append(Block(page, text.count("\n", 0, match.start(3)), language, code, reason))
+        found.append(Block(page, text.count("\n", 0, match.start(3)), language, code, title))
     return found
 
 
@@ -69,7 +70,7 @@ def run(page, folder):
     keras.utils.set_random_seed(0)
     names = {"__name__": "page"}
     for block in blocks(page):
-        if block.not_run or block.installs:
+        if block.title or block.installs:
             continue
         if block.language == "python":
             # Empty lines in front: a traceback names the line of the page.
