@@ -14,8 +14,13 @@ _HEAD = """\
 Every command has `--help`, which prints the same as this page, and `--traceback`, which shows where in the code an
 error came from.
 
-Exit status: 0 for success, 1 if `verify` or `serve-check` finds that two models disagree, 2 for an error that you can
-correct, 75 if `train` was stopped by SIGTERM and can be resumed, 130 after Ctrl-C.
+| exit status | what |
+| ---: | --- |
+| 0 | success |
+| 1 | `verify` or `serve-check` finds that two models disagree; `predict` answers some photos and cannot read others |
+| 2 | an error that you can correct |
+| 75 | `train` was stopped by SIGTERM and can be resumed |
+| 130 | after Ctrl-C |
 """
 
 

@@ -23,7 +23,7 @@ PAGES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.
 TEXTS = {page: (ROOT / page).read_text() for page in PAGES}
 BLOCKS = [block for page in PAGES for block in documents.blocks(page)]
 # Pages whose blocks take a few seconds, all together. The others are slow.
-FAST = ("docs/concepts/agreement.md", "docs/concepts/pairs_and_controls.md")
+FAST = ("docs/concepts/agreement.md", "docs/concepts/pairs_and_controls.md", "docs/guides/fine_tune.md")
 # All blocks with a title. It says why the test of the page does not run the block.
 NOT_RUN = {
     "docs/index.md": ["Run by tests/test_quickstart.py, with fewer epochs"],

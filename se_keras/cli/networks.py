@@ -116,7 +116,7 @@ def _list_cells(row):
 def add_show(commands: Commands) -> None:
     """`se-keras show NAME`."""
     add = add_command(commands, "show", show, json_output=True)
-    add("network", metavar="NAME")
+    add("network", metavar="NAME", help="a name that se-keras list prints")
     add("--size", type=POSITIVE, help="height and width to count at (default: the network's own)")
     add("--layers", action="store_true", help="layer by layer")
 

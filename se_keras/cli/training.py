@@ -28,7 +28,7 @@ from .screen import print_json, print_line, print_message, print_table, show_pro
 def add_train(commands: Commands) -> None:
     """`se-keras train NAME -o FOLDER`."""
     add = add_command(commands, "train", train, json_output=True)
-    add("network", metavar="NAME")
+    add("network", metavar="NAME", help="a name that se-keras list prints")
     add("--data", default="digits", help=f"{DATA} (default: digits)")
     add("-o", "--output", type=Path, help="folder of the run")
     add(
