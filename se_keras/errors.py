@@ -34,6 +34,17 @@ def translated(message: str, *, into: type[Exception] = ValueError) -> Iterator[
         raise into(f"{message}: {first_line(error)}") from error
 
 
+@contextlib.contextmanager
+def needs_extra(extra: str, what: str) -> Iterator[None]:
+    """Says how to install the packages of an extra, if one that is imported inside is missing: an ImportError."""
+    try:
+        yield
+    except ImportError as error:
+        package = (error.name or "").partition(".")[0].replace("_", "-")
+        rule = f'{what} needs the package {package}: pip install "se-keras[{extra}]"'
+        raise ImportError(rule, name=error.name) from None
+
+
 def require_type(argument: str, value: object, kind: type) -> None:
     """Raises TypeError if the value of an argument is not of a type."""
     if not isinstance(value, kind):

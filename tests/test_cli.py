@@ -541,7 +541,8 @@ def test_train_leaves_the_run_and_the_same_command_returns_at_once(cli, tmp_path
     command = ["train", "se_resnet11_digits", "--epochs", 2, "--batch-size", 16, "-o", tmp_path / "run"]
     first = cli(*command)
     assert (first.status, first.err) == (0, "")
-    answer = rf"{tmp_path}/run/model\.keras: test accuracy \d+\.\d% after 2 epochs\n"
+    curves = rf"curves: {tmp_path}/run/curves\.png, or tensorboard --logdir {tmp_path}/run.*\n"
+    answer = rf"{tmp_path}/run/model\.keras: test accuracy \d+\.\d% after 2 epochs\n{curves}"
     assert re.fullmatch(answer, first.out), first.out
     assert [line.partition(",")[0] for line in first.progress] == [
         f"training se_resnet11_digits: {epoch} of 2 epochs done" for epoch in (0, 1, 2)

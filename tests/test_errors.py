@@ -4,7 +4,7 @@ import keras
 import pytest
 import tensorflow as tf
 
-from se_keras.errors import first_line, translated
+from se_keras.errors import first_line, needs_extra, translated
 from se_keras.export.model import predict
 
 
@@ -47,3 +47,9 @@ def test_model_whose_call_fails_is_an_error_of_one_line():
     model = keras.Model(images, Failing()(images), name="failing")
     with pytest.raises(ValueError, match=r"^failing cannot be run: [^\n]*Input to reshape is a tensor with 6 values"):
         predict(model, tf.zeros((2, 3)))
+
+
+def test_missing_package_of_an_extra_is_one_line_with_the_command():
+    message = r"^weights='imagenet' needs the package no-such-package: pip install \"se-keras\[pretrained\]\"$"
+    with pytest.raises(ImportError, match=message), needs_extra("pretrained", "weights='imagenet'"):
+        import no_such_package.inside  # noqa: F401  # pyright: ignore[reportMissingImports]

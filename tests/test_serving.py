@@ -378,7 +378,7 @@ def test_manifest_without_golden_input_is_an_error(saved):
 
 def test_grpc_without_its_package_says_what_to_install(saved, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow_serving.apis", None)
-    with pytest.raises(ValueError, match=re.escape('pip install "se-keras[serving]"')):
+    with pytest.raises(ImportError, match=re.escape('pip install "se-keras[serving]"')):
         serving.check(saved.manifest, model="photos", grpc="localhost:8500")
 
 

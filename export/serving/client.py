@@ -17,7 +17,7 @@ import tensorflow as tf
 from google.protobuf.json_format import MessageToDict
 
 from se_keras import storage
-from se_keras.errors import first_line
+from se_keras.errors import first_line, needs_extra
 from se_keras.records import parse_json
 from se_keras.typing import Array, FilePath, Json, Outputs
 from se_keras.waiting import within
@@ -210,11 +210,9 @@ class Grpc:
     protocol = "gRPC"
 
     def __init__(self, host: str, model: str, timeout: float):
-        try:
+        with needs_extra("serving", "gRPC"):
             import grpc
             from tensorflow_serving.apis import get_model_metadata_pb2, predict_pb2, prediction_service_pb2_grpc
-        except ImportError:
-            raise ValueError('gRPC needs the package tensorflow-serving-api: pip install "se-keras[serving]"') from None
         # By default, answers of more than 4 MB are refused.
         self._channel = grpc.insecure_channel(host, options=[("grpc.max_receive_message_length", _LARGEST)])
         self._stub = prediction_service_pb2_grpc.PredictionServiceStub(self._channel)

@@ -35,7 +35,7 @@ def predict(options: argparse.Namespace, console: Console) -> int | None:
       se-keras predict photo.jpg --model model_int8.tflite
       se-keras predict photos/ --model runs/se/model.keras --top 1 --json
       se-keras predict cat.jpg --network se_resnet50
-      cat photo.jpg | se-keras predict - --model served/model
+      se-keras predict - --model served/model --json
     """
     if (options.model is None) == (options.network is None):
         raise ValueError("Give one of --model FILE and --network NAME, whose released weights are downloaded")

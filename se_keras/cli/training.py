@@ -2,6 +2,7 @@
 
 import argparse
 from dataclasses import fields, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 from rich.console import Console
@@ -23,6 +24,8 @@ from .arguments import (
     only_for,
 )
 from .screen import print_json, print_line, print_message, print_table, show_progress
+
+_NAMED = 5  # files that cannot be decoded
 
 
 def add_train(commands: Commands) -> None:
@@ -99,7 +102,7 @@ def train(options: argparse.Namespace, console: Console) -> int | None:
     import keras
 
     from se_keras import create
-    from se_keras.runs import MODEL_FILE
+    from se_keras.runs import MODEL_FILE, RUN_FILE, training_of
     from se_keras.training.loop import Execution, fit
     from se_keras.training.stopping import EXIT_SAVED, Preempted
     from se_keras.wording import counted
@@ -128,6 +131,13 @@ def train(options: argparse.Namespace, console: Console) -> int | None:
     if options.json:
         return print_json({"path": str(file), "epochs": epochs, "figures": figures})
     print_line(f"{file}: test accuracy {figures['val_accuracy'][-1]:.1%} after {counted(epochs, 'epoch')}")
+    if skipped := (training_of(file) or {}).get("corrupt"):
+        named = f"{', '.join(skipped[:_NAMED])}{', ...' if len(skipped) > _NAMED else ''}"
+        print_line(
+            f"left out, because they cannot be decoded: {counted(len(skipped), 'file')} ({named}); {RUN_FILE} names all"
+        )
+    hint = "" if find_spec("tensorboard") else ', which pip install "se-keras[tensorboard]" brings'
+    print_line(f"curves: {options.output / 'curves.png'}, or tensorboard --logdir {options.output}{hint}")
 
 
 def _recipe(options):

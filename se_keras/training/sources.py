@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
+from se_keras.errors import needs_extra
 from se_keras.normalization import IMAGENET
 from se_keras.training import shards
 from se_keras.training.data import HELD_OUT, Data, digits, folder
@@ -43,10 +44,8 @@ def tfds(name: str, mean: Sequence[float], std: Sequence[float]) -> Data[shards.
         ImportError: If the package tensorflow-datasets is missing.
         ValueError: If there is no such data set, or if it has other features or splits.
     """
-    try:
+    with needs_extra("tfds", f"tfds:{name}"):
         import tensorflow_datasets  # pyright: ignore[reportMissingImports]  optional
-    except ImportError:
-        raise ImportError(f'tfds:{name} needs the package tensorflow-datasets: pip install "se-keras[tfds]"') from None
     try:
         builder = tensorflow_datasets.builder(name)
     except tensorflow_datasets.core.DatasetNotFoundError:

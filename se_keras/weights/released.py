@@ -11,7 +11,7 @@ from typing import TypedDict
 import keras
 
 from se_keras import storage
-from se_keras.errors import first_line
+from se_keras.errors import first_line, needs_extra
 from se_keras.records import read_json
 from se_keras.weights.porting import load_weights
 
@@ -121,8 +121,8 @@ def _download(network, repo):
 
 
 def _fetch(network, repo, *, force):
-    import huggingface_hub
-
+    with needs_extra("pretrained", "weights='imagenet'"):
+        import huggingface_hub
     try:
         reached = _error_of_hub(huggingface_hub.hf_hub_url(repo, FILE))
         if reached is None or force:
