@@ -1,6 +1,7 @@
 """The command that names what is on photos."""
 
 import argparse
+import gc
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -44,9 +45,12 @@ def predict(options: argparse.Namespace, console: Console) -> int | None:
     arguments.only_for(options, "--override", "--labels and --normalize", "neither", possible=given)
     contents = [sys.stdin.buffer.read() if photo == "-" else photo for photo in options.photos]
     with show_progress(console) as progress:
+        progress(f"loading {options.model or options.network}")
+        gc.disable()  # collections take one of four seconds while TensorFlow is imported and at the end: nothing is found
         from se_keras.prediction import classifier_of, predict_files
 
-        progress(f"loading {options.model or options.network}")
+        gc.freeze()
+        gc.enable()
         model, labels = _model_and_labels(options, console)
         normalization = arguments.read_normalization(options.normalize)
         classifier = classifier_of(
