@@ -46,7 +46,7 @@ def predict(options: argparse.Namespace, console: Console) -> int | None:
     contents = [sys.stdin.buffer.read() if photo == "-" else photo for photo in options.photos]
     with show_progress(console) as progress:
         progress(f"loading {options.model or options.network}")
-        gc.disable()  # collections take one of four seconds while TensorFlow is imported and at the end: nothing is found
+        gc.disable()  # one of four seconds, in importing TensorFlow and at the end, and nothing is found
         from se_keras.prediction import classifier_of, predict_files
 
         gc.freeze()
