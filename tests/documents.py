@@ -65,12 +65,12 @@ def blocks(page):
     return found
 
 
-def run(page, folder):
-    """Runs the blocks of a page in a folder, from top to bottom; those of Python share their names."""
+def run(page, folder, *, language=None):
+    """Runs the blocks of a page, or those of one language, in a folder, in order; those of Python share their names."""
     keras.utils.set_random_seed(0)
     names = {"__name__": "page"}
     for block in blocks(page):
-        if block.title or block.installs:
+        if block.title or block.installs or language not in (None, block.language):
             continue
         if block.language == "python":
             # Empty lines in front: a traceback names the line of the page.

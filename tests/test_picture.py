@@ -1,6 +1,7 @@
 """docs/picture.svg is drawn from docs/data/cost.csv, whose figures are those of the pages that have them."""
 
 import importlib.util
+import re
 from pathlib import Path
 
 import pytest
@@ -31,8 +32,13 @@ def test_picture_has_a_bar_for_each_row(picture):
 
 def test_figures_of_the_picture_are_those_of_their_pages(picture):
     for row in picture.read():
-        (page,) = (ROOT / "docs").rglob(row["source"])
-        lines = page.read_text(encoding="utf-8").splitlines()
+        lines = (ROOT / "docs" / row["source"]).read_text(encoding="utf-8").splitlines()
         ratio = f"{row['ratio']:.3f}" if row["low"] else picture.percent(row["ratio"])
         interval = f"{row['low']:.3f}..{row['high']:.3f}" if row["low"] else ""
         assert any(ratio in line and interval in line for line in lines), row
+
+
+def test_percentages_of_the_readme_are_those_of_the_picture(picture):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    drawn = {picture.percent(row["ratio"]).lstrip("+") for row in picture.read()}
+    assert set(re.findall(r"\d+\.\d %", readme)) <= drawn
