@@ -1,4 +1,4 @@
-"""Wheel, sdist and editable install: each module once, at the path that its name says."""
+"""Wheel, sdist and editable install: each module once, at the path that its name says; versions are one everywhere."""
 
 import configparser
 import importlib
@@ -179,6 +179,13 @@ def test_version_is_one(wheel, sdist, information):
     assert metadata.version("se-keras") == information["Version"] == version
     assert wheel.name.startswith(f"se_keras-{version}-")
     assert sdist.name == f"se_keras-{version}.tar.gz"
+
+
+def test_version_is_that_of_the_citation_and_in_the_changelog():
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == se_keras.__version__
+    headings = re.findall(r"^## (.+)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    newest = headings[headings[0] == "Unreleased"]
+    assert re.fullmatch(rf"{re.escape(se_keras.__version__)} \(\d{{4}}-\d\d-\d\d\)", newest)
 
 
 def test_ci_runs_every_python_of_the_classifiers_and_the_oldest_versions():
