@@ -288,7 +288,7 @@ def test_pruned_model_learns():
 def test_pruning_reads_as_what_was_done(pruned_digits):
     assert str(pruned_digits.pruning) == "56 of 112 channels kept in 3 SqueezeExcite layers"
     pruned = prune_channels(of(with_a_model_inside), share=0.5, ranking="magnitude")
-    assert str(pruned.pruning) == "4 of 8 channels kept in 1 SqueezeExcite layers, 1 skipped"
+    assert str(pruned.pruning) == "4 of 8 channels kept in 1 SqueezeExcite layer, 1 skipped"
 
 
 # Rankings.
