@@ -89,8 +89,8 @@ def predict(
 def predict_files(classifier: "Classifier", photos: Iterable[FilePath | bytes]) -> Iterator[Prediction]:
     """The most probable classes of each photo, in their order: a path, or the bytes of a file.
 
-    The image files of a folder are taken in the order of their paths. A file that cannot be decoded has an error, and
-    the others are answered. FileNotFoundError is raised before the first is read if a path does not exist.
+    The image files of a folder are taken in the order of their paths. A file that does not exist, or that cannot be
+    decoded, has an error, and the others are answered.
     """
     contents = [content for photo in photos for content in ([photo] if isinstance(photo, bytes) else _files(photo))]
     return (_prediction(classifier, content) for content in contents)
@@ -98,11 +98,7 @@ def predict_files(classifier: "Classifier", photos: Iterable[FilePath | bytes]) 
 
 def _files(photo):
     path = Path(photo)
-    if path.is_dir():
-        return image_files(path)
-    if not path.exists():
-        raise FileNotFoundError(f"There is no photo {printable(path)!r}")
-    return [path]
+    return image_files(path) if path.is_dir() else [path]
 
 
 def _prediction(classifier, photo):

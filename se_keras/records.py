@@ -46,8 +46,10 @@ def parse_json(content: bytes | str, shape: Any, *, refusal: str) -> Any:
         is_deep = _is_deep(value)
     except RecursionError:
         value, is_deep = None, True
+    except UnicodeDecodeError:
+        raise ValueError(f"{refusal}: it is not text") from None
     except ValueError as error:
-        raise ValueError(f"{refusal}: {first_line(error)}") from None
+        raise ValueError(f"{refusal}: it is not JSON: {first_line(error)}") from None
     if is_deep:
         raise ValueError(f"{refusal}: more than {DEEPEST} lists and objects are within one another")
     if fault := _fault(value, shape, ""):

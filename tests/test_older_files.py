@@ -70,7 +70,9 @@ def test_interrupted_training_resumes_from_its_checkpoint(few, tmp_path):
     for ours, theirs in zip(model.get_weights(), weights.values(), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-2, atol=1e-3)
 
-    new = {"/pixels", "/pixels/mean", "/pixels/mean/0", "/pixels/std", "/pixels/std/0", "/source"}
+    new = {"/pixels", "/pixels/mean", "/pixels/mean/0", "/pixels/std", "/pixels/std/0", "/source"} | {
+        f"/input_shape{index}" for index in ("", "/0", "/1", "/2")
+    }
     assert keys(json.loads((tmp_path / "run" / "run.json").read_text())) == new | keys(
         training_of(OLD / "run" / "model.keras")
     )

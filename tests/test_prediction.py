@@ -156,6 +156,13 @@ def test_command_answers_the_good_files_and_names_the_others_with_status_1(train
     assert len(named) == len(DAMAGED) and f"{DAMAGED[0]:02}.png" in named[0]
 
 
+def test_command_answers_the_others_where_a_file_is_missing(trained_digits, photos, capfd):
+    model = trained_digits / "float32.tflite"
+    status, out, err = command(capfd, photos / "nope.png", photos / "00.png", "--model", model)
+    assert status == 1 and "00.png" in out
+    assert "nope.png' has no answer. No such file or directory" in err
+
+
 def test_command_reads_standard_input(trained_digits, photos, capfd, monkeypatch):
     content = io.BytesIO((photos / "00.png").read_bytes())
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(content))
@@ -167,7 +174,6 @@ def test_command_reads_standard_input(trained_digits, photos, capfd, monkeypatch
 
 
 REFUSED_COMMANDS = {
-    "nope.png --model {model}": "There is no photo 'nope.png'",
     "00.png": "Give one of --model FILE and --network NAME",
     "00.png --model {model} --network se_resnet50": "Give one of --model FILE and --network NAME",
     "00.png --model {model} --override": "--override is for --labels and --normalize. Received: neither",

@@ -571,7 +571,11 @@ def without(state, tensor):
 
 UNFETCHED = f"The weights of {DIGITS} could not be downloaded from {REPO}: "
 FAILURES = {
-    "no such repository": (lambda state: None, OSError, (UNFETCHED, "404 Not Found", "weights=PATH loads a file")),
+    "no such repository": (
+        lambda state: None,
+        OSError,
+        (UNFETCHED, "404 Not Found", "weights=PATH (--weights) loads a file"),
+    ),
     "404": (lambda state: Release(status=404, from_hub=False), OSError, (UNFETCHED, "404 Not Found")),
     "401": (lambda state: Release(status=401), OSError, (UNFETCHED, "401 Unauthorized")),
     "403": (lambda state: Release(status=403), OSError, (UNFETCHED, "403 Forbidden")),
@@ -652,7 +656,9 @@ def test_failure_is_told_in_one_line_leaves_nothing_and_is_over_when_the_hub_is_
 def test_refused_connection_is_told_in_one_line_and_over_with_the_next_one(place, hub, digits, hasty, monkeypatch):
     with monkeypatch.context() as patch:
         disconnect(patch)
-        with pytest.raises(OSError, match=one_line(UNFETCHED, "Connection refused", "weights=PATH loads a file")):
+        with pytest.raises(
+            OSError, match=one_line(UNFETCHED, "Connection refused", "weights=PATH (--weights) loads a file")
+        ):
             create(DIGITS, weights="imagenet")
     assert files_in(place[1]) == hub.requests == []
     assert_released(digits)

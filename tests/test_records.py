@@ -64,3 +64,8 @@ def test_text_that_is_not_json_is_one_line(content, tmp_path):
     (tmp_path / "x.json").write_bytes(content)
     with pytest.raises(ValueError, match="^'.+x.json' is not a test: .+$"):
         read_json(tmp_path / "x.json", Outer, what="a test")
+
+
+def test_bytes_that_are_no_text_are_refused():
+    with pytest.raises(ValueError, match="^it is wrong: it is not text$"):
+        parse_json(b"\x1c\x00\x00\x00TFL3\xff\xff\xff\xff", dict[str, Any], refusal="it is wrong")

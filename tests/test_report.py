@@ -325,7 +325,7 @@ def test_page_without_results_is_refused():
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("", "is not a file of results of se-keras benchmark: Expecting value"),
+        ("", "is not a file of results of se-keras benchmark: it is not JSON: Expecting value"),
         ("[]", "results of se-keras benchmark: it must be an object. Received: \\[\\]"),
         ("{}", "results of se-keras benchmark: it lacks environment, overhead, schema"),
         ('{"schema": 2, "environment": {"processor": "x"}, "overhead": []}', "Results of schema 1 .+ of schema 2"),

@@ -249,7 +249,9 @@ def _check_options(precision: Any, calibration: Any, input_type: Any, output_typ
     if keep_float is not None:
         require_type("keep_float", keep_float, str)
     if precision in CALIBRATED and calibration is None:
-        raise ValueError(f"{precision=} needs calibration images: calibration=an array or an iterable of images")
+        raise ValueError(
+            f"{precision=} needs calibration images: calibration=an array or an iterable (--calibration photos/)"
+        )
     output_types = output_type.values() if isinstance(output_type, Mapping) else [output_type]
     for option, value in (("input_type", input_type), *(("output_type", value) for value in output_types)):
         require_choice(option, value, TYPES)

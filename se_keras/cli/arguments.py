@@ -30,7 +30,7 @@ RECIPES = ("digits", "paper_imagenet", "paper_mobile", "paper_cifar", "paper_cif
 RECIPES += ("senet154", "ablation", "places365", "modern")
 LIMIT = 500  # images of a folder
 DATA = "'digits', a folder with a folder for each class (in train/ and val/, or alone), packed TFRecords, or tfds:NAME"
-IMAGES = "'digits', a .npy file (N, height, width, channels), or a folder of PNG, JPEG, BMP and GIF images"
+IMAGES = "'digits', a .npy file (N, height, width, channels), or a folder of image files"
 LABELS = "'digits', or a text file with the name of one class per line"
 NORMALIZE = (
     "MEAN STD, each a number or one for each channel (123.7,116.3,103.5), or the NETWORK of the catalogue that has "

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import reprlib
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
@@ -136,6 +137,7 @@ class _Run:
         self.steps = steps_per_epoch(recipe, data)
         self.description = {
             "network": model.name,
+            "input_shape": list(model.input_shape[1:]),
             "data": data.name,
             "classes": list(data.classes),
             "normalization": data.normalization.to_json(),
@@ -313,10 +315,8 @@ class _Run:
     def _resume(self):
         path = self.folder / checkpoint.FILE
         tensors, about = checkpoint.load_checkpoint(path)
-        if differing := [key for key in self.description if about.get(key) != self.description[key]]:
-            raise ValueError(
-                f"{str(self.folder)!r} holds another run: its {' and '.join(differing)} differ. Take a new folder"
-            )
+        if differing := "; ".join(_differences(about, self.description)):
+            raise ValueError(f"{str(self.folder)!r} holds another run: {differing}. Take a new folder")
         with self.replicas.strategy.scope():
             checkpoint.restore(path, tensors, self.model, self.optimizer)
         self.epoch, self.step, self.figures = about["epoch"], about["step"], about["figures"]
@@ -347,3 +347,13 @@ def _image_size(model, data):
             f"Training needs a fixed input_shape, as an argument of create. Received: {model.input_shape[1:]}"
         )
     return tuple(size)
+
+
+def _differences(before, now):
+    """What differs between two descriptions of runs, as texts. Entries that an older checkpoint lacks do not."""
+    for key, value in now.items():
+        known = before.get(key, value)
+        if isinstance(known, dict) and isinstance(value, dict):
+            yield from _differences(known, value)
+        elif known != value:
+            yield f"{key} {reprlib.repr(known)}, now {reprlib.repr(value)}"

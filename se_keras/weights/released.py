@@ -135,7 +135,8 @@ def _fetch(network, repo, *, force):
         # Its own message is "check your connection" for every failure. The cause says what happened.
         reason = first_line(error.__cause__ or error).rstrip(".")
         raise ConnectionError(
-            f"The weights of {network} could not be downloaded from {repo}: {reason}. weights=PATH loads a file"
+            f"The weights of {network} could not be downloaded from {repo}: {reason}. "
+            "weights=PATH (--weights) loads a file"
         ) from error
 
 
