@@ -1139,7 +1139,6 @@ REFUSALS = {
     "benchmark --network resnet50 -o {new}/r.json": "resnet50 is a baseline",
     "benchmark-input {new}": "'{new}' needs two folders or more",
     "train resnet11_digits -o {files}/run": "network 'se_resnet11_digits', now 'resnet11_digits'; epochs 3, now ",
-    "train se_resnet11_digits --size 16 -o {files}/run": r"input_shape \[8, 8, 1\], now \[16, 16, 1\]",
     "export {new}/model.keras -o {new}/x.tflite": "There is no model file '{new}/model.keras'",
     "export {new} -o {new}/x.tflite": "There is no model file '{new}'",
     "export {files}/truncated.keras -o {new}/x.tflite": "'{files}/truncated.keras' is not a Keras model",

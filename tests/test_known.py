@@ -44,17 +44,30 @@ def photos(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(photos, tmp_path_factory):
     """The folder of a run on the photos."""
+    path = tmp_path_factory.mktemp("run")
+    assert fit_colors(16, photos, path)["val_accuracy"][-1] > 0.9
+    return path
+
+
+def fit_colors(size, photos, path):
     keras.utils.set_random_seed(0)
-    images = keras.Input((16, 16, 3), name="images")
+    images = keras.Input((size, size, 3), name="images")
     x = keras.layers.Conv2D(8, 3, padding="same", activation="relu")(images)
     x = keras.layers.GlobalAveragePooling2D()(x)
     model = keras.Model(images, keras.layers.Dense(3, activation="softmax")(x), name="colors")
     data = folder(photos, mean=NORMALIZATION.mean, std=NORMALIZATION.std)
-    path = tmp_path_factory.mktemp("run")
     recipe = replace(RECIPES["digits"], epochs=6, batch_size=6, learning_rate=0.1)
     _, figures = fit(model, recipe, data, path)
-    assert figures["val_accuracy"][-1] > 0.9
-    return path
+    return figures
+
+
+def test_run_with_another_image_size_is_refused(run, photos):
+    before = (run / "model.keras").read_bytes()
+    with pytest.raises(
+        ValueError, match=r"another run: input_shape \[16, 16, 3\], now \[32, 32, 3\]\. Take a new folder$"
+    ):
+        fit_colors(32, photos, run)
+    assert (run / "model.keras").read_bytes() == before
 
 
 @pytest.fixture

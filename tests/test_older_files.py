@@ -71,7 +71,8 @@ def test_interrupted_training_resumes_from_its_checkpoint(few, tmp_path):
         np.testing.assert_allclose(ours, theirs, rtol=1e-2, atol=1e-3)
 
     new = {"/pixels", "/pixels/mean", "/pixels/mean/0", "/pixels/std", "/pixels/std/0", "/source"} | {
-        f"/input_shape{index}" for index in ("", "/0", "/1", "/2")
+        "/input_shape",
+        "/input_shape/0",
     }
     assert keys(json.loads((tmp_path / "run" / "run.json").read_text())) == new | keys(
         training_of(OLD / "run" / "model.keras")
