@@ -44,7 +44,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """`predict` is imported when it is used, because it imports the exports too."""
     if name != "predict":
-        raise AttributeError(f"module 'se_keras' has no attribute {name!r}")
+        rule = "create(NAME) builds each network of names()"
+        raise AttributeError(f"module 'se_keras' has no attribute {name!r}: {rule}")
     from se_keras.prediction import predict
 
     return predict
