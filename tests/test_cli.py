@@ -598,7 +598,7 @@ def test_interrupted_training_says_what_is_kept_and_the_same_command_finishes(cl
     kept = re.escape(str(tmp_path / "run" / checkpoint.FILE))
     *progress, last = err.splitlines()
     assert all(line.startswith("training ") for line in progress)  # an epoch may end before the signal is handled
-    where = r"epoch [1-5]( and \d+ steps of the next)? of 6"
+    where = r"epoch [1-5]( and \d+ steps? of the next)? of 6"
     assert re.fullmatch(rf"se-keras: {message}\. '{kept}' holds {where}; the same command resumes", last), last
 
     resumed_from = int(re.search("holds epoch ([1-5])", last)[1])

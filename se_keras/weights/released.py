@@ -1,5 +1,6 @@
 """Released weights: downloaded from the Hugging Face hub, checked, ported, and stored as Keras files in KERAS_HOME."""
 
+import contextlib
 import os
 import re
 import time
@@ -127,10 +128,9 @@ def _fetch(network, repo, *, force):
         reached = _error_of_hub(huggingface_hub.hf_hub_url(repo, FILE))
         if reached is None or force:
             return Path(huggingface_hub.hf_hub_download(repo, FILE, force_download=force))
-        try:
+        with contextlib.suppress(huggingface_hub.errors.LocalEntryNotFoundError):
             return Path(huggingface_hub.hf_hub_download(repo, FILE, local_files_only=True))
-        except huggingface_hub.errors.LocalEntryNotFoundError:
-            raise reached from None
+        raise reached
     except Exception as error:  # huggingface_hub also raises the errors of the HTTP library that it uses
         # Its own message is "check your connection" for every failure. The cause says what happened.
         reason = first_line(error.__cause__ or error).rstrip(".")
