@@ -183,7 +183,7 @@ def class_probabilities(
     Outputs that are no probabilities are taken for logits.
 
     Raises:
-        ValueError: When called, if the model has not one output of `classes` (default: any number), or if it is not
+        ValueError: When called, if the model has not one output of `classes` (default: two or more), or if it is not
             finite.
     """
     network = model.model
@@ -197,8 +197,10 @@ def class_probabilities(
         else:
             outputs = model.run(images).values()
         values, *others = (np.asarray(x, "float64") for x in outputs)
-        if others or values.ndim != 2 or values.shape != (len(images), classes or values.shape[-1]):
-            rule = f"A model must have one output of {classes or 'all'} classes"
+        # One value is the probability of a class against the rest, of which a softmax would make 1.
+        found = values.shape[-1] if values.ndim == 2 and values.shape[-1] > 1 else None
+        if others or found is None or values.shape != (len(images), classes or found):
+            rule = f"A model must have one output of {classes or 'two or more'} classes"
             shapes = [x.shape[1:] for x in (values, *others)]
             raise ValueError(f"{rule}. Received: {model.name} with outputs {shapes}")
         if not np.isfinite(values).all():

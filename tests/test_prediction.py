@@ -109,6 +109,15 @@ def test_what_cannot_classify_photos_is_refused(make, options, message):
         classifier_of(make(), normalization=(0, 255), **options)
 
 
+def test_one_value_for_two_classes_is_refused():
+    x = keras.Input((8, 8, 1))
+    binary = keras.Model(x, keras.layers.Dense(1, activation="sigmoid")(keras.layers.Flatten()(x)), name="binary")
+    with pytest.raises(
+        ValueError, match=r"one output of two or more classes\. Received: binary with outputs \[\(1,\)\]$"
+    ):
+        se_keras.predict(binary, np.zeros((8, 8, 1), "uint8"), normalization=(0, 255))
+
+
 def test_pixels_of_another_number_of_channels_are_refused(trained_digits):
     with pytest.raises(ValueError, match=r"Pixels are \(height, width, 1\)\. Received: \(8, 8, 3\)$"):
         se_keras.predict(trained_digits / "float32.tflite", np.zeros((8, 8, 3), "uint8"))

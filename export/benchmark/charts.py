@@ -37,7 +37,7 @@ class Difference:
 
 @dataclass(frozen=True, kw_only=True)
 class Stack:
-    """A row of `stack_chart`: two bars of parts, before and after, and the text beside them.
+    """A row of `stack_chart`: two bars of parts, before and after, with a text.
 
     Args:
         before, after: `{part: value}`, in the order of the parts.

@@ -86,13 +86,13 @@ def _figures(results):
     record, _ = first(results)
     ratio = record["comparison"]["ratio"]
     kind, noise = (_kind(record), "") if record["is_real"] else ("noise", ", not larger than the noise")
-    told = [(percent(ratio["median"]), f"95 % interval: {interval(ratio)}{noise}", f"measured {kind}")]
+    shown = [(percent(ratio["median"]), f"95 % interval: {interval(ratio)}{noise}", f"measured {kind}")]
     if not is_of_files(record):
         times = f"{PAPER['resnet50_ms']} ms, with SE {PAPER['se_resnet50_ms']} ms"
-        told.append((percent(PAPER["ratio"]), f"ResNet-50 in the paper: {times}", "paper"))
+        shown.append((percent(PAPER["ratio"]), f"ResNet-50 in the paper: {times}", "paper"))
     return "".join(
         f'<p class="{kind}"><strong>{typeset(figure)}</strong> <span>{typeset(text)}</span></p>'
-        for figure, text, kind in told
+        for figure, text, kind in shown
     )
 
 
@@ -125,9 +125,9 @@ def _short_labels(records):
         [counted(record["threads"], "thread") for record in records],
     ]
     names = columns[1] if any(map(is_of_files, records)) else ()
-    told = [column for column in columns if column is names or len(set(column)) > 1]
-    told.append([x["precision"] if is_of_files(x) else f"{x['precision']} {x['form']}" for x in records])
-    return [", ".join(texts) for texts in zip(*told, strict=True)]
+    shown = [column for column in columns if column is names or len(set(column)) > 1]
+    shown.append([x["precision"] if is_of_files(x) else f"{x['precision']} {x['form']}" for x in records])
+    return [", ".join(texts) for texts in zip(*shown, strict=True)]
 
 
 def _difference(record, text):

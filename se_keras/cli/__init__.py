@@ -61,7 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status.
 
     It is 0 for success, 2 for an error that the user can correct, 130 after Ctrl-C, 1 if `verify` or `serve-check`
-    finds that two models disagree, and 75 if `train` was stopped by SIGTERM and can be resumed.
+    finds that two models disagree or `predict` cannot read a photo, and 75 if `train` was stopped by SIGTERM and can be
+    resumed.
     """
     parser = _parser()
     if "_ARGCOMPLETE" in os.environ:

@@ -125,12 +125,12 @@ def _fetch(network, repo, *, force):
     with needs_extra("pretrained", "weights='imagenet'"):
         import huggingface_hub
     try:
-        reached = _error_of_hub(huggingface_hub.hf_hub_url(repo, FILE))
-        if reached is None or force:
+        failure = _error_of_hub(huggingface_hub.hf_hub_url(repo, FILE))
+        if failure is None or force:
             return Path(huggingface_hub.hf_hub_download(repo, FILE, force_download=force))
         with contextlib.suppress(huggingface_hub.errors.LocalEntryNotFoundError):
             return Path(huggingface_hub.hf_hub_download(repo, FILE, local_files_only=True))
-        raise reached
+        raise failure
     except Exception as error:  # huggingface_hub also raises the errors of the HTTP library that it uses
         # Its own message is "check your connection" for every failure. The cause says what happened.
         reason = first_line(error.__cause__ or error).rstrip(".")
