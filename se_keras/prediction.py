@@ -198,8 +198,8 @@ def class_probabilities(
             outputs = model.run(images).values()
         values, *others = (np.asarray(x, "float64") for x in outputs)
         # One value is the probability of a class against the rest, of which a softmax would make 1.
-        found = values.shape[-1] if values.ndim == 2 and values.shape[-1] > 1 else None
-        if others or found is None or values.shape != (len(images), classes or found):
+        count = classes or max(values.shape[-1], 2)
+        if others or values.shape != (len(images), count):
             rule = f"A model must have one output of {classes or 'two or more'} classes"
             shapes = [x.shape[1:] for x in (values, *others)]
             raise ValueError(f"{rule}. Received: {model.name} with outputs {shapes}")
