@@ -2,7 +2,6 @@
 
 import gc
 import time
-from functools import partial
 from pathlib import Path
 
 import keras
@@ -10,11 +9,10 @@ import numpy as np
 
 from se_keras import storage
 from se_keras.catalogue import baseline_name, create
-from se_keras.environment import environment
-from se_keras.export.benchmark.overhead import overheads
+from se_keras.export.benchmark.overhead import pairs
 from se_keras.export.benchmark.report import as_html
 from se_keras.export.benchmark.results import PAPER
-from se_keras.export.benchmark.targets.host import measure
+from se_keras.export.benchmark.targets.host import Host
 from se_keras.export.litert.conversion import to_litert
 from se_keras.export.serving.conversion import to_savedmodel
 from se_keras.runs import MODEL_FILE, training_of
@@ -51,15 +49,16 @@ def quickstart(
     """
     folder, started = Path(folder), time.monotonic()
     keras.utils.set_random_seed(recipe.seed)
-    report = {"schema": 1, "environment": environment(), "training": {}, "exports": {}, "overhead": [], "paper": PAPER}
+    host = Host(blocks=blocks)
+    report = {"schema": 1, "environment": host.connect(progress), "training": {}, "exports": {}, "overhead": []}
+    report["paper"] = PAPER
     for network in (baseline_name(TRAINED), TRAINED):
         model, report["training"][network] = _train(network, recipe, folder, progress)
     progress(f"exporting {TRAINED} to LiteRT and to a SavedModel")
     report["exports"] = _export(model, folder)
     del model
     gc.collect()
-    measuring = partial(measure, blocks=blocks)
-    for overhead in overheads(measured, precisions=PRECISIONS, measure=measuring, progress=progress):
+    for overhead in host.measure(pairs(measured, precisions=PRECISIONS, progress=progress), progress):
         report["overhead"].append(overhead.to_json())
     report["seconds"] = round(time.monotonic() - started, 1)
     storage.write_json(folder / "report.json", report)

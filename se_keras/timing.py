@@ -74,13 +74,18 @@ class Comparison:
     @property
     def is_significant(self) -> bool:
         """Whether the interval excludes 1 and the difference is larger than the control's."""
-        outside = not self.ratio.low <= 1 <= self.ratio.high
-        noise = max(abs(math.log(self.control.low)), abs(math.log(self.control.high)))
-        return outside and abs(math.log(self.ratio.median)) > noise
+        return is_significant(self.ratio, self.control)
 
     def to_json(self) -> Json:
         """The comparison as a dict for JSON, where the control is called `null`."""
         return {"null" if field == "control" else field: value for field, value in asdict(self).items()}
+
+
+def is_significant(ratio: Ratio, control: Ratio) -> bool:
+    """Whether the interval of a ratio excludes 1 and its difference is larger than the control's."""
+    outside = not ratio.low <= 1 <= ratio.high
+    noise = max(abs(math.log(control.low)), abs(math.log(control.high)))
+    return outside and abs(math.log(ratio.median)) > noise
 
 
 FEWEST_BLOCKS = 10  # measured before a narrow interval may end a comparison

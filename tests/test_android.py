@@ -13,7 +13,8 @@ from keras import layers
 
 import se_keras_cli
 from se_keras.catalogue import create
-from se_keras.export.benchmark.targets.adb import Phone, PhoneLost, environment, measure, parse
+from se_keras.export.benchmark.measuring import pair_of_files
+from se_keras.export.benchmark.targets.adb import Adb, Phone, PhoneLost, parse
 from se_keras.export.litert.conversion import to_litert
 
 
@@ -50,7 +51,9 @@ def measured(pair):
 
     def run(home, **options):
         defaults = {"benchmark_model": home / "benchmark_model", "blocks": 3, "runs": 5, "rest": 0}
-        return measure(*pair, variant="as given", **defaults | options)
+        threads = options.pop("threads", 1)
+        (found,) = Adb(**defaults | options).measure([pair_of_files(*pair, threads=threads)], print)
+        return found
 
     return run
 
@@ -76,7 +79,7 @@ def test_every_generation_of_benchmark_model_is_read(phone, measured, version):
 
 def test_phone_says_what_it_is_and_is_left_clean(phone, measured):
     home = phone()
-    found, where = measured(home), environment()
+    found, where = measured(home), Adb(benchmark_model=home / "benchmark_model").connect(print)
     assert where["model"] == "Pixel 9" and where["processor"] == "Pixel 9 Tensor G4" and where["system"] == "Android 16"
     assert where["governor"] is None
     assert found.device.celsius == (33.5,) * 3

@@ -19,19 +19,31 @@ from keras import layers
 import se_keras.environment
 from se_keras.catalogue import baseline_name
 from se_keras.environment import environment
-from se_keras.export.benchmark import overhead, programs
+from se_keras.export.benchmark import overhead, profiler, programs
 from se_keras.export.benchmark.energy import find_meter
-from se_keras.export.benchmark.overhead import export_pairs, overheads
+from se_keras.export.benchmark.measuring import pair_of_files
+from se_keras.export.benchmark.overhead import export_pairs, pairs
 from se_keras.export.benchmark.results import PAPER, Overhead
 from se_keras.export.benchmark.targets import host
-from se_keras.export.benchmark.targets.host import measure
+from se_keras.export.benchmark.targets.host import Host
 from se_keras.export.litert.conversion import to_litert
 from se_keras.layers import SqueezeExcite
 from se_keras.recalibration import SEConfig
 from se_keras.storage import sha256
 from se_keras.timing import FEWEST_BLOCKS, Comparison, Ratio, compare
 
-QUICK = partial(measure, blocks=2, runs=1)
+QUICK = Host(blocks=2, runs=1)
+
+
+def measure(baseline, network, *, variant, threads=1, **options):
+    """The `Overhead` of two files on this machine."""
+    (found,) = Host(**options).measure([pair_of_files(baseline, network, variant=variant, threads=threads)], print)
+    return found
+
+
+def overheads(network, target=QUICK, progress=print, input_shape=(4, 4, 2), **wanted):
+    """Records of a network, whose files are those of the fixture `exported`."""
+    return target.measure(pairs(network, progress=progress, input_shape=input_shape, **wanted), progress)
 
 
 class Clock:
@@ -341,8 +353,8 @@ def test_record_has_the_comparison(measured):
 
 # The file format: programs and old results.json files have these names.
 KEYS = (
-    "baseline network precision form threads input_shape comparison undelegated sha256 se footprints profiles flags "
-    "celsius missing is_real"
+    "baseline network precision form threads input_shape comparison undelegated sha256 se footprints profiles "
+    "environment flags celsius missing is_real"
 )
 COMPARISON_KEYS = "ratio null a_ms b_ms blocks runs drift a b a_mj b_mj"
 
@@ -366,7 +378,7 @@ def test_baseline_is_a_and_its_double_and_the_network_is_b(narrow, wide, monkeyp
     prepared = {}
 
     def record(**sides):
-        options = {key: sides.pop(key) for key in ("blocks", "runs", "within", "seconds", "meter", "progress")}
+        options = {key: sides.pop(key) for key in ("blocks", "runs", "within", "seconds", "meter")}
         prepared.update(options)
         # A bound method knows its interpreter, whose convolution knows its number of channels.
         for side, call in sides.items():
@@ -376,7 +388,7 @@ def test_baseline_is_a_and_its_double_and_the_network_is_b(narrow, wide, monkeyp
 
     monkeypatch.setattr(host, "compare", record)
     measure(narrow, wide, variant="lowered", blocks=7, runs=5, within=0.1, seconds=9)
-    options = {"blocks": 7, "runs": 5, "within": 0.1, "seconds": 9, "meter": find_meter(), "progress": None}
+    options = {"blocks": 7, "runs": 5, "within": 0.1, "seconds": 9, "meter": find_meter()}
     assert prepared == {"a": 4, "b": 8, "control": 4, **options}
 
 
@@ -432,30 +444,30 @@ def test_baseline_is_called_after_the_network(network, baseline):
 
 
 @pytest.fixture(scope="module")
-def pairs():
+def exported_digits():
     messages, precisions = [], ("float32", "int8")
-    pairs = export_pairs("se_resnet11_digits", variant="lowered", precisions=precisions, progress=messages.append)
-    return pairs, messages
+    files = export_pairs("se_resnet11_digits", variant="lowered", precisions=precisions, progress=messages.append)
+    return files, messages
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "int8"])
-def test_pair_is_the_network_and_its_baseline_alike(pairs, precision):
-    pair = pairs[0][precision]
+def test_pair_is_the_network_and_its_baseline_alike(exported_digits, precision):
+    pair = exported_digits[0][precision]
     assert [model.manifest["network"] for model in pair] == ["resnet11_digits", "se_resnet11_digits"]
     assert {model.manifest["precision"] for model in pair} == {precision}
     assert [model.manifest["lowering"]["hoisted"] for model in pair] == [0, 3]
 
 
 @pytest.mark.slow
-def test_pair_is_measured_in_int8(pairs):
-    record = measure(*pairs[0]["int8"], variant="lowered", blocks=2, runs=1)
+def test_pair_is_measured_in_int8(exported_digits):
+    record = measure(*exported_digits[0]["int8"], variant="lowered", blocks=2, runs=1)
     assert (record.baseline, record.network, record.precision) == ("resnet11_digits", "se_resnet11_digits", "int8")
 
 
 @pytest.mark.slow
-def test_progress_names_what_is_exported(pairs):
-    assert pairs[1] == ["exporting resnet11_digits lowered", "exporting se_resnet11_digits lowered"]
+def test_progress_names_what_is_exported(exported_digits):
+    assert exported_digits[1] == ["exporting resnet11_digits lowered", "exporting se_resnet11_digits lowered"]
 
 
 def test_published_pair_is_not_lowered(monkeypatch):
@@ -487,7 +499,7 @@ def exported(narrow, wide, monkeypatch):
 
 @pytest.mark.slow
 def test_every_form_is_measured_in_every_precision(exported):
-    records = list(overheads("se_resnet50", precisions=("float32", "int8"), measure=QUICK))
+    records = list(overheads("se_resnet50", precisions=("float32", "int8")))
     assert [record.variant for record in records] == ["published", "published", "lowered", "lowered"]
     assert all(isinstance(record, Overhead) for record in records)
     assert exported == [("published", ("float32", "int8")), ("lowered", ("float32", "int8"))]
@@ -495,7 +507,7 @@ def test_every_form_is_measured_in_every_precision(exported):
 
 def test_record_says_where_squeeze_and_excitation_stands(exported):
     se = SEConfig(site="3x3", stages=(3, 4))
-    (record,) = overheads("se_resnet50", precisions=("int8",), variants=("lowered",), se=se, measure=QUICK)
+    (record,) = overheads("se_resnet50", precisions=("int8",), variants=("lowered",), se=se)
     assert (record.se["site"], record.se["stages"]) == ("3x3", (3, 4))
 
 
@@ -515,14 +527,14 @@ def test_network_is_exported_with_its_squeeze_and_excitation_elsewhere(monkeypat
 
 
 def test_measurements_come_one_by_one(exported):
-    records = overheads("se_resnet50", precisions=("float32",), measure=QUICK)
+    records = overheads("se_resnet50", precisions=("float32",))
     next(records)
     assert exported == [("published", ("float32",))]
 
 
 def test_progress_names_what_is_timed(exported):
     messages = []
-    list(overheads("se_resnet50", precisions=("int8",), variants=("lowered",), measure=QUICK, progress=messages.append))
+    list(overheads("se_resnet50", precisions=("int8",), variants=("lowered",), progress=messages.append))
     assert messages == ["timing se_resnet50 compared with resnet50, int8 lowered"]
 
 
@@ -665,15 +677,17 @@ def test_profile_that_fails_loses_no_comparison(exported, monkeypatch):
         raise ValueError("The installed ai-edge-litert cannot report the times")
 
     messages = []
-    monkeypatch.setattr(overhead, "profile", broken)
-    found = overheads("se_resnet50", precisions=("float32",), measure=QUICK, profiled=True, progress=messages.append)
+    monkeypatch.setattr(profiler, "profile", broken)
+    found = overheads(
+        "se_resnet50", precisions=("float32",), target=replace(QUICK, profile=True), progress=messages.append
+    )
     assert [record.profiles for record in found] == [(), ()]
     assert messages.count("not profiled: The installed ai-edge-litert cannot report the times") == 2
 
 
 @pytest.mark.slow
 def test_what_is_kept_is_not_measured_again():
-    run = partial(overheads, "se_resnet11_digits", precisions=("float32",), variants=("lowered",), measure=QUICK)
+    run = partial(overheads, "se_resnet11_digits", input_shape=None, precisions=("float32",), variants=("lowered",))
     first = [found.to_json() for found in run()]
     kept = json.loads(json.dumps(first))  # as a file has it
     more = list(run(threads=(1, 2), kept=kept))

@@ -969,7 +969,7 @@ def test_table_says_whether_a_difference_is_real_and_warns_of_a_busy_machine(cap
 
 
 def test_benchmark_profiles_files_for_the_report(cli, files, tmp_path, monkeypatch):
-    monkeypatch.setattr(overhead, "profile", lambda file, threads: made_profile({"stage2_block1_conv1": 1000.0}))
+    monkeypatch.setattr(profiler, "profile", lambda file, threads: made_profile({"stage2_block1_conv1": 1000.0}))
     command = ["benchmark", "--files", files / "plain.tflite", files / "se.tflite", "--blocks", 2, "--profile"]
     assert cli(*command, "-o", tmp_path / "r.json").status == 0
     (record,) = json.loads((tmp_path / "r.json").read_text())["overhead"]
@@ -1133,7 +1133,8 @@ REFUSALS = {
     "evaluate {files}/truncated.keras": "'{files}/truncated.keras' is not a Keras model",
     "evaluate {files}/run/model.keras --confusion {new}/c.gif": "is written as .csv, .png or .svg. Received",
     "benchmark-training --network resnet50": "resnet50 is a baseline",
-    "benchmark --adb --profile": "--profile is for files on this machine. Received: --profile and --adb",
+    "benchmark --adb --profile": "--profile is for this machine. Received: --adb",
+    "benchmark --adb": "--adb needs --benchmark-model PATH, LiteRT's binary for the phone: docs/guides/phone.md",
     "report {new}/r.json -o {new}/r.html": "There is no file of results '{new}/r.json'",
     "report {files}/run/run.json -o {new}/r.html": "is not a file of results of se-keras benchmark: it lacks ",
     "benchmark --network resnet50 -o {new}/r.json": "resnet50 is a baseline",
@@ -1169,7 +1170,7 @@ REFUSALS = {
     "train se_resnet11_digits --tpu x -o {new}/run": "--tpu is for --strategy tpu. Received: --strategy none",
     "train se_resnet11_digits --wait 9 -o {new}/run": "--wait is for --strategy multi-worker. Received",
     "report {files}/run/run.json --markdown -o {new}/r.html": "--markdown prints a table. Received: both",
-    "benchmark --rest 9": "--rest is for a phone, with --adb. Received: no --adb",
+    "benchmark --rest 9": "--rest is for --adb. Received: this machine",
     "benchmark --files {files}/plain.tflite {files}/se.tflite --form lowered": "--form is for networks .+ --files",
     "export {files}/model.keras --input-type uint8 -o {new}/x.tflite": "input_type='uint8' is for precision='int8'",
     "export {files}/model.keras --precision int8 --calibration digits --keep-float x -o {new}/x.tflite": "no layer of",

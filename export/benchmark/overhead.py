@@ -1,31 +1,29 @@
-"""What squeeze-and-excitation costs: a network and its baseline, exported in the same way and timed in pairs."""
+"""The pairs to measure: a network and its baseline, exported in the same way."""
 
 import gc
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
-from itertools import product
+from itertools import groupby, product
 from typing import Literal
 
 import keras
 
 from se_keras.catalogue import AS_PUBLISHED, AsPublished, baseline_name, create, spec_of
 from se_keras.recalibration import SEConfig
+from se_keras.storage import sha256
 from se_keras.typing import Json, OnMessage
 
 from ..litert.conversion import PRECISIONS, Precision, to_litert
 from ..litert.file import LiteRTModel, check_threads
 from ..model import check_images
-from .profiler import profile
-from .results import AS_GIVEN, Cell, Overhead, complete, described
-from .targets.host import measure
+from .measuring import Pair, pair_of_files
+from .results import Cell, complete
 
 Variant = Literal["published", "lowered"]
 VARIANTS: dict[Variant, bool] = {"published": False, "lowered": True}  # the exporters' argument `lowering`
-Pair = tuple[LiteRTModel, LiteRTModel]  # baseline and network
 
 
-def overheads(
+def pairs(
     network: str,
     *,
     precisions: Sequence[Precision],
@@ -34,23 +32,20 @@ def overheads(
     input_shape: Sequence[int] | None = None,
     threads: Sequence[int] = (1,),
     kept: Collection[Json] = (),
-    profiled: bool = False,
-    measure: Callable[..., Overhead] = measure,
     progress: OnMessage | None = None,
-) -> Iterator[Overhead]:
-    """Exports and measures a network and its baseline, and yields each `Overhead` as soon as it is measured.
+) -> Iterator[Pair]:
+    """A network and its baseline in each variant and precision, exported when the iterator comes to them.
+
+    `Host().measure(pairs("se_resnet50", precisions=["int8"]), print)` yields an `Overhead` for each.
 
     Args:
         network: A network of the catalogue with squeeze-and-excitation.
         input_shape: `(height, width, channels)`; default: the network's own.
         kept: Records of earlier measurements, from `Overhead.to_json`, which are not repeated.
-        profiled: Whether to profile both files too. If that fails, `progress` is called with the reason.
-        measure: Measures a pair: `functools.partial(host.measure, blocks=10)`, or `adb.measure` for a phone.
 
     Raises:
-        ValueError: If the network is a baseline, if a variant or precision does not exist, or if `measure` raises it.
+        ValueError: At once, if the network is a baseline, or if there is no such variant, precision or thread count.
     """
-    progress = progress or (lambda message: None)
     for what, values, possible in (("variant", variants, tuple(VARIANTS)), ("precision", precisions, PRECISIONS)):
         if not values or not set(values) <= set(possible):
             raise ValueError(f"{what} must be one or more of {possible}. Received: {', '.join(values) or 'none'}")
@@ -59,46 +54,50 @@ def overheads(
         check_threads(number)
     shape = (1, *(input_shape or spec_of(network).input_shape))
     names = {"network": network, "baseline": baseline_name(network)}
+    cells = [
+        Cell(**names, precision=precision, variant=variant, threads=number, input_shape=shape, se=config)
+        for variant, precision, number in product(*map(dict.fromkeys, (variants, precisions, threads)))
+    ]
     measured = set(map(Cell.of, complete(kept)))
-    missing: dict[Variant, dict[Precision, list[Cell]]] = {}
-    for variant, precision, number in product(variants, precisions, threads):
-        cell = Cell(**names, precision=precision, variant=variant, threads=number, input_shape=shape, se=config)
-        if cell not in measured:
-            missing.setdefault(variant, {}).setdefault(precision, []).append(cell)
-    for variant, cells in missing.items():
-        pairs = export_pairs(
-            network, variant=variant, precisions=tuple(cells), se=config, input_shape=input_shape, progress=progress
+    return _exported([cell for cell in cells if cell not in measured], input_shape, progress)
+
+
+def _exported(cells, input_shape, progress):
+    """The pair of each cell: all precisions of a variant are exported at once."""
+    for variant, of_variant in groupby(cells, lambda cell: cell.variant):
+        of_precision = {precision: list(same) for precision, same in groupby(of_variant, lambda cell: cell.precision)}
+        files = export_pairs(
+            cells[0].network,
+            variant=variant,
+            precisions=tuple(of_precision),
+            se=cells[0].se,
+            input_shape=input_shape,
+            progress=progress,
         )
         gc.collect()  # Keras models are reference cycles of some hundred megabytes
-        for precision, of_precision in cells.items():
-            pair = pairs.pop(precision)
-            for cell in of_precision:
-                yield _measure_cell(cell, pair, f", {precision} {variant}", profiled, measure, progress)
+        for precision, same in of_precision.items():
+            baseline, network = files.pop(precision)
+            for cell in same:
+                yield Pair(cell=cell, baseline=baseline, network=network)
 
 
-def overheads_of_files(
+def pairs_of_files(
     baseline: LiteRTModel,
     network: LiteRTModel,
     *,
     names: Sequence[str],
     threads: Sequence[int] = (1,),
     kept: Collection[Json] = (),
-    profiled: bool = False,
-    measure: Callable[..., Overhead] = measure,
-    progress: OnMessage | None = None,
-) -> Iterator[Overhead]:
-    """Measures two LiteRT files, as `overheads` does, and yields an `Overhead` for each number of threads.
+) -> Iterator[Pair]:
+    """The pair of two LiteRT files for each number of threads that is not in a record of `kept`.
 
     `names` are the names of baseline and network in the record: two files of one network have the same name.
     """
-    progress = progress or (lambda message: None)
-    about = described(baseline, network) | {"baseline": names[0], "network": names[1]}
-    sha256 = about.pop("sha256")
+    files = sha256(baseline.content), sha256(network.content)
     measured = {(tuple(record["sha256"]), record["threads"]) for record in complete(kept)}
     for number in threads:
-        if (sha256, number) not in measured:
-            cell = Cell(**about, variant=AS_GIVEN, threads=number, input_shape=(), se=None)
-            yield _measure_cell(cell, (baseline, network), "", profiled, measure, progress)
+        if (files, number) not in measured:
+            yield pair_of_files(baseline, network, names=names, threads=number)
 
 
 def export_pairs(
@@ -109,12 +108,12 @@ def export_pairs(
     se: SEConfig | None | AsPublished = AS_PUBLISHED,
     input_shape: Sequence[int] | None = None,
     progress: OnMessage | None = None,
-) -> dict[str, Pair]:
+) -> dict[str, tuple[LiteRTModel, LiteRTModel]]:
     """Exports `{precision: (baseline, network)}` with random weights: times depend on shapes, not on weights."""
     progress = progress or (lambda message: None)
     sides, lowering = {baseline_name(network): None, network: config_of(network, se)}, VARIANTS[variant]
     keras.utils.set_random_seed(0)  # the same weights, and so the same int8 scales, every time
-    pairs: dict[Precision, list[LiteRTModel]] = {precision: [] for precision in precisions}
+    exported: dict[Precision, list[LiteRTModel]] = {precision: [] for precision in precisions}
     for name, config in sides.items():
         progress(f"exporting {name} {variant}")
         # Logits: the softmax of an untrained network is 0 and 1, which would hide how well the files agree.
@@ -122,32 +121,9 @@ def export_pairs(
         images = check_images(model, samples=5)
         float32 = to_litert(model, held_out=images, lowering=lowering)
         quantized = partial(to_litert, model, calibration=images, lowering=lowering, converted=float32)
-        for precision, files in pairs.items():
+        for precision, files in exported.items():
             files.append(float32 if precision == "float32" else quantized(precision=precision))
-    return {precision: (baseline, other) for precision, (baseline, other) in pairs.items()}
-
-
-def _measure_cell(cell, pair, what, profiled, measure, progress):
-    more = f", {cell.threads} threads" * (cell.threads > 1)
-    progress(f"timing {cell.network} compared with {cell.baseline}{what}{more}")
-    found = measure(*pair, variant=cell.variant, threads=cell.threads)
-    profiles = _profiles(pair, cell.threads, progress) if profiled else ()
-    se = cell.se and asdict(cell.se)
-    return replace(found, baseline=cell.baseline, network=cell.network, se=se, profiles=profiles)
-
-
-def _profiles(pair, threads, progress):
-    """Microseconds by stage and part of both files; empty, with a message, if they cannot be profiled."""
-    profiles = []
-    try:
-        for file in pair:
-            profiles.append({})
-            for (stage, part), microseconds in profile(file, threads=threads).by("stage", "part").items():
-                profiles[-1].setdefault(stage or "outside", {})[part] = microseconds
-        return tuple(profiles)
-    except ValueError as error:
-        progress(f"not profiled: {error}")
-        return ()
+    return {precision: (baseline, other) for precision, (baseline, other) in exported.items()}
 
 
 def config_of(network: str, se: SEConfig | None | AsPublished = AS_PUBLISHED) -> SEConfig:

@@ -5,11 +5,10 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, NotRequired, TypedDict
 
 from se_keras.recalibration import SEConfig
-from se_keras.storage import sha256
-from se_keras.timing import Comparison
+from se_keras.timing import Comparison, Ratio, is_significant
 from se_keras.typing import Json
 
-from ..litert.file import LiteRTModel, LiteRTRunner
+from ..litert.file import LiteRTRunner
 
 AS_GIVEN = "as given"  # the variant of files that were not exported for the measurement
 PAPER = {"resnet50_ms": 164, "se_resnet50_ms": 167, "ratio": 167 / 164, "source": "arXiv:1709.01507, section 4"}
@@ -32,12 +31,14 @@ class PercentilesRecord(TypedDict):
 
 
 class ComparisonRecord(TypedDict):
-    """A comparison in results.json."""
+    """A comparison in results.json: of times, or of counted instructions."""
 
     ratio: IntervalRecord
     null: IntervalRecord
-    a_ms: float
-    b_ms: float
+    a_ms: NotRequired[float]
+    b_ms: NotRequired[float]
+    a_instructions: NotRequired[dict[str, int]]
+    b_instructions: NotRequired[dict[str, int]]
     drift: NotRequired[float | None]
     a: NotRequired[PercentilesRecord | None]
     b: NotRequired[PercentilesRecord | None]
@@ -87,12 +88,15 @@ class OverheadRecord(TypedDict):
     flags: NotRequired[list[str]]
     celsius: NotRequired[list[float]]
     missing: NotRequired[str | None]
+    environment: NotRequired["EnvironmentRecord | None"]
 
 
 class EnvironmentRecord(TypedDict):
     """The environment in results.json."""
 
     processor: str
+    target: NotRequired[str]
+    runtime: NotRequired[str]
     affinity: NotRequired[list[int] | None]
     cores: NotRequired[int | None]
     matrix_units: NotRequired[list[str] | None]
@@ -125,8 +129,34 @@ class Footprint:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Counts:
+    """How many instructions one inference executes, of baseline A and network B. An instruction is not a time.
+
+    Args:
+        ratio: Instructions of B over those of A.
+        control: The same of A, counted a second time, over A.
+        a_instructions: Instructions of A by kind; `total` is their sum.
+        b_instructions: The same of B.
+    """
+
+    ratio: Ratio
+    control: Ratio
+    a_instructions: dict[str, int]
+    b_instructions: dict[str, int]
+
+    @property
+    def is_significant(self) -> bool:
+        """Whether the difference is larger than that of two counts of A."""
+        return is_significant(self.ratio, self.control)
+
+    def to_json(self) -> Json:
+        """The counts as a dict for JSON, where the control is called `null`."""
+        return {"null" if field == "control" else field: value for field, value in asdict(self).items()}
+
+
+@dataclass(frozen=True, kw_only=True)
 class DeviceConditions:
-    """The conditions of a measurement on a phone; all are empty for a measurement on this machine.
+    """The conditions of a measurement on another device; all are empty for a measurement on this machine.
 
     Args:
         flags: Flags of `benchmark_model`.
@@ -137,6 +167,9 @@ class DeviceConditions:
     flags: tuple[str, ...] = ()
     celsius: tuple[float, ...] = ()
     missing: str | None = None
+
+
+HERE = DeviceConditions()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,6 +185,7 @@ class Overhead:
         sha256, footprints: For the baseline and the network.
         se: The fields of the network's `SEConfig`; None for two existing files.
         profiles: For both, if profiled: microseconds by stage and part, `{"stage2": {"scale": 1.0}}`.
+        environment: The device of this record, where the devices of a file differ; None: the environment of the file.
     """
 
     baseline: str
@@ -160,13 +194,14 @@ class Overhead:
     variant: str
     threads: int
     input_shape: tuple[int, ...]
-    comparison: Comparison
+    comparison: Comparison | Counts
     undelegated: tuple[str, ...]
     sha256: tuple[str, str]
     se: dict[str, Any] | None = None
     footprints: tuple[Footprint, ...] = ()
     profiles: tuple[Profile, ...] = ()
-    device: DeviceConditions = DeviceConditions()
+    device: DeviceConditions = HERE
+    environment: Json | None = None
 
     def to_json(self) -> Json:
         """The record as a dict for JSON, with the keys of results.json."""
@@ -195,9 +230,28 @@ class Cell:
         return cls(**same, variant=record["form"], input_shape=shape, se=se)
 
 
+def device_of(record: Json, results: Json) -> Json:
+    """The environment that a record of results was measured in: its own, or that of the file."""
+    return record.get("environment") or results["environment"]
+
+
+def with_record(records: Iterable[Json], record: Json) -> list[Json]:
+    """Records and one more. It replaces one of the same measurement that is partial or has a device of its own."""
+
+    def is_replaced(other):
+        return (other.get("missing") or other.get("environment")) and _identity(other) == _identity(record)
+
+    return [*(other for other in records if not is_replaced(other)), record]
+
+
+def _identity(record):
+    device = record.get("environment") or {}
+    return Cell.of(record), device.get("processor"), device.get("id")
+
+
 def complete(records: Iterable[Json]) -> list[Json]:
-    """The records of complete measurements."""
-    return [record for record in records if not record.get("missing")]
+    """The records of complete measurements on the device of the file."""
+    return [record for record in records if not record.get("missing") and not record.get("environment")]
 
 
 def require_pair(baseline: LiteRTRunner, network: LiteRTRunner) -> tuple[int, ...]:
@@ -209,13 +263,3 @@ def require_pair(baseline: LiteRTRunner, network: LiteRTRunner) -> tuple[int, ..
     if None in size:
         raise ValueError(f"A pair needs images of a fixed size. Received: files of {(batch, *size)}")
     return (batch or 1, *size)
-
-
-def described(baseline: LiteRTModel, network: LiteRTModel) -> dict[str, Any]:
-    """The fields of an `Overhead` that come from the manifests and contents of two files."""
-    return {
-        "baseline": baseline.manifest["network"],
-        "network": network.manifest["network"],
-        "precision": "/".join(dict.fromkeys(side.manifest["precision"] for side in (baseline, network))),
-        "sha256": (sha256(baseline.content), sha256(network.content)),
-    }

@@ -3,11 +3,11 @@
 import argparse
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import replace
-from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -16,8 +16,6 @@ from .arguments import (
     BLOCKS,
     POSITIVE,
     PRECISIONS,
-    RATE,
-    SECONDS,
     SITES,
     THREADS,
     VARIANTS,
@@ -28,6 +26,10 @@ from .arguments import (
     only_for,
 )
 from .screen import print_json, print_line, print_message, print_table, ratio_cells, show_progress
+from .targets import add_targets, target_of
+
+if TYPE_CHECKING:  # not imported for --help
+    from se_keras.export.benchmark.measuring import Pair
 
 SIZE = "height and width (default: the network's own)"
 PAIRS = "number of paired measurements (default: %(default)s)"
@@ -48,20 +50,7 @@ def add_benchmark(commands: Commands) -> None:
     add("--stages", type=POSITIVE, nargs="+", metavar="N", help="the stages with SE: 2 to 5 of a ResNet")
     add("--size", type=POSITIVE, help=SIZE)
     add("--threads", type=THREADS, nargs="+", default=[1], metavar="N", help="default: 1")
-    add("--blocks", type=BLOCKS, default=30, help=PAIRS)
-    add("--within", type=RATE, metavar="X", help="stop when the 95 %% interval is narrower than X, such as 0.01")
-    add("--seconds", type=SECONDS, metavar="S", help="stop a comparison after this time")
-    add("--profile", action="store_true", help="profile the files too, for the report")
-    add("--allow-undelegated", action="store_true", help="measure even if operators are not delegated to XNNPACK")
-    _add_phone(add)
-
-
-def _add_phone(add):
-    add("--adb", action="store_true", help="measure on a phone (see docs/guides/phone.md)")
-    add("--serial", metavar="S", help="serial number of the phone, if there are several")
-    add("--benchmark-model", metavar="PATH", help="LiteRT's binary for the phone, or device:/path of one on it")
-    rest = "seconds for the phone to cool down between blocks (default: 5)"
-    add("--rest", type=SECONDS, metavar="S", help=rest)
+    add_targets(commands.choices["benchmark"])
 
 
 def benchmark(options: argparse.Namespace, console: Console) -> None:
@@ -79,16 +68,11 @@ def benchmark(options: argparse.Namespace, console: Console) -> None:
     from se_keras.export.benchmark import results
     from se_keras.wording import counted
 
-    if options.profile and options.adb:
-        raise ValueError("--profile is for files on this machine. Received: --profile and --adb")
     ours = "--network --precision --form --site --stages --size"
     only_for(options, ours, "networks of the catalogue", "--files, which are as they are", possible=not options.files)
-    only_for(options, "--serial --benchmark-model --rest", "a phone, with --adb", "no --adb", possible=options.adb)
-    if options.adb and options.benchmark_model is None:
-        raise ValueError("--adb needs --benchmark-model PATH, LiteRT's binary for the phone: docs/guides/phone.md")
+    target = target_of(options)
     with show_progress(console) as progress:
-        measure, environment = _device(options, progress)
-        report = {"schema": 1, "environment": environment, "overhead": [], "paper": results.PAPER}
+        report = {"schema": 1, "environment": target.connect(progress), "overhead": [], "paper": results.PAPER}
         if options.output:
             storage.check_writable(options.output)
             if options.output.exists():
@@ -96,34 +80,19 @@ def benchmark(options: argparse.Namespace, console: Console) -> None:
                 progress(
                     f"{options.output} has {counted(len(report['overhead']), 'result')}: only missing ones are measured"
                 )
-        for found in _measured(options, tuple(report["overhead"]), measure, progress):
+        for found in target.measure(_pairs(options, report["overhead"], progress), progress):
             record = json.loads(json.dumps(found.to_json()))  # as it is read from a file
-            cell = results.Cell.of(record)
-            others = [x for x in report["overhead"] if results.Cell.of(x) != cell or not x.get("missing")]
-            report["overhead"] = [*others, record]  # replaces a partial one
+            report["overhead"] = results.with_record(report["overhead"], record)
             if options.output:
                 storage.write_json(options.output, report)
             if missing := found.device.missing:
                 print_message(console, f"warning: measured {missing}. The same command measures the rest")
-                break
+    if not report["overhead"]:
+        raise ValueError("Nothing was measured")
     if options.json:
         return print_json(report)
     for records in _tables(report["overhead"]):
         print_overhead(report | {"overhead": records}, console)
-
-
-def _device(options, progress):
-    """The function that measures a pair of files, on this machine or on a phone, and the device's environment."""
-    from se_keras.environment import environment
-    from se_keras.export.benchmark.targets import adb, host
-
-    plan = {name: getattr(options, name) for name in ("blocks", "within", "seconds", "allow_undelegated")}
-    if not options.adb:
-        return partial(host.measure, **plan), environment()
-    adb.require_binary(options.benchmark_model)  # before a minute of exporting
-    phone = {name: getattr(options, name) for name in ("benchmark_model", "serial")}
-    phone |= {} if options.rest is None else {"rest": options.rest}
-    return partial(adb.measure, **plan, **phone, progress=progress), adb.environment(options.serial)
 
 
 def _earlier_records(path, report):
@@ -139,8 +108,8 @@ def _earlier_records(path, report):
     return earlier["overhead"]
 
 
-def _measured(options, kept, measure, progress) -> Iterator[Any]:
-    """Yields each `Overhead` that the options ask for and that is not among the records `kept`."""
+def _pairs(options, kept, progress) -> Iterable["Pair"]:
+    """Each pair that the options ask for and that is not among the records `kept`, exported when its turn comes."""
     from se_keras.catalogue import spec_of
     from se_keras.export.benchmark import overhead
     from se_keras.export.litert.file import load_litert
@@ -148,33 +117,25 @@ def _measured(options, kept, measure, progress) -> Iterator[Any]:
     if options.files:
         stems = [path.stem for path in options.files]
         names = stems if len(set(stems)) == 2 else list(map(str, options.files))
-        a, b = map(load_litert, options.files)
-        yield from overhead.overheads_of_files(
-            a,
-            b,
-            names=names,
-            threads=options.threads,
-            kept=kept,
-            profiled=options.profile,
-            measure=measure,
-            progress=progress,
+        return overhead.pairs_of_files(
+            *map(load_litert, options.files), names=names, threads=options.threads, kept=kept
         )
-        return
+    streams = []
     for network in options.network or ["se_resnet50"]:
         se, other = spec_of(network).se, {"site": options.site, "stages": options.stages and tuple(options.stages)}
-        se = se and replace(se, **{field: value for field, value in other.items() if value})
-        yield from overhead.overheads(
-            network,
-            precisions=options.precision or ["float32", "int8"],
-            variants=options.form or VARIANTS,
-            se=se,
-            input_shape=input_shape(network, options.size),
-            threads=options.threads,
-            kept=kept,
-            profiled=options.profile,
-            measure=measure,
-            progress=progress,
+        streams.append(
+            overhead.pairs(
+                network,
+                precisions=options.precision or ["float32", "int8"],
+                variants=options.form or VARIANTS,
+                se=se and replace(se, **{field: value for field, value in other.items() if value}),
+                input_shape=input_shape(network, options.size),
+                threads=options.threads,
+                kept=kept,
+                progress=progress,
+            )
         )
+    return chain.from_iterable(streams)
 
 
 def _tables(records):

@@ -2,7 +2,6 @@
 
 import argparse
 import os
-from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -93,9 +92,9 @@ def benchmark_serving(options: argparse.Namespace, console: Console) -> None:
     """
     from se_keras.environment import environment
     from se_keras.export.benchmark.load import serving_load
-    from se_keras.export.benchmark.overhead import overheads
+    from se_keras.export.benchmark.overhead import pairs
     from se_keras.export.benchmark.results import PAPER
-    from se_keras.export.benchmark.targets.host import measure
+    from se_keras.export.benchmark.targets.host import Host
 
     shape = input_shape(options.network, options.size)
     with show_progress(console) as progress:
@@ -109,14 +108,14 @@ def benchmark_serving(options: argparse.Namespace, console: Console) -> None:
             input_shape=shape,
             progress=progress,
         )
-        litert = overheads(
+        exported = pairs(
             options.network,
             precisions=["float32"],
             input_shape=shape,
             threads=(options.threads,),
-            measure=partial(measure, blocks=options.blocks),
             progress=progress,
         )
+        litert = Host(blocks=options.blocks).measure(exported, progress)
         report = {
             "schema": 1,
             "environment": environment(),

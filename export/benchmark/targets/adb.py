@@ -1,4 +1,4 @@
-"""Measures two LiteRT files on a phone, with adb and LiteRT's `benchmark_model`.
+"""Measures pairs of LiteRT files on a phone, with adb and LiteRT's `benchmark_model`.
 
 Since 2025 `benchmark_model` writes its measurements as a BenchmarkResult. Versions since 2019 print them as text, with
 a line of timings in microseconds.
@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,8 +25,8 @@ from se_keras.timing import Blocks, check_plan
 from se_keras.typing import FilePath, Json, OnMessage
 from se_keras.wording import counted
 
-from ...litert.file import LiteRTModel, check_threads
-from ..results import DeviceConditions, Footprint, Overhead, described, require_pair
+from ..measuring import Pair
+from ..results import DeviceConditions, Footprint, Overhead
 
 FOLDER = "/data/local/tmp"
 _ON_PHONE = "device:"
@@ -211,38 +211,9 @@ class Phone:
         raise OSError(f"adb {arguments[-2]} fails with status {result.returncode}: {lines[-1]}")
 
 
-def environment(serial: str | None = None) -> Json:
-    """The phone that measures, with the fields of `environment.environment`."""
-    found = Phone(serial).properties()
-    name = " ".join(filter(None, (found.get("model"), found.get("processor") or found.get("board"))))
-    return found | {
-        "processor": name or "a phone",
-        "matrix_units": [],
-        "system": f"Android {found.get('android') or 'of an unknown version'}",
-        "runtime": "benchmark_model with XNNPACK",
-        "versions": versions(),
-    }
-
-
-def measure(
-    baseline: LiteRTModel,
-    network: LiteRTModel,
-    *,
-    variant: str,
-    benchmark_model: FilePath,
-    serial: str | None = None,
-    threads: int = 1,
-    blocks: int = 10,
-    runs: int = 20,
-    rest: float = 5.0,
-    within: float | None = None,
-    seconds: float | None = None,
-    allow_undelegated: bool = False,
-    progress: OnMessage | None = None,
-) -> Overhead:
-    """Times two LiteRT files in pairs, on a phone, with the arguments of `host.measure`.
-
-    If the phone is lost after two blocks or more, the `Overhead` is computed from the measured blocks.
+@dataclass(frozen=True, kw_only=True)
+class Adb:
+    """A phone, reached with adb.
 
     Args:
         benchmark_model: Path of LiteRT's binary for the phone; `device:/path` if it is already on the phone.
@@ -250,46 +221,85 @@ def measure(
         blocks: Paired measurements: each runs the baseline, the network and the baseline again, in random order.
         runs: Runs of a file in each measurement.
         rest: Seconds between blocks. The pause is longer while the phone is warmer than before the first block.
+        within, seconds: As in `timing.compare`.
+        allow_undelegated: Whether to measure files with operators that are not delegated to XNNPACK.
 
     Raises:
-        OSError: If adb, the phone, the binary or space is missing; PhoneLost if the phone is lost before two blocks.
-        ValueError: If an argument is out of range, if the inputs differ, or if operators are not delegated to XNNPACK.
+        ValueError: If a number is out of its range, or if there is no binary.
     """
-    progress = progress or (lambda message: None)
-    shape = require_pair(baseline.runner(), network.runner())
-    check_plan(blocks, runs)
-    check_threads(threads)
-    if not 0 <= rest <= threading.TIMEOUT_MAX:
-        raise ValueError(f"rest must be 0 seconds or more, and finite. Received: rest={rest!r}")
-    require_binary(benchmark_model)
-    phone = Phone(serial)
-    flags = (f"--num_threads={threads}", "--use_xnnpack=true", f"--num_runs={runs}", "--warmup_runs=3", "--min_secs=0")
-    files = {"a": baseline.content, "b": network.content}
-    found, order, last, celsius, missing = Blocks(within=within, seconds=seconds), random.Random(0), {}, [], None
-    try:
-        with _copied(phone, benchmark_model, files, progress) as (binary, folder):
-            while len(found) < blocks and not found.are_enough():
-                progress(f"timing on {phone.serial}: block {len(found) + 1} of {blocks}")
-                _rest(phone, celsius, rest if len(found) else 0, progress)
-                last = {
-                    side: _run(phone, binary, folder, "a" if side == "control" else side, flags, allow_undelegated)
-                    for side in order.sample(("a", "b", "control"), 3)
-                }
-                found.add({side: 1e3 * (run.fastest_us or run.average_us) for side, run in last.items()})
-    except PhoneLost as lost:
-        if len(found) < 2:
-            raise
-        missing = f"{len(found)} of {counted(blocks, 'block')}: {lost}"
-    return Overhead(
-        **described(baseline, network),
-        variant=variant,
-        threads=threads,
-        input_shape=shape,
-        comparison=found.comparison(runs=runs),
-        undelegated=("a part",) if last["a"].partial or last["b"].partial else (),
-        footprints=tuple(_footprint(content, last[side]) for side, content in files.items()),
-        device=DeviceConditions(flags=flags, celsius=tuple(celsius), missing=missing),
-    )
+
+    benchmark_model: FilePath | None = None
+    serial: str | None = None
+    blocks: int = 10
+    runs: int = 20
+    rest: float = 5.0
+    within: float | None = None
+    seconds: float | None = None
+    allow_undelegated: bool = False
+
+    def __post_init__(self):
+        if self.benchmark_model is None:
+            raise ValueError(
+                "--adb needs --benchmark-model PATH, LiteRT's binary for the phone: docs/guides/phone.md says where"
+            )
+        check_plan(self.blocks, self.runs)
+        if not 0 <= self.rest <= threading.TIMEOUT_MAX:
+            raise ValueError(f"rest must be 0 seconds or more, and finite. Received: rest={self.rest!r}")
+
+    def connect(self, progress: OnMessage) -> Json:
+        """The phone: see `Target`. Raises OSError if adb, the phone or the binary is missing."""
+        require_binary(self.benchmark_model)
+        found = Phone(self.serial).properties()
+        name = " ".join(filter(None, (found.get("model"), found.get("processor") or found.get("board"))))
+        return found | {
+            "target": "adb",
+            "processor": name or "a phone",
+            "matrix_units": [],
+            "system": f"Android {found.get('android') or 'of an unknown version'}",
+            "runtime": "benchmark_model with XNNPACK",
+            "versions": versions(),
+        }
+
+    def measure(self, pairs: Iterable[Pair], progress: OnMessage) -> Iterator[Overhead]:
+        """Times pairs: see `Target`. A phone that is lost after two blocks or more leaves those of them.
+
+        Raises:
+            OSError: If adb, the phone or space is missing; PhoneLost if the phone is lost before two blocks.
+            ValueError: If operators are not delegated to XNNPACK.
+        """
+        require_binary(self.benchmark_model)
+        for pair in pairs:
+            progress(f"timing {pair}")
+            yield (found := self._measure(pair, progress))
+            if found.device.missing:
+                return
+
+    def _measure(self, pair, progress):
+        phone, plan = Phone(self.serial), (f"--num_runs={self.runs}", "--warmup_runs=3", "--min_secs=0")
+        flags = (f"--num_threads={pair.cell.threads}", "--use_xnnpack=true", *plan)
+        files = {"a": pair.baseline.content, "b": pair.network.content}
+        found, order = Blocks(within=self.within, seconds=self.seconds), random.Random(0)
+        last, celsius, missing = {}, [], None
+        try:
+            with _copied(phone, self.benchmark_model, files, progress) as (binary, folder):
+                while len(found) < self.blocks and not found.are_enough():
+                    progress(f"timing on {phone.serial}: block {len(found) + 1} of {self.blocks}")
+                    _rest(phone, celsius, self.rest if len(found) else 0, progress)
+                    last = {
+                        side: _run(phone, binary, folder, "a" if side == "control" else side, flags, self)
+                        for side in order.sample(("a", "b", "control"), 3)
+                    }
+                    found.add({side: 1e3 * (run.fastest_us or run.average_us) for side, run in last.items()})
+        except PhoneLost as lost:
+            if len(found) < 2:
+                raise
+            missing = f"{len(found)} of {counted(self.blocks, 'block')}: {lost}"
+        return pair.overhead(
+            found.comparison(runs=self.runs),
+            undelegated=("a part",) if last["a"].partial or last["b"].partial else (),
+            footprints=tuple(_footprint(content, last[side]) for side, content in files.items()),
+            device=DeviceConditions(flags=flags, celsius=tuple(celsius), missing=missing),
+        )
 
 
 def require_binary(benchmark_model: FilePath) -> bool:
@@ -323,7 +333,7 @@ def _copied(phone: Phone, benchmark_model, files: dict[str, bytes], progress) ->
             phone.shell(f"rm -rf {folder}")
 
 
-def _run(phone, binary, folder, name, flags, allow_undelegated):
+def _run(phone, binary, folder, name, flags, options):
     """Runs a file on the phone once: a `Run`. Old versions ignore the flag for the result file, and write none."""
     result = f"{folder}/result.pb"
     command = f"{shlex.quote(binary)} --graph={folder}/{name}.tflite {' '.join(flags)} --result_file_path={result} 2>&1"
@@ -334,7 +344,7 @@ def _run(phone, binary, folder, name, flags, allow_undelegated):
         if isinstance(error, PhoneLost) or phone.is_connected():
             raise
         raise PhoneLost(f"The phone no longer answers: {first_line(error)}") from None
-    if found.partial and not allow_undelegated:
+    if found.partial and not options.allow_undelegated:
         raise ValueError(
             f"Operators of file {name.upper()} are not delegated to XNNPACK on the phone and run on slow kernels: "
             "--allow-undelegated measures the files anyway"

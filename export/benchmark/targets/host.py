@@ -1,71 +1,80 @@
-"""Measures two LiteRT files on this machine."""
+"""Measures pairs of LiteRT files on this machine."""
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-from se_keras.timing import compare
+from se_keras.environment import environment
+from se_keras.timing import Blocks, check_plan, compare
+from se_keras.typing import Json, OnMessage
 
-from ...litert.file import LiteRTModel
 from ...outputs import noise
+from .. import profiler
 from ..energy import find_meter
+from ..measuring import Pair
 from ..programs import footprint as footprint_program
 from ..programs import run
-from ..results import Footprint, Overhead, described, require_pair
+from ..results import Footprint, Overhead, Profile
 
 
-def measure(
-    baseline: LiteRTModel,
-    network: LiteRTModel,
-    *,
-    variant: str,
-    threads: int = 1,
-    blocks: int = 30,
-    runs: int = 3,
-    within: float | None = None,
-    seconds: float | None = None,
-    allow_undelegated: bool = False,
-    progress: Callable[[int], object] | None = None,
-) -> Overhead:
-    """Times two LiteRT files with the same input in pairs, on this machine.
+@dataclass(frozen=True, kw_only=True)
+class Host:
+    """This machine, with LiteRT and XNNPACK.
 
     Args:
-        variant: Variant of both files, for the record: see `Overhead`.
-        blocks, runs, within, seconds, progress: As in `timing.compare`.
+        blocks, runs, within, seconds: As in `timing.compare`.
+        profile: Whether to profile both files too. If that fails, `progress` is called with the reason.
         allow_undelegated: Whether to measure files with operators that are not delegated to XNNPACK.
-
-    Raises:
-        ValueError: If operators are not delegated to XNNPACK, or if the inputs differ.
     """
-    a, b, control = (model.runner(threads=threads) for model in (baseline, network, baseline))
-    shape = require_pair(a, b)
-    undelegated = sorted(set(a.undelegated() + b.undelegated()))
-    if undelegated and not allow_undelegated:
-        raise ValueError(
-            f"Not delegated to XNNPACK: {', '.join(undelegated)}. These operators run on slow kernels, which would "
-            "distort the ratio; allow_undelegated=True (--allow-undelegated) measures the files anyway"
+
+    blocks: int = 30
+    runs: int = 3
+    within: float | None = None
+    seconds: float | None = None
+    profile: bool = False
+    allow_undelegated: bool = False
+
+    def __post_init__(self):
+        check_plan(self.blocks, self.runs)
+        Blocks(within=self.within, seconds=self.seconds)  # checks both
+
+    def connect(self, progress: OnMessage) -> Json:
+        """The environment of this machine: see `Target`."""
+        return environment() | {"target": "host"}
+
+    def measure(self, pairs: Iterable[Pair], progress: OnMessage) -> Iterator[Overhead]:
+        """Times pairs: see `Target`. Raises ValueError if operators are not delegated to XNNPACK."""
+        for pair in pairs:
+            progress(f"timing {pair}")
+            yield self._measure(pair, progress)
+
+    def _measure(self, pair, progress):
+        threads = pair.cell.threads
+        a, b, control = (model.runner(threads=threads) for model in (pair.baseline, pair.network, pair.baseline))
+        undelegated = sorted(set(a.undelegated() + b.undelegated()))
+        if undelegated and not self.allow_undelegated:
+            raise ValueError(
+                f"Not delegated to XNNPACK: {', '.join(undelegated)}. These operators run on slow kernels, which would "
+                "distort the ratio; allow_undelegated=True (--allow-undelegated) measures the files anyway"
+            )
+        images = noise(pair.cell.input_shape[1:], samples=pair.cell.input_shape[0])
+        comparison = compare(
+            a=a.prepare(images),
+            b=b.prepare(images),
+            control=control.prepare(images),
+            blocks=self.blocks,
+            runs=self.runs,
+            within=self.within,
+            seconds=self.seconds,
+            meter=find_meter(),
         )
-    images = noise(shape[1:], samples=shape[0])
-    comparison = compare(
-        a=a.prepare(images),
-        b=b.prepare(images),
-        control=control.prepare(images),
-        blocks=blocks,
-        runs=runs,
-        within=within,
-        seconds=seconds,
-        meter=find_meter(),
-        progress=progress,
-    )
-    return Overhead(
-        **described(baseline, network),
-        variant=variant,
-        threads=threads,
-        input_shape=shape,
-        comparison=comparison,
-        undelegated=tuple(undelegated),
-        footprints=tuple(footprint(side.content, threads=threads) for side in (baseline, network)),
-    )
+        return pair.overhead(
+            comparison,
+            undelegated=tuple(undelegated),
+            footprints=tuple(footprint(side.content, threads=threads) for side in (pair.baseline, pair.network)),
+            profiles=_profiles(pair, progress) if self.profile else (),
+        )
 
 
 def footprint(content: bytes, *, threads: int = 1) -> Footprint:
@@ -75,3 +84,19 @@ def footprint(content: bytes, *, threads: int = 1) -> Footprint:
         path.write_bytes(content)
         *_, found = run(footprint_program, path, threads, failure="The file does not run in a separate process")
     return Footprint(bytes=len(content), **found)
+
+
+def _profiles(pair: Pair, progress: OnMessage) -> tuple[Profile, ...]:
+    """Microseconds by stage and part of both files; empty, with a message, if they cannot be profiled."""
+    profiles = []
+    try:
+        for file in (pair.baseline, pair.network):
+            profiles.append({})
+            for (stage, part), microseconds in (
+                profiler.profile(file, threads=pair.cell.threads).by("stage", "part").items()
+            ):
+                profiles[-1].setdefault(stage or "outside", {})[part] = microseconds
+        return tuple(profiles)
+    except ValueError as error:
+        progress(f"not profiled: {error}")
+        return ()
