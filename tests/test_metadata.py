@@ -18,6 +18,7 @@ from keras import layers
 from se_keras.export import to_litert
 from se_keras.export.description import Metadata, describe
 from se_keras.export.litert import metadata
+from se_keras.export.litert.flatbuffer import packed
 from se_keras.export.litert.metadata import attach, check, detach, read
 from se_keras.layers import SqueezeExcite
 
@@ -51,19 +52,8 @@ def exported(model):
 
 
 def with_weights_after_the_flatbuffer(content):
-    """The same model with its weights after the flatbuffer, as ai-edge-quantizer writes large models."""
-    unpacked = schema.ModelT.InitFromPackedBuf(content, 0)
-    moved = {i: bytes(buffer.data) for i, buffer in enumerate(unpacked.buffers) if buffer.data is not None}
-    for i in moved:
-        unpacked.buffers[i].data, unpacked.buffers[i].offset, unpacked.buffers[i].size = None, 1, 1
-    result = bytearray(flatbuffer_utils.convert_object_to_bytearray(unpacked))
-    for i, data in moved.items():
-        result += bytes(-len(result) % 16)
-        packed = schema.Model.GetRootAs(result).Buffers(i)
-        flatbuffer_utils.update_packed_buffer(packed, offset=len(result), size=len(data))
-        del packed  # it holds on to the bytes, which then cannot grow
-        result += data
-    return bytes(result)
+    """The same model with its weights after the flatbuffer, as ai-edge-quantizer and older versions write them."""
+    return packed(flatbuffer_utils.read_model_from_bytearray(content), largest_inside=0)
 
 
 @pytest.fixture(scope="module", params=[*PRECISIONS, "float32 behind", "int8 behind"])

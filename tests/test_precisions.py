@@ -3,6 +3,7 @@
 import re
 import warnings
 
+import flatbuffers
 import keras
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from se_keras.export.litert import conversion as litert
 from se_keras.export.litert import metadata, ranges
 from se_keras.export.litert.conversion import PRECISIONS, to_litert
 from se_keras.export.litert.file import LiteRTRunner
-from se_keras.export.litert.flatbuffer import packed, without_idle_clamps
+from se_keras.export.litert.flatbuffer import LARGEST_INSIDE, packed, without_idle_clamps
 from se_keras.export.model import predict
 from se_keras.export.verification import runnable, verify
 from se_keras.layers import SqueezeExcite
@@ -540,14 +541,41 @@ def test_clamps_stay_where_the_outputs_would_differ(exported, monkeypatch):
     assert litert.without_clamps(content, IMAGES[:4]) == content
 
 
-def test_packed_file_has_its_weights_at_multiples_of_sixteen(exported):
-    content = packed(flatbuffer_utils.read_model_from_bytearray(exported("int8").content))
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_weights_are_in_the_flatbuffer_at_multiples_of_sixteen(precision, exported):
+    content = exported(precision).content
     root = schema.Model.GetRootAs(content)
+    buffers = [root.Buffers(index) for index in range(root.BuffersLength())]
+    starts = [buffer._tab.Vector(buffer._tab.Offset(4)) for buffer in buffers if buffer.DataLength()]
+    assert len(starts) > 40 and all(start % 16 == 0 for start in starts)
+    assert {(buffer.Offset(), buffer.Size()) for buffer in buffers} == {(0, 0)}
+
+
+def test_weights_of_a_file_above_two_gigabytes_come_after_the_flatbuffer(exported):
+    content = exported("int8").content
+    large = packed(flatbuffer_utils.read_model_from_bytearray(content), largest_inside=1000)
+    root = schema.Model.GetRootAs(large)
     offsets = [root.Buffers(index).Offset() for index in range(root.BuffersLength())]
-    assert any(offsets) and all(offset % 16 == 0 for offset in offsets)
-    np.testing.assert_array_equal(
-        *(list(LiteRTRunner(x)(IMAGES[:4]).values())[0] for x in (content, exported("int8").content))
-    )
+    assert len(set(offsets)) > 40 and all(offset % 16 == 0 for offset in offsets)
+    np.testing.assert_array_equal(*(list(LiteRTRunner(x)(IMAGES[:4]).values())[0] for x in (content, large)))
+    # As many bytes as fit stay inside; the graph and its names take the rest of the two gigabytes.
+    assert flatbuffers.Builder.MAX_BUFFER_SIZE - 2**27 < LARGEST_INSIDE < flatbuffers.Builder.MAX_BUFFER_SIZE - 2**25
+
+
+@pytest.mark.parametrize("precision", ["int8", "float16"])
+def test_quantize_and_dequantize_have_their_options(precision, exported):
+    model = flatbuffer_utils.read_model_from_bytearray(exported(precision).content)
+    kinds = {
+        schema.BuiltinOperator.QUANTIZE: "QuantizeOptionsT",
+        schema.BuiltinOperator.DEQUANTIZE: "DequantizeOptionsT",
+    }
+    found = {
+        (kind, type(operator.builtinOptions).__name__)
+        for operator in model.subgraphs[0].operators
+        if (kind := flatbuffer_utils.get_builtin_code_from_operator_code(model.operatorCodes[operator.opcodeIndex]))
+        in kinds
+    }
+    assert found and found <= set(kinds.items())
 
 
 # Calibration.

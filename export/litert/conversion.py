@@ -40,7 +40,7 @@ from ..model import (
     warn_of_other_range,
 )
 from ..outputs import Agreement, agreement, as_integers, integer_range
-from . import metadata
+from . import flatbuffer, metadata
 from .file import LiteRTModel, LiteRTRunner
 from .flatbuffer import TYPES, InferenceType, OutputTypes, types_by_name, with_types, without_cast, without_idle_clamps
 from .quantization import CALIBRATED, PRECISIONS, Precision, float_operators, quantize
@@ -68,6 +68,7 @@ def to_litert(
 ) -> LiteRTModel:
     """Converts a functional model to a LiteRT file of builtin operators, and compares the two.
 
+    The weights are in the flatbuffer, where every reader looks for them; only those of more than 2 GB come after it.
     The file takes one image at a time. It has one signature, `serving_default`, with the names of the model's input
     (`images` in this project's networks) and outputs: the keys of a dict, `probabilities` after a softmax, or else the
     names of the last layers. All are float32 by default.
@@ -397,7 +398,8 @@ def converted_by(converter: Any, name: str) -> bytes:
     """
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
     try:
-        return converter.convert()
+        content = converter.convert()
     except ConverterError as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{name} needs operators that are not built into LiteRT: {reason}") from None
+    return flatbuffer.completed(content)

@@ -1,9 +1,13 @@
-"""Changes to .tflite files: the types of input and output, clamps without effect, the softmax, shared constants."""
+"""Changes to .tflite files: the types of input and output, clamps without effect, the softmax, shared constants.
+
+Source: TFLite's schema.fbs.
+"""
 
 from collections.abc import Mapping, Sequence
 from copy import copy
 from typing import Any, Literal
 
+import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated
 from ai_edge_litert.tools import flatbuffer_utils
@@ -23,6 +27,12 @@ _QUANTIZE, _DEQUANTIZE = schema.BuiltinOperator.QUANTIZE, schema.BuiltinOperator
 _CAST = schema.BuiltinOperator.CAST
 _SOFTMAX = schema.BuiltinOperator.SOFTMAX
 _ELEMENTWISE = (schema.BuiltinOperator.ADD, schema.BuiltinOperator.SUB, schema.BuiltinOperator.MUL)
+# Tables without fields. OpenVINO's reader asks for them, and ai-edge-quantizer 0.10 leaves them out.
+_OPTIONS = {
+    _QUANTIZE: (schema.BuiltinOptions.QuantizeOptions, schema.QuantizeOptionsT),
+    _DEQUANTIZE: (schema.BuiltinOptions.DequantizeOptions, schema.DequantizeOptionsT),
+}
+LARGEST_INSIDE = 2**31 - 2**26  # bytes of weights in a flatbuffer of at most 2 GB; the rest is for the graph
 
 
 def with_types(content: bytes, *, input_type: InferenceType = "float32", output_type: OutputTypes = "float32") -> bytes:
@@ -62,18 +72,19 @@ def types_by_name(output_type: OutputTypes, names: Sequence[str]) -> dict[str, I
     return dict.fromkeys(names, "float32") | dict(output_type)
 
 
-def with_outputs_in_signature(content: bytes) -> bytes:
-    """Makes the signature name the outputs of the graph.
+def completed(content: bytes) -> bytes:
+    """Makes a file of the converter or of ai-edge-quantizer one that every reader loads, with the same outputs.
 
-    ai-edge-quantizer 0.10 leaves it at the integers before them, where the file reads an output itself.
+    The weights move to multiples of 16 bytes in the flatbuffer: see `packed`. The signature names the outputs of the
+    graph; ai-edge-quantizer 0.10 leaves it at the integers before them, where the file reads an output itself.
     """
     model = _parsed(content)
     (graph,) = model.subgraphs
     float_of = {o.inputs[0]: o.outputs[0] for o in graph.operators if _code(model, o) == _DEQUANTIZE}
-    inner = [entry for entry in model.signatureDefs[0].outputs if entry.tensorIndex not in graph.outputs]
-    for entry in inner:
-        entry.tensorIndex = float_of[entry.tensorIndex]
-    return packed(model) if inner else content
+    for entry in model.signatureDefs[0].outputs:
+        if entry.tensorIndex not in graph.outputs:
+            entry.tensorIndex = float_of[entry.tensorIndex]
+    return packed(model)
 
 
 def _retype_input(model: Any, input_type: InferenceType) -> None:
@@ -219,25 +230,55 @@ def with_own_constants(content: bytes) -> bytes:
     return packed(model) if len(graph.tensors) > count else content
 
 
-def packed(model: Any) -> bytes:
+def packed(model: Any, *, largest_inside: int = LARGEST_INSIDE) -> bytes:
     """A model object as the bytes of a .tflite file.
 
-    The weights are written after the flatbuffer, each at a multiple of 16 bytes for the wide loads of kernels. Metadata
-    stays in the flatbuffer, where its readers look for it.
+    The weights are in the flatbuffer, each at a multiple of 16 bytes, as the schema says: kernels load as many at once.
+    Only weights of more than `largest_inside` bytes, which a flatbuffer cannot hold, are written after it: LiteRT reads
+    them there, but tflite-micro and OpenVINO do not. Metadata stays in the flatbuffer, where its readers look for it.
     """
+    for operator in (operator for graph in model.subgraphs for operator in graph.operators):
+        if operator.builtinOptions is None and (options := _OPTIONS.get(_code(model, operator))):
+            operator.builtinOptionsType, operator.builtinOptions = options[0], options[1]()
+    data = {i: buffer.data for i, buffer in enumerate(model.buffers) if buffer.data is not None and len(buffer.data)}
     in_place = {entry.buffer for entry in model.metadata or ()}
-    moved = {}
-    for index, buffer in enumerate(model.buffers):
-        if index not in in_place and buffer.data is not None and len(buffer.data):
-            moved[index] = bytes(buffer.data)
-            buffer.data, buffer.offset, buffer.size = None, 1, 1  # reserve space for the values set below
-    content = bytearray(flatbuffer_utils.convert_object_to_bytearray(model))
+    is_large = sum(map(len, data.values())) > largest_inside
+    after = {i: values for i, values in data.items() if is_large and i not in in_place}
+    # Offset and size of 1 reserve space for the values set below.
+    model.buffers = [_Aligned(None, 1, 1) if i in after else _Aligned(data.get(i)) for i in range(len(model.buffers))]
+    builder = flatbuffers.Builder(sum(len(values) for i, values in data.items() if i not in after) + 2**20)
+    builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
+    content = memoryview(builder.Bytes)[builder.Head() :]
+    if not after:
+        return bytes(content)
+    content = bytearray(content)
     root = schema.Model.GetRootAs(content)
-    for index, data in moved.items():
+    for index, values in after.items():
         content += bytes(-len(content) % 16)
-        flatbuffer_utils.update_packed_buffer(root.Buffers(index), offset=len(content), size=len(data))
-        content += data
+        flatbuffer_utils.update_packed_buffer(root.Buffers(index), offset=len(content), size=len(values))
+        content += memoryview(values)
     return bytes(content)
+
+
+class _Aligned(schema.BufferT):
+    """A buffer with its data at a multiple of 16 bytes. The generated code packs them at any byte, one by one."""
+
+    def Pack(self, builder: Any) -> int:
+        data = None if self.data is None else vector(builder, 1, 16, self.data)
+        schema.BufferStart(builder)
+        if data is not None:
+            schema.BufferAddData(builder, data)
+        schema.BufferAddOffset(builder, self.offset)
+        schema.BufferAddSize(builder, self.size)
+        return schema.BufferEnd(builder)
+
+
+def vector(builder: Any, size: int, alignment: int, content: Any) -> int:
+    """Writes a vector of elements of `size` bytes, which begin at a multiple of `alignment`, and returns its offset."""
+    builder.StartVector(size, len(content) // size, alignment)
+    builder.head -= len(content)
+    builder.Bytes[builder.head : builder.head + len(content)] = memoryview(content)
+    return builder.EndVector()
 
 
 def _parsed(content: bytes) -> Any:

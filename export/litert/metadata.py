@@ -28,7 +28,7 @@ from se_keras.version import __version__
 from se_keras.wording import counted
 
 from ..description import LABELS_FILE, Metadata
-from .flatbuffer import schema
+from .flatbuffer import schema, vector
 
 RECORD_FILE = "se_keras.json"  # network, precision, training, and the checksum of the model before the archive
 
@@ -275,7 +275,7 @@ def _prepended(content: bytes, packed: bytes) -> tuple[int, bytes]:
 
     Offsets of a flatbuffer point forward. So a new root and its lists are prepended to the old file and point into it.
     The old file stays the same, byte for byte, with the same alignment. Rewriting all of it would lose the alignment of
-    the weights, and the buffers that ai-edge-quantizer writes after the flatbuffer of a large model.
+    the weights, and the buffers after the flatbuffer of a model of more than 2 GB.
     """
     model = schema.Model.GetRootAs(content)
     length = len(content) + -len(content) % _ALIGNMENT
@@ -289,7 +289,7 @@ def _prepended(content: bytes, packed: bytes) -> tuple[int, bytes]:
 
     buffers = [old(model.Buffers(i)._tab.Pos) for i in range(model.BuffersLength())]
     entries = [old(model.Metadata(i)._tab.Pos) for i in range(model.MetadataLength())]
-    data = _vector(builder, 1, 16, packed)
+    data = vector(builder, 1, 16, packed)
     schema.BufferStart(builder)
     schema.BufferAddData(builder, data)
     buffers.append(schema.BufferEnd(builder))
@@ -331,7 +331,7 @@ def _write(builder: Any, table: str, values: Json) -> int:
         if kind is str:
             value = builder.CreateString(value)
         elif kind == [float]:
-            value = _vector(builder, 4, 4, np.asarray(value, dtype="<f4").tobytes())
+            value = vector(builder, 4, 4, np.asarray(value, dtype="<f4").tobytes())
         elif isinstance(kind, list):
             value = _tables(builder, [_write(builder, kind[0], item) for item in value])
         elif isinstance(kind, dict):
@@ -352,13 +352,6 @@ def _tables(builder: Any, offsets: list[int]) -> int:
     builder.StartVector(4, len(offsets), 4)
     for offset in reversed(offsets):
         builder.PrependUOffsetTRelative(offset)
-    return builder.EndVector()
-
-
-def _vector(builder: Any, size: int, alignment: int, content: bytes) -> int:
-    builder.StartVector(size, len(content) // size, alignment)
-    builder.head -= len(content)
-    builder.Bytes[builder.head : builder.head + len(content)] = content
     return builder.EndVector()
 
 

@@ -26,7 +26,7 @@ from ai_edge_quantizer.utils.qsv_utils import min_max_update
 from se_keras.typing import Images
 
 from .file import plain_interpreter
-from .flatbuffer import cast_input, with_outputs_in_signature, with_own_constants
+from .flatbuffer import cast_input, completed, with_own_constants
 from .ranges import widened, with_wide_ranges
 
 Precision = Literal["float32", "float16", "dynamic", "int8", "int16x8"]
@@ -180,7 +180,7 @@ def _quantized(content: bytes, rules: RecipeManager, ranges: Any) -> bytes:
     with _large_kernels_in_parts():
         result = engine.quantize(ranges, enable_progress_bar=False, enable_progress_report=False)
     quantized: Any = result.quantized_model  # None only where nothing was quantized
-    return with_outputs_in_signature(bytes(quantized))
+    return completed(bytes(quantized))
 
 
 _LARGE = 32 * 2**20
