@@ -12,7 +12,7 @@ import pytest
 
 from se_keras.export.benchmark.charts import Difference, Stack, difference_chart, stack_chart
 from se_keras.export.benchmark.report import as_html, as_markdown, headline, read
-from se_keras.export.benchmark.results import DeviceConditions, Footprint, Overhead
+from se_keras.export.benchmark.results import Counts, DeviceConditions, Footprint, Overhead, with_record
 from se_keras.export.benchmark.sentences import doubts
 from se_keras.timing import Comparison, Percentiles, Ratio
 
@@ -173,7 +173,7 @@ def test_column_in_which_nothing_is_told_is_left_out():
 
 def test_markdown_has_the_paper_and_a_row_for_each_pair():
     lines = as_markdown([results(BELOW), results(record(1.1, 1.09, 1.11, precision="int8"))]).splitlines()
-    assert "| 164 | 167 | +1.8 % |" in lines[2]
+    assert "| 164 ms | 167 ms | +1.8 % |" in lines[2]
     assert len(lines) == 5
     assert len({line.count("|") for line in lines}) == 1
     assert "| +1.2 % | +1.0 % to +1.5 % |" in lines[3]
@@ -251,6 +251,53 @@ def test_labels_of_a_chart_say_what_differs(other, labels):
 def test_results_of_one_processor_twice_are_told_apart():
     labels = re.findall(r'<span class="label">(.*?)</span>', as_html([results(BELOW), results(BELOW)]))
     assert labels[:2] == [f"AMD EPYC &lt;/script&gt; ({number}), float32 lowered" for number in (1, 2)]
+
+
+A76 = ENVIRONMENT | {"processor": "Cortex-A76", "target": "instructions", "runtime": "LiteRT 2.1.6 under qemu"}
+PHONE = {"processor": "Pixel 9", "id": "1", "target": "browser", "runtime": "LiteRT.js", "secure_context": False}
+EXACT = Ratio(median=1.038, low=1.038, high=1.038)
+
+
+def counts(**fields):
+    of_a = {"total": 4_000_000_000, "sdot": 1_000_000_000, "other": 3_000_000_000}
+    of_b = {"total": 4_152_000_000, "sdot": 1_000_000_000, "other": 3_152_000_000}
+    same = Ratio(median=1, low=1, high=1)
+    counted = Counts(ratio=EXACT, control=same, a_instructions=of_a, b_instructions=of_b)
+    return record(1, 1, 1, comparison=counted, footprints=(), environment=A76, precision="int8", **fields)
+
+
+def test_instructions_are_never_called_a_time():
+    given = results(counts())
+    assert headline([given]) == (
+        "On Cortex-A76 with 1 thread, se_resnet50 at 224x224 in int8 executes 3.8 % more instructions than resnet50 "
+        "[+3.8 % to +3.8 %]."
+    )
+    page = as_html([given])
+    text = shown(page.partition("</style>")[2].partition("<details")[0])
+    assert "4,000 million instructions" in text and "Instructions that squeeze-and-excitation adds" in text
+    assert "not a time" in text and not re.search(r"\bms\b|Time", text)
+    assert 'class="reference"' not in page  # the paper's is a time
+    assert "4,152 million instructions" in as_markdown([given])
+
+
+def test_devices_are_rows_side_by_side_with_intervals():
+    """Two devices of one file, as from the browser, and one of another file."""
+    given = results(BELOW, record(1.03, 1.02, 1.04, environment=PHONE), counts())
+    page = as_html([given, results(BELOW, processor="Xeon")])
+    table = shown(page).partition("Devices side by side")[2].partition("The numbers")[0]
+    for row in ("AMD EPYC </script> +1.2 % [+1.0 % to +1.5 %]", "Pixel 9 +3.0 % [+2.0 % to +4.0 %]", "Xeon +1.2 %"):
+        assert row in table
+    assert "int8 lowered, instructions" in table and "Cortex-A76 +3.8 % [+3.8 % to +3.8 %]" in table
+    for name in ("AMD EPYC </script>", "Pixel 9", "Xeon"):
+        assert f"Measured on {name}" in shown(page)
+    assert "Counted for Cortex-A76" in shown(page) and "secure context no" in shown(page)
+    assert "Pixel 9" in as_markdown([given]) and "Devices side by side" not in as_html([results(BELOW)])
+
+
+def test_record_of_a_device_replaces_its_own_alone():
+    phone, other = (record(1.03, 1.02, 1.04, environment=PHONE | {"id": number}) for number in "12")
+    records = with_record([BELOW, phone, other], record(1.05, 1.02, 1.09, environment=PHONE))
+    assert [x["comparison"]["ratio"]["median"] for x in records] == [1.012, 1.03, 1.05]
 
 
 def place(mark):
@@ -346,7 +393,10 @@ def test_results_with_impossible_ratios_are_refused(tmp_path, ratio):
     given = results(record(1.1, 1.09, 1.11, se=None))
     given["overhead"][0]["comparison"]["null"]["high"] = ratio
     (tmp_path / "results.json").write_text(json.dumps(given))
-    with pytest.raises(ValueError, match="Ratios must be finite and above 0, .+ Received: others for se_resnet50 in '"):
+    with pytest.raises(
+        ValueError,
+        match="Ratios, times and counts must be finite and above 0, .+ Received: others for se_resnet50 in '",
+    ):
         read(tmp_path / "results.json")
 
 

@@ -1,6 +1,7 @@
 """The page of the report: first what it costs, then where the time goes, the numbers, and how they were measured."""
 
 import html
+import itertools
 import json
 import string
 from collections import Counter
@@ -11,13 +12,14 @@ from se_keras.typing import Json
 from se_keras.wording import counted
 
 from .charts import Difference, Stack, difference_chart, legend, stack_chart, typeset
-from .results import AS_GIVEN, PAPER
+from .results import AS_GIVEN, PAPER, device_of
 from .sentences import (
     cells,
     doubts,
     first,
     headline,
     interval,
+    is_counted,
     is_of_files,
     label,
     network_at_size,
@@ -40,7 +42,8 @@ _OF_THE_CATALOGUE = (
 
 def page(results: Sequence[Json]) -> str:
     """The page of results that have at least one measured pair."""
-    records = _with_device(results)
+    devices = _devices(results)
+    records = _with_device(devices)
     paper = not all(map(is_of_files, records))
     title = "What squeeze-and-excitation costs"
     if not paper:
@@ -50,25 +53,36 @@ def page(results: Sequence[Json]) -> str:
         title=html.escape(title),
         figures=_figures(results),
         headline=typeset(headline(results) or ""),
-        chart=_overview_chart(records),
-        sections=f"{_profiles(records)}{_numbers(records)}{_footprints(records)}",
+        chart=_overview_charts(records),
+        sections=f"{_side_by_side(records)}{_profiles(records)}{_numbers(records)}{_footprints(records)}",
         catalogue=_OF_THE_CATALOGUE if paper else "",
-        machines="".join(map(_machine, results)),
+        machines="".join(itertools.starmap(_machine, devices)),
         data=json.dumps(results).replace("</", "<\\/"),  # a script ends at the first closing tag
     )
 
 
-def _with_device(results):
-    """All records, each with the name of its device if there are several; those that differ in the variant in a row."""
-    names = [found["environment"]["processor"] for found in results]
-    several, counts = len(names) > 1, Counter(names)
-    if several:
-        names = [f"{x} ({number})" if counts[x] > 1 else x for number, x in enumerate(names, 1)]
-    records = [
-        record | {"device": name if several else ""}
-        for name, found in zip(names, results, strict=True)
-        for record in found["overhead"]
+def _devices(results):
+    """`[(name, environment, records)]`: the records of each device, those of one file and device together."""
+    found = []
+    for of_file in results:
+        devices = {}
+        for record in of_file["overhead"]:
+            environment = device_of(record, of_file)
+            key = environment["processor"], environment.get("id")
+            devices.setdefault(key, (environment, []))[1].append(record)
+        found += devices.values()
+    names = [environment["processor"] for environment, _ in found]
+    counts = Counter(names)
+    return [
+        (f"{name} ({number})" if counts[name] > 1 else name, environment, records)
+        for number, (name, (environment, records)) in enumerate(zip(names, found, strict=True), 1)
     ]
+
+
+def _with_device(devices):
+    """All records, each with the name of its device if there are several; those that differ in the variant in a row."""
+    several = len(devices) > 1
+    records = [record | {"device": name if several else ""} for name, _, of_device in devices for record in of_device]
     order = {key: number for number, key in reversed([*enumerate(map(_all_but_variant, records))])}
     return sorted(records, key=lambda record: order[_all_but_variant(record)])
 
@@ -86,8 +100,9 @@ def _figures(results):
     record, _ = first(results)
     ratio = record["comparison"]["ratio"]
     kind, noise = (_kind(record), "") if record["is_real"] else ("noise", ", not larger than the noise")
-    shown = [(percent(ratio["median"]), f"95 % interval: {interval(ratio)}{noise}", f"measured {kind}")]
-    if not is_of_files(record):
+    text = "instructions, counted: not a time" if is_counted(record) else f"95 % interval: {interval(ratio)}{noise}"
+    shown = [(percent(ratio["median"]), text, f"measured {kind}")]
+    if not is_of_files(record) and not is_counted(record):
         times = f"{PAPER['resnet50_ms']} ms, with SE {PAPER['se_resnet50_ms']} ms"
         shown.append((percent(PAPER["ratio"]), f"ResNet-50 in the paper: {times}", "paper"))
     return "".join(
@@ -104,15 +119,22 @@ def _kind(record):
 # The chart of all pairs
 
 
-def _overview_chart(records):
-    """All pairs as rows."""
-    rows = [_difference(record, text) for record, text in zip(records, _short_labels(records), strict=True)]
+def _overview_charts(records):
+    """All pairs as rows: a chart of those that measure time, and one of those that count instructions."""
+    charts = {}
+    for record, text in zip(records, _short_labels(records), strict=True):
+        charts.setdefault(is_counted(record), []).append((record, _difference(record, text)))
+    return "".join(_overview_chart(*zip(*charts[counts], strict=True)) for counts in sorted(charts))
+
+
+def _overview_chart(records, rows):
     kinds = {row.kind for row in rows}
     signs = {kind: form for form, kind in _KINDS.items() if kind in kinds and len(kinds) > 1}
     signs |= {"interval": "95 % interval", "control": "A/A control: the same file twice"}
     if any(row.reference for row in rows):
         signs["reference"] = f"the paper's {percent(PAPER['ratio'])}"
-    caption = "Difference in time" if kinds == {"given"} else "Time that squeeze-and-excitation adds"
+    what = "Instructions" if is_counted(records[0]) else "Time"
+    caption = f"Difference in {what.lower()}" if kinds == {"given"} else f"{what} that squeeze-and-excitation adds"
     return f"<figure><figcaption>{caption}</figcaption>{legend(signs)}{difference_chart(rows)}</figure>"
 
 
@@ -139,7 +161,7 @@ def _difference(record, text):
         interval=(ratio[1], ratio[2]),
         control=(control[1], control[2]),
         is_real=record["is_real"],
-        reference=None if is_of_files(record) else 100 * (PAPER["ratio"] - 1),
+        reference=None if is_of_files(record) or is_counted(record) else 100 * (PAPER["ratio"] - 1),
     )
 
 
@@ -148,6 +170,24 @@ def _ratios(record):
 
 
 # Sections
+
+
+def _side_by_side(records):
+    """Devices as rows, if there are several: what each measured pair costs there."""
+    devices = list(dict.fromkeys(record["device"] for record in records))
+    if len(devices) < 2:
+        return ""
+    labels = _short_labels([record | {"device": ""} for record in records])
+    labels = [f"{x}, instructions" if is_counted(y) else x for x, y in zip(labels, records, strict=True)]
+    shown = {(x["device"], label): x["comparison"]["ratio"] for x, label in zip(records, labels, strict=True)}
+    columns = list(dict.fromkeys(labels))
+    rows = [(device, *(_cost(shown.get((device, label))) for label in columns)) for device in devices]
+    name = "Devices side by side"
+    return f"<section><h2>{name}</h2>{_table(('', *columns), rows, name)}</section>"
+
+
+def _cost(ratio):
+    return f"{percent(ratio['median'])} [{interval(ratio)}]" if ratio else ""
 
 
 def _profiles(records):
@@ -207,10 +247,10 @@ def _time(us):
 def _numbers(records):
     rows = []
     for record in records:
-        _, baseline, *_, baseline_ms, ms, cost, between = cells(record)
+        _, baseline, *_, by_baseline, taken, cost, between = cells(record)
         control, real = interval(record["comparison"]["null"]), "yes" if record["is_real"] else "no"
-        rows.append((_label(record), cost, between, ms, baseline, baseline_ms, control, real))
-    titles = ("", "difference", "95 % interval", "ms", "baseline", "baseline ms", "A/A control", "real?")
+        rows.append((_label(record), cost, between, taken, baseline, by_baseline, control, real))
+    titles = ("", "difference", "95 % interval", "network", "compared with", "baseline", "A/A control", "real?")
     return f"<section><h2>The numbers</h2>{_table(titles, rows, 'The numbers')}{_notes(records)}</section>"
 
 
@@ -274,19 +314,38 @@ def _row(texts, tag):
     return f"<tr>{''.join(f'<{tag}>{html.escape(text)}</{tag}>' for text in texts)}</tr>"
 
 
-def _machine(found):
-    """Where the results were measured."""
-    environment, affinity = found["environment"], found["environment"].get("affinity")
-    cores = environment.get("cores")
-    plans = {(x["comparison"].get("blocks"), x["comparison"].get("runs")) for x in found["overhead"]}
-    facts = {
-        "runtime": environment.get("runtime"),
-        "system": environment.get("system"),
-        "cores": f"{cores}, of which {len(affinity)} may be used" if affinity else cores,
-        "governor": environment.get("governor") or "not reported by the system",
-        "matrix units": ", ".join(environment.get("matrix_units") or ()) or "none",
+_REPORTED = {  # what devices report of themselves, by the name that the page shows
+    "runtime": "runtime",
+    "accelerator": "accelerator",
+    "adapter": "GPU",
+    "system": "system",
+    "model": "model",
+    "user_agent": "browser",
+    "device_memory": "memory, GB",
+    "hardware_concurrency": "cores",
+    "timer_step_ms": "step of the clock, ms",
+    "secure_context": "secure context",
+    "cross_origin_isolated": "isolated from other sites",
+}
+
+
+def _machine(name, environment, records):
+    """What measured the records."""
+    cores, affinity = environment.get("cores"), environment.get("affinity")
+    plans = {(x["comparison"].get("blocks"), x["comparison"].get("runs")) for x in records}
+    is_here = environment.get("target", "host") == "host"
+    facts = {title: environment.get(key) for key, title in _REPORTED.items()}
+    facts = {title: {True: "yes", False: "no"}.get(value, value) for title, value in facts.items()} | {
+        "cores": f"{cores}, of which {len(affinity)} may be used" if affinity else cores or facts["cores"],
+        "governor": environment.get("governor") or ("not reported by the system" if is_here else None),
+        "matrix units": ", ".join(environment.get("matrix_units") or ()) or ("none" if is_here else None),
         "blocks": "; ".join(f"{counted(b, 'block')} of {counted(r, 'run')}" for b, r in sorted(plans) if b and r),
         "versions": ", ".join(f"{name} {number}" for name, number in (environment.get("versions") or {}).items()),
     }
-    rows = "".join(f"<dt>{name}</dt><dd>{html.escape(str(value))}</dd>" for name, value in facts.items() if value)
-    return f"<h3>Measured on {html.escape(environment['processor'])}</h3><dl>{rows}</dl>"
+    rows = "".join(
+        f"<dt>{title}</dt><dd>{html.escape(str(value))}</dd>"
+        for title, value in facts.items()
+        if value not in (None, "")
+    )
+    what = "Counted for" if any(map(is_counted, records)) else "Measured on"
+    return f"<h3>{what} {html.escape(name)}</h3><dl>{rows}</dl>"

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from se_keras.typing import Json
 from se_keras.wording import counted
 
-from .results import AS_GIVEN, PAPER
+from .results import AS_GIVEN, PAPER, device_of
 
 _MOST_DRIFT = 1.1  # on an idle machine, the thirds of a measurement differ by a few percent
 
@@ -24,13 +24,30 @@ def first(results: Sequence[Json]) -> tuple[Json, Json] | None:
     for found in results:
         lowered = [record for record in found["overhead"] if record["form"] != "published"]
         for record in lowered or found["overhead"]:
-            return record, found["environment"]
+            return record, device_of(record, found)
     return None
 
 
 def is_of_files(record: Json) -> bool:
     """Whether a record compares two files of the user, of which the paper says nothing."""
     return record["form"] == AS_GIVEN
+
+
+def is_counted(record: Json) -> bool:
+    """Whether a record counts instructions, which say nothing about time."""
+    return "a_instructions" in record["comparison"]
+
+
+def amount(record: Json, side: str) -> str:
+    """What side `"a"` or `"b"` of a record takes, without its unit."""
+    if is_counted(record):
+        return f"{record['comparison'][f'{side}_instructions']['total'] / 1e6:,.0f}"
+    return f"{record['comparison'][f'{side}_ms']:.3g}"
+
+
+def unit(record: Json) -> str:
+    """The unit of `amount`."""
+    return "million instructions" if is_counted(record) else "ms"
 
 
 def percent(ratio: float) -> str:
@@ -68,7 +85,7 @@ def label(record: Json) -> str:
 
 
 def cells(record: Json) -> tuple[str, ...]:
-    """A row for a record: network, baseline, precision, variant, threads, ms of both, cost, interval."""
+    """A row for a record: network, baseline, precision, variant, threads, what both take, cost, interval."""
     comparison = record["comparison"]
     return (
         network_at_size(record),
@@ -76,8 +93,7 @@ def cells(record: Json) -> tuple[str, ...]:
         record["precision"],
         record["form"],
         str(record["threads"]),
-        f"{comparison['a_ms']:.3g}",
-        f"{comparison['b_ms']:.3g}",
+        *(f"{amount(record, side)} {unit(record)}" for side in "ab"),
         percent(comparison["ratio"]["median"]),
         interval(comparison["ratio"]),
     )
@@ -100,12 +116,13 @@ def doubts(record: Json) -> list[str]:
 def _claim(record):
     """The claim that the interval of a record supports."""
     comparison, ratio = record["comparison"], record["comparison"]["ratio"]
-    pair = f"{network_at_size(record)} in {record['precision']} takes"
+    does, more = ("executes", "instructions") if is_counted(record) else ("takes", "time")
+    pair = f"{network_at_size(record)} in {record['precision']} {does}"
     if not record["is_real"]:
         noise = f"the difference, {_with_interval(comparison)}, is not larger than the noise of this machine"
-        return f"{pair} as long as {record['baseline']}: {noise}"
+        return f"{pair} as {'many instructions' if is_counted(record) else 'long'} as {record['baseline']}: {noise}"
     difference = f"{100 * abs(ratio['median'] - 1):.1f} % {'more' if ratio['median'] > 1 else 'less'}"
-    claim = f"{pair} {difference} time than {record['baseline']} [{interval(ratio)}]"
+    claim = f"{pair} {difference} {more} than {record['baseline']} [{interval(ratio)}]"
     if not _is_the_papers_pair(record):
         return claim
     below = "less than" if ratio["high"] < PAPER["ratio"] else "as much as"
@@ -114,9 +131,14 @@ def _claim(record):
 
 
 def _is_the_papers_pair(record):
-    """Whether the paper reports the cost of this pair: SE-ResNet-50 as published, at 224x224, in float32."""
+    """Whether the paper reports the time of this pair: SE-ResNet-50 as published, at 224x224, in float32."""
     pair = (record["network"], record["baseline"], record["precision"]) == ("se_resnet50", "resnet50", "float32")
-    return pair and not placement(record.get("se")) and list(record["input_shape"][1:3]) == [224, 224]
+    return (
+        pair
+        and not is_counted(record)
+        and not placement(record.get("se"))
+        and list(record["input_shape"][1:3]) == [224, 224]
+    )
 
 
 def _with_interval(comparison):

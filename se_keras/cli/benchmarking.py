@@ -139,51 +139,54 @@ def _pairs(options, kept, progress) -> Iterable["Pair"]:
 
 
 def _tables(records):
-    """The records in groups that share a table: one network, configuration, input and number of threads each."""
+    """The records in groups that share a table: one device, network, configuration, input and number of threads."""
     tables = {}
     for record in records:
-        key = tuple(str(record[name]) for name in ("network", "baseline", "threads", "input_shape", "se"))
+        same = ("network", "baseline", "threads", "input_shape", "se", "environment")
+        key = tuple(str(record.get(name)) for name in same)
         tables.setdefault(key, []).append(record)
     return tables.values()
 
 
 def print_overhead(report: dict[str, Any], console: Console) -> None:
     """Prints a row of the paper's figures, a row for each pair, and warnings of what they do not show."""
-    from se_keras.export.benchmark.sentences import doubts, is_of_files, placement
+    from se_keras.export.benchmark.results import device_of
+    from se_keras.export.benchmark.sentences import amount, doubts, is_counted, is_of_files, placement, unit
     from se_keras.wording import counted
 
-    first, environment = report["overhead"][0], report["environment"]
+    first = report["overhead"][0]
+    environment = device_of(first, report)
     size, threads = "x".join(map(str, first["input_shape"][1:3])), counted(first["threads"], "thread")
     caption = f"{environment['processor']}, {environment['runtime']}."
-    if environment["matrix_units"]:
+    if environment.get("matrix_units"):
         units = ", ".join(environment["matrix_units"])
         caption += f" Matrix units ({units}) speed up int8 convolutions, not SE's multiplication: SE costs more here."
     title = escape(f"{first['network']}{placement(first['se'])} compared with {first['baseline']} at {size}, {threads}")
     named = [(f"{x['precision']} {x['form']}", x) for x in report["overhead"]]
     rows: list[tuple[str, ...]] = [
-        (name, *_comparison_cells(x["comparison"], x["is_real"], ".3g")) for name, x in named
+        (name, *(amount(x, side) for side in "ab"), *_ratio_cells(x["comparison"], x["is_real"])) for name, x in named
     ]
     a, b = escape(first["baseline"]), escape(first["network"])
     if not is_of_files(first):
         a, b = "plain", "SE"
-        rows.insert(0, ("paper, ResNet-50", *_paper_cells(report["paper"])))
-    _print_comparisons(a, b, rows, title=title, caption=caption)
+        if not is_counted(first):
+            rows.insert(0, ("paper, ResNet-50", *_paper_cells(report["paper"])))
+    _print_comparisons(a, b, rows, unit=unit(first), title=title, caption=caption)
     if found := [f"{name}: {doubt}" for name, record in named for doubt in doubts(record)]:
         for line in (*found, "the machine may have been too busy: measure again when nothing else runs"):
             print_message(console, f"warning: {line}")
 
 
-def _comparison_cells(comparison, is_real, milliseconds):
-    times = (f"{comparison[side]:{milliseconds}}" for side in ("a_ms", "b_ms"))
-    return *times, *ratio_cells(comparison["ratio"]), ratio_cells(comparison["null"])[1], "yes" if is_real else "no"
+def _ratio_cells(comparison, is_real):
+    return *ratio_cells(comparison["ratio"]), ratio_cells(comparison["null"])[1], "yes" if is_real else "no"
 
 
 def _paper_cells(paper):
     return str(paper["resnet50_ms"]), str(paper["se_resnet50_ms"]), f"{paper['ratio']:.3f}", "", "", ""
 
 
-def _print_comparisons(a, b, rows, **options):
-    columns = ("", f"{a} ms", f"{b} ms", "ratio", "95 % interval", "A/A control", "real?")
+def _print_comparisons(a, b, rows, *, unit="ms", **options):
+    columns = ("", f"{a} {unit}", f"{b} {unit}", "ratio", "95 % interval", "A/A control", "real?")
     print_table(columns, rows, pad_edge=False, **options)
 
 
@@ -287,9 +290,10 @@ def benchmark_training(options: argparse.Namespace, console: Console) -> None:
     }
     if options.json:
         return print_json(report)
+    times = (f"{milliseconds:,.0f}" for milliseconds in (found.a_ms, found.b_ms))
     title = f"A training step of {network} compared with {report['baseline']}, {batch} images"
     rows = (
         ("paper, 256 images, 8 GPUs", *_paper_cells(PAPER_STEP)),
-        ("here", *_comparison_cells(report["comparison"], found.is_significant, ",.0f")),
+        ("here", *times, *_ratio_cells(report["comparison"], found.is_significant)),
     )
     _print_comparisons("plain", "SE", rows, title=title, caption=report["environment"]["processor"])
