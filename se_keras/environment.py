@@ -2,6 +2,7 @@
 
 import os
 import platform
+from collections.abc import Iterable
 from importlib.metadata import version
 
 from se_keras.typing import Json
@@ -12,8 +13,7 @@ def environment() -> Json:
     processor, flags = _processor()
     return {
         "processor": processor,
-        # Matrix units speed up int8 convolutions, not the multiplication by the gate: SE takes more of the time.
-        "matrix_units": sorted(flag for flag in flags if flag in _MATRIX_UNITS),
+        "matrix_units": matrix_units(flags),
         "cores": os.cpu_count(),
         "affinity": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
         "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
@@ -34,6 +34,14 @@ def _read(path):
 
 
 _MATRIX_UNITS = ("amx_int8", "amx_bf16", "i8mm", "sme", "sme2")
+
+
+def matrix_units(flags: Iterable[str]) -> list[str]:
+    """The matrix units among the feature flags of a processor.
+
+    They speed up int8 convolutions, not the multiplication by the gate: SE takes more of the time.
+    """
+    return sorted(flag for flag in flags if flag in _MATRIX_UNITS)
 
 
 def _processor():

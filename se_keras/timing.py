@@ -198,8 +198,7 @@ def compare(
             break
     more: dict[str, Any] = {}
     for side in ("a", "b"):
-        p50, p90, p99 = (float(np.percentile(every[side], q)) / 1e6 for q in (50, 90, 99))
-        more[side] = Percentiles(p50=p50, p90=p90, p99=p99)
+        more[side] = percentiles(every[side])
         more[f"{side}_mj"] = microjoules[side] / len(every[side]) / 1e3 if meter else None
     return found.comparison(runs=runs, **more)
 
@@ -208,6 +207,12 @@ def check_plan(blocks: int, runs: int, warmup: int = 0) -> None:
     """Raises ValueError unless these numbers of blocks, runs and warm-up runs are enough for a comparison."""
     if blocks < 2 or runs < 1 or warmup < 0:
         raise ValueError(f"At least 2 blocks of 1 run. Received: blocks={blocks}, runs={runs}, warmup={warmup}")
+
+
+def percentiles(nanoseconds: Sequence[float]) -> Percentiles:
+    """The `Percentiles` of the times of all runs."""
+    p50, p90, p99 = (float(np.percentile(nanoseconds, q)) / 1e6 for q in (50, 90, 99))
+    return Percentiles(p50=p50, p90=p90, p99=p99)
 
 
 def ratio_of(numerators: Sequence[float], denominators: Sequence[float], seed: int = 0) -> Ratio:

@@ -13,8 +13,9 @@ from keras import layers
 
 import se_keras_cli
 from se_keras.catalogue import create
+from se_keras.export.benchmark.devices import DeviceLost
 from se_keras.export.benchmark.measuring import pair_of_files
-from se_keras.export.benchmark.targets.adb import Adb, Phone, PhoneLost, parse
+from se_keras.export.benchmark.targets.adb import Adb, Phone, parse
 from se_keras.export.litert.conversion import to_litert
 
 
@@ -127,7 +128,7 @@ def test_what_a_lost_phone_kept_is_removed_by_the_next_run(phone, measured):
 
 
 def test_phone_that_is_lost_at_once_is_told(phone, measured):
-    with pytest.raises(PhoneLost, match="The phone no longer answers: error: device 'PIXEL' not found"):
+    with pytest.raises(DeviceLost, match="The phone no longer answers: error: device 'PIXEL' not found"):
         measured(phone(lost_after=3))
 
 

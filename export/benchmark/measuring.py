@@ -1,6 +1,6 @@
 """How a pair of LiteRT files is measured: what is measured, and what each target does."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Protocol
 
@@ -85,6 +85,15 @@ def pair_of_files(
         se=None,
     )
     return Pair(cell=cell, baseline=baseline, network=network)
+
+
+def require_delegated(undelegated: Collection[str], *, allow_undelegated: bool) -> None:
+    """Raises ValueError if there are operators that are not delegated to XNNPACK, unless they are allowed."""
+    if undelegated and not allow_undelegated:
+        raise ValueError(
+            f"Not delegated to XNNPACK: {', '.join(undelegated)}. These operators run on slow kernels, which would "
+            "distort the ratio; allow_undelegated=True (--allow-undelegated) measures the files anyway"
+        )
 
 
 class Target(Protocol):

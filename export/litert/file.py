@@ -139,13 +139,17 @@ class LiteRTRunner:
 
         return in_batches(run, images, size=self.input_shape[0] or 1)
 
+    def typed_images(self, images: Array) -> Array:
+        """Images in the type of the input. Integers stand for the float images, which are rounded."""
+        return _quantized(np.asarray(images), self._input)
+
     def prepare(self, images: Array) -> Callable[[], None]:
         """Sets the input, and returns the function that runs the file, for benchmarks.
 
         Raises:
             ValueError: If the file does not take images of this shape.
         """
-        images = _quantized(np.asarray(images), self._input)
+        images = self.typed_images(images)
         if None in self.input_shape and images.shape != tuple(self._input["shape"]):
             self._resize(images.shape)
         self._interpreter.set_tensor(self._input["index"], images)

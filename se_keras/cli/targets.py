@@ -56,11 +56,19 @@ TARGETS = (
                 "metavar": "PATH",
                 "help": "LiteRT's binary for the phone, or device:/path of one on it",
             },
-            "--rest": {
-                "type": SECONDS,
-                "metavar": "S",
-                "help": "seconds for the phone to cool down between blocks (default: 5)",
+        },
+    ),
+    TargetRow(
+        flag="--ssh",
+        path="ssh.Ssh",
+        chooses={"metavar": "USER@HOST", "help": "measure on a Linux board with ssh (docs/guides/ssh.md)"},
+        options={
+            "--setup": {
+                "action": "store_true",
+                "help": "install numpy and ai-edge-litert on the board, in a temporary folder",
             },
+            "--python": {"metavar": "PATH", "help": "Python on the board (default: python3)"},
+            "--ssh-config": {"metavar": "FILE", "help": "configuration of ssh (default: your own)"},
         },
     ),
 )
@@ -70,6 +78,11 @@ PLAN: Mapping[str, Mapping[str, Any]] = {  # of several targets
         "type": RATE,
         "metavar": "X",
         "help": "stop when the 95 %% interval is narrower than X, such as 0.01",
+    },
+    "--rest": {
+        "type": SECONDS,
+        "metavar": "S",
+        "help": "seconds for a device to cool down between blocks (default: 0; 5 on a phone)",
     },
     "--seconds": {"type": SECONDS, "metavar": "S", "help": "stop a comparison after this time"},
     "--allow-undelegated": {
@@ -97,7 +110,7 @@ def target_of(options: argparse.Namespace) -> "Target":
     Raises:
         ValueError: If an option was given that is not for this target.
     """
-    row = next((row for row in TARGETS if row.flag and _given(options, row.flag)), TARGETS[0])
+    row = next((row for row in TARGETS if row.flag and _given(options, row.flag) is not None), TARGETS[0])
     known, values = _fields(row), {}
     for option in (row.flag, *PLAN, *(option for other in TARGETS for option in other.options)):
         value = _given(options, option) if option else None

@@ -1,7 +1,11 @@
 """Loads a LiteRT file, runs it once, and prints the times and the memory use as JSON.
 
 python -P footprint.py FILE THREADS
+
+It runs on boards that ssh reaches too: Python 3.9, numpy and ai-edge-litert are enough.
 """
+
+from __future__ import annotations
 
 import json
 import sys

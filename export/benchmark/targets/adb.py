@@ -12,26 +12,22 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-import threading
-import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from se_keras import protos
 from se_keras.environment import versions
 from se_keras.errors import first_line
-from se_keras.timing import Blocks, check_plan
+from se_keras.timing import check_plan
 from se_keras.typing import FilePath, Json, OnMessage
-from se_keras.wording import counted
 
+from ..devices import DeviceLost, check_rest, measured_blocks, warmest
 from ..measuring import Pair
-from ..results import DeviceConditions, Footprint, Overhead
+from ..results import Footprint, Overhead
 
 FOLDER = "/data/local/tmp"
 _ON_PHONE = "device:"
-_MAX_WARMING = 3.0  # degrees Celsius by which a phone may be warmer before a block than before the first one
-_LONGEST_REST = 300  # seconds to wait for the phone to cool down
 _LONGEST_CALL = 1800  # seconds that a call of adb may take: a phone that is gone may never answer
 _TIMINGS = (
     r"Inference timings in us: Init: (?P<init>[\d.e+]+), First inference: (?P<first>[\d.e+]+), .*?"
@@ -73,10 +69,6 @@ class Run:
     first_us: float
     memory_mb: float | None
     partial: bool
-
-
-class PhoneLost(ConnectionError):
-    """The phone no longer answers."""
 
 
 def parse(text: str, result: bytes | None = None) -> Run:
@@ -141,7 +133,7 @@ class Phone:
         self.serial = serial or ready[0]
 
     def __call__(self, *arguments: str) -> str:
-        """The output of an adb command; OSError if it fails, PhoneLost if the phone no longer answers."""
+        """The output of an adb command; OSError if it fails, DeviceLost if the phone no longer answers."""
         return self._call("-s", self.serial, *arguments)
 
     def shell(self, command: str) -> str:
@@ -179,9 +171,7 @@ class Phone:
 
     def celsius(self) -> float | None:
         """Temperature of the warmest sensor; None where the sensors cannot be read."""
-        text = self.shell("cat /sys/class/thermal/thermal_zone*/temp 2>/dev/null || true")
-        degrees = [int(x) / 1000 for x in text.split() if re.fullmatch(r"\d{4,6}", x)]
-        return max((x for x in degrees if 10 < x < 120), default=None)
+        return warmest(self.shell("cat /sys/class/thermal/thermal_zone*/temp 2>/dev/null || true"))
 
     def is_connected(self) -> bool:
         """Whether the phone still answers."""
@@ -197,10 +187,10 @@ class Phone:
                 command, stdin=subprocess.DEVNULL, capture_output=True, errors="replace", timeout=_LONGEST_CALL
             )
         except subprocess.TimeoutExpired:
-            raise PhoneLost(f"The phone no longer answers: adb waited for {_LONGEST_CALL} seconds") from None
+            raise DeviceLost(f"The phone no longer answers: adb waited for {_LONGEST_CALL} seconds") from None
         output = f"{result.stdout}\n{result.stderr}"
         if result.returncode and _LOST.search(result.stderr):
-            raise PhoneLost(f"The phone no longer answers: {first_line(result.stderr)}")
+            raise DeviceLost(f"The phone no longer answers: {first_line(result.stderr)}")
         if not result.returncode and "not executable" not in output:
             return result.stdout
         if "No space left" in output:
@@ -243,8 +233,7 @@ class Adb:
                 "--adb needs --benchmark-model PATH, LiteRT's binary for the phone: docs/guides/phone.md says where"
             )
         check_plan(self.blocks, self.runs)
-        if not 0 <= self.rest <= threading.TIMEOUT_MAX:
-            raise ValueError(f"rest must be 0 seconds or more, and finite. Received: rest={self.rest!r}")
+        check_rest(self.rest)
 
     def connect(self, progress: OnMessage) -> Json:
         """The phone: see `Target`. Raises OSError if adb, the phone or the binary is missing."""
@@ -264,7 +253,7 @@ class Adb:
         """Times pairs: see `Target`. A phone that is lost after two blocks or more leaves those of them.
 
         Raises:
-            OSError: If adb, the phone or space is missing; PhoneLost if the phone is lost before two blocks.
+            OSError: If adb, the phone or space is missing; DeviceLost if the phone is lost before two blocks.
             ValueError: If operators are not delegated to XNNPACK.
         """
         require_binary(self.benchmark_model)
@@ -278,27 +267,20 @@ class Adb:
         phone, plan = Phone(self.serial), (f"--num_runs={self.runs}", "--warmup_runs=3", "--min_secs=0")
         flags = (f"--num_threads={pair.cell.threads}", "--use_xnnpack=true", *plan)
         files = {"a": pair.baseline.content, "b": pair.network.content}
-        found, order = Blocks(within=self.within, seconds=self.seconds), random.Random(0)
-        last, celsius, missing = {}, [], None
-        try:
-            with _copied(phone, self.benchmark_model, files, progress) as (binary, folder):
-                while len(found) < self.blocks and not found.are_enough():
-                    progress(f"timing on {phone.serial}: block {len(found) + 1} of {self.blocks}")
-                    _rest(phone, celsius, self.rest if len(found) else 0, progress)
-                    last = {
-                        side: _run(phone, binary, folder, "a" if side == "control" else side, flags, self)
-                        for side in order.sample(("a", "b", "control"), 3)
-                    }
-                    found.add({side: 1e3 * (run.fastest_us or run.average_us) for side, run in last.items()})
-        except PhoneLost as lost:
-            if len(found) < 2:
-                raise
-            missing = f"{len(found)} of {counted(self.blocks, 'block')}: {lost}"
+        order, last = random.Random(0), {}
+        with _copied(phone, self.benchmark_model, files, progress) as (binary, folder):
+
+            def run_block():
+                for side in order.sample(("a", "b", "control"), 3):
+                    last[side] = _run(phone, binary, folder, "a" if side == "control" else side, flags, self)
+                return {side: 1e3 * (run.fastest_us or run.average_us) for side, run in last.items()}
+
+            blocks, conditions = measured_blocks(run_block, phone.celsius, self, phone.serial, progress)
         return pair.overhead(
-            found.comparison(runs=self.runs),
+            blocks.comparison(runs=self.runs),
             undelegated=("a part",) if last["a"].partial or last["b"].partial else (),
             footprints=tuple(_footprint(content, last[side]) for side, content in files.items()),
-            device=DeviceConditions(flags=flags, celsius=tuple(celsius), missing=missing),
+            device=replace(conditions, flags=flags),
         )
 
 
@@ -341,9 +323,9 @@ def _run(phone, binary, folder, name, flags, options):
         text = phone.shell(command)
         found = parse(text, phone.pull(result) if _RESULT in text else None)
     except (OSError, ValueError) as error:  # if the cable is pulled, status and output of the run can be anything
-        if isinstance(error, PhoneLost) or phone.is_connected():
+        if isinstance(error, DeviceLost) or phone.is_connected():
             raise
-        raise PhoneLost(f"The phone no longer answers: {first_line(error)}") from None
+        raise DeviceLost(f"The phone no longer answers: {first_line(error)}") from None
     if found.partial and not options.allow_undelegated:
         raise ValueError(
             f"Operators of file {name.upper()} are not delegated to XNNPACK on the phone and run on slow kernels: "
@@ -354,15 +336,3 @@ def _run(phone, binary, folder, name, flags, options):
 
 def _footprint(content, run):
     return Footprint(bytes=len(content), init_ms=run.init_us / 1e3, first_ms=run.first_us / 1e3, peak_mb=run.memory_mb)
-
-
-def _rest(phone, celsius, seconds, progress):
-    """Waits, longer while the phone is warmer than before the first block."""
-    time.sleep(seconds)
-    now, until = phone.celsius(), time.monotonic() + _LONGEST_REST
-    while seconds and celsius and now is not None and now > celsius[0] + _MAX_WARMING and time.monotonic() < until:
-        progress(f"waiting for {phone.serial} to cool down: {now:.1f} degrees Celsius, {celsius[0]:.1f} at first")
-        time.sleep(seconds)
-        now = phone.celsius()
-    if now is not None:
-        celsius.append(now)

@@ -12,7 +12,7 @@ from se_keras.typing import Json, OnMessage
 from ...outputs import noise
 from .. import profiler
 from ..energy import find_meter
-from ..measuring import Pair
+from ..measuring import Pair, require_delegated
 from ..programs import footprint as footprint_program
 from ..programs import run
 from ..results import Footprint, Overhead, Profile
@@ -53,11 +53,7 @@ class Host:
         threads = pair.cell.threads
         a, b, control = (model.runner(threads=threads) for model in (pair.baseline, pair.network, pair.baseline))
         undelegated = sorted(set(a.undelegated() + b.undelegated()))
-        if undelegated and not self.allow_undelegated:
-            raise ValueError(
-                f"Not delegated to XNNPACK: {', '.join(undelegated)}. These operators run on slow kernels, which would "
-                "distort the ratio; allow_undelegated=True (--allow-undelegated) measures the files anyway"
-            )
+        require_delegated(undelegated, allow_undelegated=self.allow_undelegated)
         images = noise(pair.cell.input_shape[1:], samples=pair.cell.input_shape[0])
         comparison = compare(
             a=a.prepare(images),
