@@ -4,6 +4,7 @@ import contextlib
 import getpass
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -46,10 +47,11 @@ class Server:
         )
         return config
 
-    def sessions(self):
-        """The processes that serve a connection."""
+    def end_sessions(self):
+        """Ends the processes that serve connections, as if the network were gone."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
-        return [int(pid) for pid in children.split()]
+        for session in children.split():
+            os.kill(int(session), signal.SIGKILL)
 
 
 def process_with(argument):

@@ -38,6 +38,7 @@ NOT_RUN = {
     "docs/guides/phone.md": ["Not run in the tests: needs a phone"],
     "docs/guides/serve.md": ["Not run in the tests: needs Docker"],
     "docs/guides/train.md": ["Not run in the tests: needs ImageNet"] * 2,
+    "docs/guides/ssh.md": ["Not run in the tests: needs a board"] * 3,
     "docs/results/ablations.md": [
         "Run by tests/test_examples.py",
         "Run by tests/test_examples.py",

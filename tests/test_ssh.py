@@ -117,8 +117,7 @@ def test_several_pairs_are_measured_in_one_connection(board, files):
 def test_connection_that_ends_leaves_the_blocks_before(server, board, files):
     def progress(step):
         if "block 4 of 50" in step:
-            for session in server.sessions():
-                os.kill(session, signal.SIGKILL)
+            server.end_sessions()
 
     found = measure(board(), files, progress, blocks=50)
     assert found.comparison.blocks == 3
@@ -322,6 +321,8 @@ def test_programs_for_boards_are_python_of_2020(module):
 
 # What takes longer: the command, and pip.
 
+SE_KERAS = (sys.executable, "-c", "import sys; from se_keras_cli import main; sys.exit(main())")
+
 
 def command(config, *more):
     files = ("--files", GOLDEN, GOLDEN, "--blocks", 40)
@@ -330,12 +331,21 @@ def command(config, *more):
 
 @needs_sshd
 @pytest.mark.slow
-def test_command_measures_on_a_board_what_is_missing(server, board, tmp_path, capfd, monkeypatch):
-    config, results = board(), tmp_path / "r.json"
-    assert se_keras_cli.main(command(config, "--blocks", 2, "-o", results)) == 0
-    (record,) = json.loads(results.read_text())["overhead"]
-    assert record["missing"] is None and record["comparison"]["blocks"] == 2
+def test_command_measures_on_a_board_what_is_missing(server, board, tmp_path, capfd):
+    results = tmp_path / "r.json"
+    arguments = command(board(), "-o", results)
+    long = [*SE_KERAS, *arguments, "--blocks", "100000"]
+    with subprocess.Popen(long, stderr=subprocess.PIPE, text=True) as process:
+        next(line for line in process.stderr if "block 4 of" in line)
+        server.end_sessions()
+        warning = process.stderr.read()
+    assert process.returncode == 0 and re.search("warning: measured .+ of 100,?000 blocks: board no longer", warning)
+    (partial,) = json.loads(results.read_text())["overhead"]
+    assert 3 <= partial["comparison"]["blocks"] < 100_000
+    assert se_keras_cli.main(arguments) == 0
     assert "with XNNPACK" in capfd.readouterr().out
+    (record,) = json.loads(results.read_text())["overhead"]
+    assert (record["missing"], record["comparison"]["blocks"]) == (None, 40)
     assert se_keras_cli.main(["report", str(results), "-o", str(tmp_path / "r.html")]) == 0
     assert environment()["processor"] in (tmp_path / "r.html").read_text()
 
@@ -344,9 +354,9 @@ def test_command_measures_on_a_board_what_is_missing(server, board, tmp_path, ca
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_command_that_is_interrupted_or_killed_leaves_the_board_clean(board, tmp_path, how):
-    script = "import sys; from se_keras_cli import main; sys.exit(main())"
-    arguments = [sys.executable, "-c", script, *command(board(), "--blocks", 100000)]
-    with subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [*SE_KERAS, *command(board(), "--blocks", 100000)], stderr=subprocess.PIPE, text=True
+    ) as process:
         next(line for line in process.stderr if "block 2 of" in line)
         process.send_signal(how)
         rest = process.stderr.read()

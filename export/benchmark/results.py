@@ -87,7 +87,6 @@ class OverheadRecord(TypedDict):
     profiles: NotRequired[tuple[()] | tuple[Profile, Profile]]
     flags: NotRequired[list[str]]
     celsius: NotRequired[list[float]]
-    governors: NotRequired[list[str]]
     missing: NotRequired[str | None]
     environment: NotRequired["EnvironmentRecord | None"]
 
@@ -162,13 +161,11 @@ class DeviceConditions:
     Args:
         flags: Flags of `benchmark_model`.
         celsius: Temperature of the warmest sensor before each block; empty where the sensors cannot be read.
-        governors: The governors of the clock rate that were seen; empty where they cannot be read.
         missing: Which blocks were not measured, and why; None if the measurement is complete.
     """
 
     flags: tuple[str, ...] = ()
     celsius: tuple[float, ...] = ()
-    governors: tuple[str, ...] = ()
     missing: str | None = None
 
 

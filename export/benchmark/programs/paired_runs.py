@@ -88,10 +88,9 @@ class Board:
             report[side]["footprint"] = self._footprint_of(path, threads)
         return report
 
-    def conditions(self, contents):
-        """What /sys tells: the readings of the temperature sensors, and the governor of the clock rate."""
-        readings = [_read(zone) or "" for zone in sorted(glob.glob(_THERMAL))]
-        return {"temperatures": " ".join(readings), "governor": _read(_GOVERNOR)}
+    def temperatures(self, contents):
+        """The readings of the temperature sensors."""
+        return {"readings": " ".join(_read(zone) or "" for zone in sorted(glob.glob(_THERMAL)))}
 
     def block(self, contents, runs):
         """The nanoseconds of `runs` runs of each side in random order."""
