@@ -305,6 +305,10 @@ def test_help_of_every_command_names_the_choices_of_the_library(option):
         assert (*found[1].split(", ")[:-1], found[2]) == tuple(LIBRARY_CHOICES[option])
 
 
+def test_data_sets_of_the_command_are_those_of_the_library():
+    assert tuple(sources.DATA) == se_keras_cli.arguments.DATA_SETS
+
+
 def test_families_of_the_command_are_those_of_the_library():
     assert set(se_keras_cli.arguments.FAMILIES) == {catalogue.family_of(name) for name in se_keras.names()}
 

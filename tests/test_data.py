@@ -261,7 +261,9 @@ def test_data_are_loaded_by_name(data, tmp_path):
 
 
 def test_unknown_data_are_refused():
-    with pytest.raises(ValueError, match="data must be 'digits', 'tfds:NAME', or a folder .+ Received: 'mnist'"):
+    with pytest.raises(
+        ValueError, match="data must be 'digits', 'fashion_mnist', .+, 'tfds:NAME', or a folder .+ Received: 'mnist'"
+    ):
         sources.load("mnist")
 
 

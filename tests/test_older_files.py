@@ -73,6 +73,7 @@ def test_interrupted_training_resumes_from_its_checkpoint(few, tmp_path):
     new = {"/pixels", "/pixels/mean", "/pixels/mean/0", "/pixels/std", "/pixels/std/0", "/source"} | {
         "/input_shape",
         "/input_shape/0",
+        "/training_images",
     }
     assert keys(json.loads((tmp_path / "run" / "run.json").read_text())) == new | keys(
         training_of(OLD / "run" / "model.keras")

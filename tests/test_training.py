@@ -130,6 +130,7 @@ def test_run_json_has_the_network_the_data_the_recipe_and_what_made_it(trained):
         "network": "se_resnet11_digits",
         "input_shape": [8, 8, 1],
         "data": "digits",
+        "training_images": 1437,
         "classes": [str(digit) for digit in range(10)],
         "normalization": {"mean": [0.0], "std": [1.0]},
         "recipe": json.loads(json.dumps(asdict(replace(DIGITS, epochs=3)))),

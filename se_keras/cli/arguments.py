@@ -28,10 +28,12 @@ SAMPLINGS = ("shuffled", "balanced")
 STRATEGIES = ("none", "mirrored", "multi-worker", "tpu")
 RECIPES = ("digits", "paper_imagenet", "paper_mobile", "paper_cifar", "paper_cifar_wide", "paper_cifar_shake")
 RECIPES += ("senet154", "ablation", "places365", "modern")
-LIMIT = 500  # images of a folder
-DATA = "'digits', a folder with a folder for each class (in train/ and val/, or alone), packed TFRecords, or tfds:NAME"
-IMAGES = "'digits', a .npy file (N, height, width, channels), or a folder of image files"
-LABELS = "'digits', or a text file with the name of one class per line"
+LIMIT = 500  # images of a folder or of a data set
+DATA_SETS = ("digits", "fashion_mnist", "cifar10", "cifar100")
+_NAMED = ", ".join(DATA_SETS)
+DATA = f"{_NAMED}, a folder with a folder for each class (in train/ and val/, or alone), packed TFRecords, or tfds:NAME"
+IMAGES = f"{_NAMED}, a .npy file (N, height, width, channels), or a folder of image files"
+LABELS = f"{_NAMED}, or a text file with the name of one class per line"
 NORMALIZE = (
     "MEAN STD, each a number or one for each channel (123.7,116.3,103.5), or the NETWORK of the catalogue that has "
     "them: pixels in 0 to 255 become (pixel - MEAN) / STD; default: as the model was trained"
@@ -101,7 +103,7 @@ def add_folder_options(add: AddArgument) -> None:
     """Adds the options for a folder of images."""
     add("--normalize", nargs="+", metavar="VALUE", help=NORMALIZE)
     add_override(add)
-    add("--limit", type=POSITIVE, metavar="N", help=f"use at most N images of a folder (default: {LIMIT})")
+    add("--limit", type=POSITIVE, metavar="N", help=f"use at most N images of a folder or data set (default: {LIMIT})")
 
 
 def add_override(add: AddArgument) -> None:
@@ -165,7 +167,7 @@ def read_labels(source: str) -> Sequence[str]:
     if source in DATA:
         return DATA[source]().classes
     if not Path(source).is_file():
-        raise FileNotFoundError(f"There is no file of labels {source!r}: give 'digits' or a file, one class per line")
+        raise FileNotFoundError(f"There is no file of labels {source!r}: give {LABELS}")
     try:
         return Path(source).read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
@@ -180,10 +182,10 @@ def read_images(
     *models: "Runnable",
     split: str = "train",
 ) -> "np.ndarray":
-    """Reads the images of a split of the digits, of a .npy file, or of a folder.
+    """Reads the images of a split of a data set, of a .npy file, or of a folder.
 
     The `limit` of `options`, `shape`, `(height, width, channels)`, and `models`, which know the normalization, are for
-    the images of a folder.
+    data sets and folders. The digits are all read, and as they are.
 
     Raises:
         OSError, ValueError: If there are no such images, or if an option is not for this kind of source.
@@ -198,6 +200,12 @@ def read_images(
         limit = LIMIT if options.limit is None else options.limit
         size, channels = tuple(shape[:2]), shape[2]
         return load_images(source, size=size, channels=channels, mean=mean, std=std, limit=limit, progress=progress)
+    if source in DATA_SETS and source != "digits":
+        from se_keras.export.verification import of_pixels
+        from se_keras.training import sources
+
+        limit = LIMIT if options.limit is None else options.limit
+        return sources.images(source, split=split, shape=shape, normalization=of_pixels(*models), limit=limit)
     if options.limit is not None:
         raise ValueError(f"--limit is for a folder of images. Received: {source}")
     if source == "digits":
@@ -205,7 +213,7 @@ def read_images(
 
         return getattr(digits(), split).images
     if not Path(source).is_file():
-        raise FileNotFoundError(f"There are no images {source!r}: give 'digits', a .npy file or a folder of images")
+        raise FileNotFoundError(f"There are no images {source!r}: give {IMAGES}")
     try:
         with open(source, "rb") as file:
             return np.lib.format.read_array(file, allow_pickle=False)

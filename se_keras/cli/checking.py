@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from .arguments import (
+    DATA_SETS,
     IMAGES,
     SHARE,
     Commands,
@@ -140,7 +141,8 @@ def verify(options: argparse.Namespace, console: Console) -> int | None:
 
     from_folder = options.images is not None and Path(options.images).is_dir()
     received = "no --images" if options.images is None else options.images
-    only_for(options, "--normalize --limit", "a folder of images", received, possible=from_folder)
+    of_pixels = from_folder or (options.images in DATA_SETS and options.images != "digits")
+    only_for(options, "--normalize --limit", "a folder of images", received, possible=of_pixels)
     only_for(options, "--override", "--normalize", "no --normalize", possible=options.normalize)
     with show_progress(console) as progress:
         progress(f"loading {options.a}")

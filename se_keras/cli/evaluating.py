@@ -99,10 +99,12 @@ def _data(options, models, normalization):
     from se_keras.evaluation import data_of
     from se_keras.export.verification import of_pixels
     from se_keras.training import sources
+    from se_keras.training.data import sized
 
     source = options.data or data_of(models)
     if source in sources.DATA:
-        return sources.load(source)
+        data, (height, width) = sources.load(source), models[0].input_shape[1:3]
+        return sized(data, (height, width)) if height and width else data
     channels = models[0].input_shape[-1]
     mean, std = normalization or of_pixels(*models)
     mean, std = (list(values) * (channels // len(values)) for values in (mean, std))

@@ -44,7 +44,8 @@ def add_train(commands: Commands) -> None:
     add("--learning-rate", type=RATE, help="the initial one (default: the recipe's, scaled)")
     add("--sampling", help=f"{one_of(SAMPLINGS)}, which draws each class equally often (default: the recipe's)")
     add("--seed", type=SEED, help="for initial weights and the order of images (default: the recipe's)")
-    add("--size", type=POSITIVE, help="height and width of the images (default: the network's own)")
+    add("--size", type=POSITIVE, help="height and width of the images (default: the data set's, or the network's own)")
+    add("--limit", type=POSITIVE, metavar="N", help="train on N images (default: all)")
     add("--weights", help="initial weights: imagenet, or a file (default: random)")
     _add_execution(add)
 
@@ -82,7 +83,7 @@ def train(options: argparse.Namespace, console: Console) -> int | None:
           --workers a:2222,b:2222 --index 0 -o runs/two
     """
     from se_keras.catalogue import spec_of
-    from se_keras.training import distribution, sources
+    from se_keras.training import distribution
 
     recipe, spec = _recipe(options), spec_of(options.network)
     received = f"--strategy {options.strategy}"
@@ -91,8 +92,7 @@ def train(options: argparse.Namespace, console: Console) -> int | None:
     if options.dry_run:
         from se_keras.training.schedules import plan
 
-        data = sources.load(options.data, mean=spec.mean, std=spec.std)
-        return _print_plan(options, plan(options.network, recipe, data))
+        return _print_plan(options, plan(options.network, recipe, _data(options, spec)))
     if options.output is None:
         raise ValueError("-o FOLDER is needed: the folder of the run. Received: none")
     wait = {} if options.wait is None else {"timeout": options.wait}
@@ -108,7 +108,7 @@ def train(options: argparse.Namespace, console: Console) -> int | None:
     from se_keras.wording import counted
 
     execution = Execution(**{field.name: getattr(options, field.name) for field in fields(Execution)})
-    data = sources.load(options.data, mean=spec.mean, std=spec.std)
+    data = _data(options, spec)
     keras.config.set_dtype_policy(options.precision)
     keras.utils.set_random_seed(recipe.seed)
     images = getattr(data.train, "images", None)
@@ -138,6 +138,17 @@ def train(options: argparse.Namespace, console: Console) -> int | None:
         )
     hint = "" if find_spec("tensorboard") else ', which pip install "se-keras[tensorboard]" brings'
     print_line(f"curves: {options.output / 'curves.png'}, or tensorboard --logdir {options.output}{hint}")
+
+
+def _data(options, spec):
+    """The data with the number of images and the size of the options."""
+    from se_keras.training import sources
+    from se_keras.training.data import limited, sized
+
+    data = sources.load(options.data, mean=spec.mean, std=spec.std)
+    if options.limit is not None:
+        data = limited(data, options.limit)
+    return data if options.size is None else sized(data, (options.size, options.size))
 
 
 def _recipe(options):

@@ -4,7 +4,7 @@ import itertools
 import os
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -115,6 +115,23 @@ class Arrays:
         """The name of an image in messages."""
         return f"image {index}"
 
+    def take(self, indices: Array) -> "Arrays":
+        """The images with these indices."""
+        return Arrays(images=self.images[indices], labels=self.labels[indices])
+
+    def sized(self, size: tuple[int, int]) -> "Arrays":
+        """The images of `size`, `(height, width)`: larger ones get a black border, smaller ones are scaled."""
+        height, width = self.images.shape[1:3]
+        if size == (height, width):
+            return self
+        if size[0] >= height and size[1] >= width:
+            border = [((new - old) // 2, (new - old + 1) // 2) for new, old in zip(size, (height, width), strict=True)]
+            return Arrays(images=np.pad(self.images, [(0, 0), *border, (0, 0)]), labels=self.labels)
+        parts = (
+            tf.image.resize(part, size, antialias=True) for part in np.array_split(self.images, len(self) // 1000 + 1)
+        )
+        return Arrays(images=np.concatenate([np.asarray(part) for part in parts]), labels=self.labels)
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Files:
@@ -140,6 +157,10 @@ class Files:
     def name_of(self, index: int) -> str:
         """The path of an image, as text."""
         return printable(self.paths[index])
+
+    def take(self, indices: Array) -> "Files":
+        """The images with these indices."""
+        return Files(paths=tuple(self.paths[index] for index in indices), labels=self.labels[indices])
 
 
 AnySplit = TypeVar("AnySplit", bound=Split, covariant=True)
@@ -191,6 +212,27 @@ class Data(Generic[AnySplit]):
     def normalization_of_pixels(self) -> Normalization:
         """The same for pixels in 0 to 255, as image files have them."""
         return self.normalization.scaled(255 / (self.white or 255))
+
+
+def limited(data: Data, count: int) -> Data:
+    """The same data with `count` images to train on: the same ones each time. Images to evaluate on stay all.
+
+    Raises:
+        ValueError: If there are fewer images, or if they are records that are read one after the other.
+    """
+    if not hasattr(data.train, "take"):
+        raise ValueError(f"limit is for data in memory and for image files. Received: {data.name}")
+    if not 0 < count <= len(data.train):
+        raise ValueError(f"limit must be 1 to {len(data.train)}, the images to train on. Received: limit={count}")
+    chosen = np.sort(np.random.default_rng(0).permutation(len(data.train))[:count])
+    return replace(data, train=data.train.take(chosen))
+
+
+def sized(data: Data, size: tuple[int, int]) -> Data:
+    """The same data with images of `size`, `(height, width)`, if they are in memory; files are scaled when read."""
+    if not isinstance(data.train, Arrays):
+        return data
+    return replace(data, train=data.train.sized(size), test=data.test.sized(size))
 
 
 class SkippedFiles:

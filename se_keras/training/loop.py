@@ -139,6 +139,7 @@ class _Run:
             "network": model.name,
             "input_shape": list(model.input_shape[1:]),
             "data": data.name,
+            "training_images": len(data.train),
             "classes": list(data.classes),
             "normalization": data.normalization.to_json(),
             "recipe": json.loads(json.dumps(asdict(recipe))),  # with lists for tuples, as in the file

@@ -1,4 +1,4 @@
-"""Data by name: the digits, a folder of images, packed TFRecords, a data set of TensorFlow Datasets."""
+"""Data by name: data sets that everybody has, a folder of images, TFRecords, a data set of TensorFlow Datasets."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,18 +7,19 @@ import numpy as np
 import tensorflow as tf
 
 from se_keras.errors import needs_extra
-from se_keras.normalization import IMAGENET
+from se_keras.normalization import IMAGENET, Normalization
 from se_keras.training import shards
-from se_keras.training.data import HELD_OUT, Data, digits, folder
-from se_keras.typing import FilePath
+from se_keras.training.data import HELD_OUT, Arrays, Data, digits, folder
+from se_keras.training.datasets import cifar10, cifar100, fashion_mnist
+from se_keras.typing import Array, FilePath
 
-DATA = {"digits": digits}
+DATA = {"digits": digits, "fashion_mnist": fashion_mnist, "cifar10": cifar10, "cifar100": cifar100}
 
 
 def load(name: FilePath, *, mean: Sequence[float] = IMAGENET.mean, std: Sequence[float] = IMAGENET.std) -> Data:
-    """Loads a data set: `"digits"`, `"tfds:NAME"`, or the path of a folder of images or of packed TFRecords.
+    """Loads a data set: one of `DATA`, `"tfds:NAME"`, or the path of a folder of images or of packed TFRecords.
 
-    `mean` and `std` have a value for each channel of pixels in 0 to 255; the digits have their own.
+    `mean` and `std` have a value for each channel of pixels in 0 to 255; the data sets of `DATA` have their own.
 
     Raises:
         ValueError, OSError: If there is no such data set, or for the reasons of `folder` and `shards.read`.
@@ -32,7 +33,31 @@ def load(name: FilePath, *, mean: Sequence[float] = IMAGENET.mean, std: Sequence
         return shards.read(name, mean=mean, std=std)
     if Path(name).is_dir():
         return folder(name, mean=mean, std=std)
-    raise ValueError(f"data must be 'digits', 'tfds:NAME', or a folder of images or TFRecords. Received: {str(name)!r}")
+    named = ", ".join(map(repr, DATA))
+    raise ValueError(f"data must be {named}, 'tfds:NAME', or a folder of images or TFRecords. Received: {str(name)!r}")
+
+
+def images(
+    name: str, *, split: str, shape: Sequence[int], normalization: Normalization, limit: int | None = None
+) -> Array:
+    """Images of a data set of `DATA` as a model takes them, float32 `(samples, *shape)`.
+
+    Args:
+        split: `"train"` or `"test"`.
+        shape: `(height, width, channels)` of the model.
+        normalization: Of pixels in 0 to 255, as the model was trained.
+        limit: The first images; None for all.
+
+    Raises:
+        ValueError: If the images have another number of channels.
+    """
+    data = DATA[name]()
+    found: Arrays = getattr(data, split)
+    found = found.take(np.arange(len(found))[:limit])
+    if found.images.shape[-1] != shape[-1]:
+        raise ValueError(f"{name} has images of {found.images.shape[-1]} channel(s). Received: a model of {shape[-1]}")
+    pixels = found.sized((shape[0], shape[1])).images
+    return normalization.scaled((data.white or 255) / 255).apply(pixels)
 
 
 def tfds(name: str, mean: Sequence[float], std: Sequence[float]) -> Data[shards.Records]:
