@@ -25,9 +25,10 @@ _ZERO_POINTS = {"int8": 0, "uint8": 128}  # relative to those of int8
 _PROBABILITIES = (1 / 256, -128)  # scale and zero point in int8 of values in 0..1, as in TFLite's softmax
 _QUANTIZE, _DEQUANTIZE = schema.BuiltinOperator.QUANTIZE, schema.BuiltinOperator.DEQUANTIZE
 _CAST = schema.BuiltinOperator.CAST
+_PLACEHOLDER = schema.BuiltinOperator.PLACEHOLDER_FOR_GREATER_OP_CODES
 _SOFTMAX = schema.BuiltinOperator.SOFTMAX
 _ELEMENTWISE = (schema.BuiltinOperator.ADD, schema.BuiltinOperator.SUB, schema.BuiltinOperator.MUL)
-# Tables without fields. OpenVINO's reader asks for them, and ai-edge-quantizer 0.10 leaves them out.
+# Tables without fields, which ai-edge-quantizer 0.10 leaves out.
 _OPTIONS = {
     _QUANTIZE: (schema.BuiltinOptions.QuantizeOptions, schema.QuantizeOptionsT),
     _DEQUANTIZE: (schema.BuiltinOptions.DequantizeOptions, schema.DequantizeOptionsT),
@@ -237,6 +238,9 @@ def packed(model: Any, *, largest_inside: int = LARGEST_INSIDE) -> bytes:
     Only weights of more than `largest_inside` bytes, which a flatbuffer cannot hold, are written after it: LiteRT reads
     them there, but tflite-micro and OpenVINO do not. Metadata stays in the flatbuffer, where its readers look for it.
     """
+    # ai-edge-quantizer 0.10 sets the new field alone. OpenVINO reads the old one first, where 0 is ADD.
+    for code in model.operatorCodes:
+        code.deprecatedBuiltinCode = min(max(code.builtinCode, code.deprecatedBuiltinCode), _PLACEHOLDER)
     for operator in (operator for graph in model.subgraphs for operator in graph.operators):
         if operator.builtinOptions is None and (options := _OPTIONS.get(_code(model, operator))):
             operator.builtinOptionsType, operator.builtinOptions = options[0], options[1]()
