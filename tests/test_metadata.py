@@ -18,8 +18,8 @@ from keras import layers
 from se_keras.export import to_litert
 from se_keras.export.description import Metadata, describe
 from se_keras.export.litert import metadata
-from se_keras.export.litert.flatbuffer import packed
 from se_keras.export.litert.metadata import attach, check, detach, read
+from se_keras.export.litert.packing import packed
 from se_keras.layers import SqueezeExcite
 
 LABELS = ("tench", "goldfish", "great white shark", "Köter [1]")

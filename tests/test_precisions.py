@@ -9,16 +9,18 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from ai_edge_litert import schema_py_generated as schema
+from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from ai_edge_litert.tools import flatbuffer_utils
 from export_fixtures import INTEGERS, difference, images_for, network_of_integers, outputs_of, scattered
 from keras import initializers, layers, ops
 
 from se_keras.catalogue import create
 from se_keras.export.litert import conversion as litert
-from se_keras.export.litert import metadata, ranges
+from se_keras.export.litert import flatbuffer, metadata, ranges
 from se_keras.export.litert.conversion import PRECISIONS, to_litert
 from se_keras.export.litert.file import LiteRTRunner
-from se_keras.export.litert.flatbuffer import LARGEST_INSIDE, packed, without_idle_clamps
+from se_keras.export.litert.flatbuffer import without_idle_clamps
+from se_keras.export.litert.packing import LARGEST_INSIDE, code_of, packed, parsed
 from se_keras.export.model import predict
 from se_keras.export.verification import runnable, verify
 from se_keras.layers import SqueezeExcite
@@ -576,6 +578,50 @@ def test_quantize_and_dequantize_have_their_options(precision, exported):
         in kinds
     }
     assert found and found <= set(kinds.items())
+
+
+# Strided convolutions.
+
+
+def pointwise_strides(content):
+    """The strides of 1x1 convolutions, and the types of their inputs and kernels."""
+    model = parsed(content)
+    (graph,) = model.subgraphs
+    found = [o for o in graph.operators if code_of(model, o) == schema.BuiltinOperator.CONV_2D]
+    return [
+        (o.builtinOptions.strideH, o.builtinOptions.strideW, *(TYPES[graph.tensors[i].type] for i in o.inputs[:2]))
+        for o in found
+        if list(graph.tensors[o.inputs[1]].shape[1:3]) == [1, 1]
+    ]
+
+
+@pytest.mark.parametrize("precision", ["int8", "dynamic"])
+def test_strided_pointwise_convolutions_with_weights_in_int8_become_dense(precision, exported):
+    strides = pointwise_strides(exported(precision).content)
+    assert len(strides) > 9 and {row[:2] for row in strides} == {(1, 1)}
+    assert exported(precision).runner().undelegated() == []
+    # The two strided stages have a convolution and a shortcut each, which read the same positions.
+    assert exported(precision).content.count(b"_selected_kernel") == 2
+    # The others stay: their kernels in float32 are computed rightly, and those of int16x8 not at all.
+    assert [row[:2] for row in pointwise_strides(exported("float32").content)].count((2, 2)) == 4
+
+
+@pytest.mark.parametrize("kernels", [OpResolverType.AUTO, OpResolverType.BUILTIN_REF])
+def test_int8_outputs_of_dense_convolutions_are_equal_to_the_bit(kernels, exported, model, monkeypatch):
+    monkeypatch.setattr(flatbuffer, "with_dense_pointwise", lambda content: content)
+    strided = to_litert(model, precision="int8", calibration=IMAGES, converted=exported("float32")).content
+    monkeypatch.undo()
+    assert [row[:2] for row in pointwise_strides(strided)].count((2, 2)) == 4
+
+    def run(content, image):
+        interpreter = Interpreter(model_content=content, experimental_op_resolver_type=kernels)
+        interpreter.allocate_tensors()
+        interpreter.set_tensor(interpreter.get_input_details()[0]["index"], image[None])
+        interpreter.invoke()
+        return interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
+
+    for image in (*IMAGES[:8], 3 * IMAGES[0], np.zeros_like(IMAGES[0])):
+        np.testing.assert_array_equal(run(exported("int8").content, image), run(strided, image))
 
 
 # Calibration.

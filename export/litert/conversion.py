@@ -43,6 +43,7 @@ from ..outputs import Agreement, agreement, as_integers, integer_range
 from . import flatbuffer, metadata
 from .file import LiteRTModel, LiteRTRunner
 from .flatbuffer import TYPES, InferenceType, OutputTypes, types_by_name, with_types, without_cast, without_idle_clamps
+from .packing import completed
 from .quantization import CALIBRATED, PRECISIONS, Precision, float_operators, quantize
 
 LOW_COSINE = 0.9  # trained networks are above 0.99; below 0.9, the calibration images are not typical
@@ -367,6 +368,7 @@ def _quantized(
         output_layers=[producer(outputs[name]).name for name in sorted(outputs)],
         progress=on_image,
     )
+    content = flatbuffer.with_dense_pointwise(content)
     if precision != "int8":
         return content
     content = without_clamps(without_cast(content), images)
@@ -402,4 +404,4 @@ def converted_by(converter: Any, name: str) -> bytes:
     except ConverterError as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{name} needs operators that are not built into LiteRT: {reason}") from None
-    return flatbuffer.completed(content)
+    return completed(content)

@@ -1,18 +1,12 @@
-"""Changes to .tflite files: the types of input and output, clamps without effect, the softmax, shared constants.
-
-Source: TFLite's schema.fbs.
-"""
+"""Changes to .tflite files: types of input and output, idle clamps, the softmax, constants, strided convolutions."""
 
 from collections.abc import Mapping, Sequence
 from copy import copy
 from typing import Any, Literal
 
-import flatbuffers
 import numpy as np
-from ai_edge_litert import schema_py_generated
-from ai_edge_litert.tools import flatbuffer_utils
 
-schema: Any = schema_py_generated  # generated code: pyright treats every field as optional
+from .packing import code_of, opcode, packed, parsed, schema
 
 InferenceType = Literal["float32", "int8", "uint8"]  # of the input or output
 TYPES: dict[InferenceType, int] = {
@@ -25,15 +19,8 @@ _ZERO_POINTS = {"int8": 0, "uint8": 128}  # relative to those of int8
 _PROBABILITIES = (1 / 256, -128)  # scale and zero point in int8 of values in 0..1, as in TFLite's softmax
 _QUANTIZE, _DEQUANTIZE = schema.BuiltinOperator.QUANTIZE, schema.BuiltinOperator.DEQUANTIZE
 _CAST = schema.BuiltinOperator.CAST
-_PLACEHOLDER = schema.BuiltinOperator.PLACEHOLDER_FOR_GREATER_OP_CODES
 _SOFTMAX = schema.BuiltinOperator.SOFTMAX
 _ELEMENTWISE = (schema.BuiltinOperator.ADD, schema.BuiltinOperator.SUB, schema.BuiltinOperator.MUL)
-# Tables without fields, which ai-edge-quantizer 0.10 leaves out.
-_OPTIONS = {
-    _QUANTIZE: (schema.BuiltinOptions.QuantizeOptions, schema.QuantizeOptionsT),
-    _DEQUANTIZE: (schema.BuiltinOptions.DequantizeOptions, schema.DequantizeOptionsT),
-}
-LARGEST_INSIDE = 2**31 - 2**26  # bytes of weights in a flatbuffer of at most 2 GB; the rest is for the graph
 
 
 def with_types(content: bytes, *, input_type: InferenceType = "float32", output_type: OutputTypes = "float32") -> bytes:
@@ -48,7 +35,7 @@ def with_types(content: bytes, *, input_type: InferenceType = "float32", output_
     Raises:
         ValueError: If the first layer, or the last one of an output, computes in float32, or if a name is unknown.
     """
-    model = _parsed(content)
+    model = parsed(content)
     outputs = {entry.name.decode(): entry for entry in model.signatureDefs[0].outputs}
     changed = {name: kind for name, kind in types_by_name(output_type, list(outputs)).items() if kind != "float32"}
     if input_type == "float32" and not changed:
@@ -73,25 +60,10 @@ def types_by_name(output_type: OutputTypes, names: Sequence[str]) -> dict[str, I
     return dict.fromkeys(names, "float32") | dict(output_type)
 
 
-def completed(content: bytes) -> bytes:
-    """Makes a file of the converter or of ai-edge-quantizer one that every reader loads, with the same outputs.
-
-    The weights move to multiples of 16 bytes in the flatbuffer: see `packed`. The signature names the outputs of the
-    graph; ai-edge-quantizer 0.10 leaves it at the integers before them, where the file reads an output itself.
-    """
-    model = _parsed(content)
-    (graph,) = model.subgraphs
-    float_of = {o.inputs[0]: o.outputs[0] for o in graph.operators if _code(model, o) == _DEQUANTIZE}
-    for entry in model.signatureDefs[0].outputs:
-        if entry.tensorIndex not in graph.outputs:
-            entry.tensorIndex = float_of[entry.tensorIndex]
-    return packed(model)
-
-
 def _retype_input(model: Any, input_type: InferenceType) -> None:
     (graph,) = model.subgraphs
     reader = next((o for o in graph.operators if o.inputs[0] == graph.inputs[0]), None)
-    if reader is None or _code(model, reader) != _QUANTIZE:
+    if reader is None or code_of(model, reader) != _QUANTIZE:
         raise ValueError(f"input_type={input_type!r} needs a first layer in int8: it is kept in float32")
     _retype(graph.tensors[reader.inputs[0]], input_type, graph.tensors[reader.outputs[0]].quantization)
     if input_type == "int8":
@@ -105,10 +77,10 @@ def _retype_output(model: Any, index: int, output_type: InferenceType, name: str
     if output.type == TYPES[output_type]:  # a tensor that is two outputs has been changed already
         return
     writer = next((o for o in graph.operators if index in o.outputs), None)
-    code = None if writer is None else _code(model, writer)
+    code = None if writer is None else code_of(model, writer)
     if code == _DEQUANTIZE and not any(index in o.inputs for o in graph.operators):
         _retype(output, output_type, graph.tensors[writer.inputs[0]].quantization)
-        writer.opcodeIndex, writer.builtinOptions, writer.builtinOptionsType = _opcode(model, _QUANTIZE), None, 0
+        writer.opcodeIndex, writer.builtinOptions, writer.builtinOptionsType = opcode(model, _QUANTIZE), None, 0
         if output_type == "int8":
             _bypass(graph, writer, graph.outputs, model.signatureDefs[0].outputs)
     elif code == _DEQUANTIZE:  # float layers read it too: the integers become a tensor of their own
@@ -129,7 +101,7 @@ def _add_quantized(model: Any, index: int, output_type: InferenceType, source: i
     _retype(quantized, output_type, quantization)
     graph.tensors.append(quantized)
     operator = schema.OperatorT()
-    operator.opcodeIndex = _opcode(model, _QUANTIZE)
+    operator.opcodeIndex = opcode(model, _QUANTIZE)
     operator.inputs, operator.outputs = [source], [len(graph.tensors) - 1]
     graph.operators.append(operator)
     _replace(index, operator.outputs[0], graph.outputs, model.signatureDefs[0].outputs)
@@ -140,12 +112,12 @@ def without_idle_clamps(content: bytes) -> bytes:
 
     XNNPACK executes such a ReLU as a separate pass. Returns the same bytes if there is none.
     """
-    model = _parsed(content)
+    model = parsed(content)
     idle = [
         operator
         for graph in model.subgraphs
         for operator in graph.operators
-        if _code(model, operator) == schema.BuiltinOperator.ADD
+        if code_of(model, operator) == schema.BuiltinOperator.ADD
         and operator.builtinOptions.fusedActivationFunction == schema.ActivationFunctionType.RELU
         and graph.tensors[operator.outputs[0]].type == schema.TensorType.INT8
         and list(graph.tensors[operator.outputs[0]].quantization.zeroPoint) == [-128]
@@ -155,16 +127,85 @@ def without_idle_clamps(content: bytes) -> bytes:
     return packed(model) if idle else content
 
 
+def with_dense_pointwise(content: bytes) -> bytes:
+    """Splits each strided 1x1 convolution with weights in int8 into a selection of its positions and a dense one.
+
+    LiteRT's GPU delegate (2.3.0) computes a dense one at the first positions instead: docs/guides/gpu.md. A depthwise
+    convolution with kernels of 1 selects, because XNNPACK has neither strided slices nor pooling of size 1 in int8. It
+    multiplies integers by 127 and by 1/127, which gives them back: int8 outputs are bit-identical. In files of
+    precision dynamic, the range of each image becomes that of the selected values. Returns the same bytes if there is
+    no such convolution.
+    """
+    model = parsed(content)
+    (graph,) = model.subgraphs
+    selected: dict[tuple[int, int, int], int] = {}
+    for operator in [o for o in graph.operators if _is_strided_pointwise(model, o)]:
+        options, source = operator.builtinOptions, operator.inputs[0]
+        key = source, options.strideH, options.strideW  # a block's first convolution and its shortcut share one
+        if key not in selected:
+            graph.operators.insert(graph.operators.index(operator), _selection(model, operator))
+            selected[key] = len(graph.tensors) - 1
+        operator.inputs[0] = selected[key]
+        options.strideH = options.strideW = 1
+    return packed(model) if selected else content
+
+
+def _is_strided_pointwise(model: Any, operator: Any) -> bool:
+    (graph,) = model.subgraphs
+    if code_of(model, operator) != schema.BuiltinOperator.CONV_2D:
+        return False
+    images, kernel, options = (*(graph.tensors[i] for i in operator.inputs[:2]), operator.builtinOptions)
+    types = images.type in (TYPES["int8"], TYPES["float32"]) and kernel.type == TYPES["int8"]
+    return types and tuple(kernel.shape[1:3]) == (1, 1) and (options.strideH, options.strideW) != (1, 1)
+
+
+def _selection(model: Any, strided: Any) -> Any:
+    """The operator that selects the positions that the convolution `strided` reads; its output is the last tensor."""
+    (graph,) = model.subgraphs
+    images, output = graph.tensors[strided.inputs[0]], graph.tensors[strided.outputs[0]]
+    channels, name = images.shape[3], output.name + b"_selected"
+    one, zero = copy(images), copy(images)
+    one.name, one.shape, one.shapeSignature = name + b"_kernel", [1, 1, 1, channels], None
+    zero.name, zero.shape, zero.shapeSignature = name + b"_bias", [channels], None
+    ones, zeros = np.ones(channels, "float32"), np.zeros(channels, "int32")  # of float32 too, all bits of 0 are 0
+    if images.type == TYPES["int8"]:
+        ones, scale = np.full(channels, 127, "int8"), images.quantization.scale[0]
+        one.quantization = _by_channel(np.full(channels, 1 / 127), axis=3)
+        zero.type, zero.quantization = schema.TensorType.INT32, _by_channel(np.full(channels, scale / 127), axis=0)
+    for tensor, values in ((one, ones), (zero, zeros)):
+        tensor.buffer = len(model.buffers)
+        model.buffers.append(schema.BufferT(values.view("uint8")))
+    values = copy(images)
+    values.name, values.shape, values.shapeSignature = name, [*images.shape[:1], *output.shape[1:3], channels], None
+    index = len(graph.tensors)
+    graph.tensors += [one, zero, values]
+    operator = schema.OperatorT()
+    operator.opcodeIndex = opcode(model, schema.BuiltinOperator.DEPTHWISE_CONV_2D, version=3)  # from 3 on in int8
+    operator.inputs, operator.outputs = [strided.inputs[0], index, index + 1], [index + 2]
+    operator.builtinOptionsType = schema.BuiltinOptions.DepthwiseConv2DOptions
+    operator.builtinOptions = options = schema.DepthwiseConv2DOptionsT()
+    options.strideH, options.strideW = strided.builtinOptions.strideH, strided.builtinOptions.strideW
+    options.padding, options.depthMultiplier = schema.Padding.VALID, 1
+    return operator
+
+
+def _by_channel(scale: Any, *, axis: int) -> Any:
+    quantization = schema.QuantizationParametersT()
+    quantization.scale, quantization.zeroPoint = scale.astype("float32"), np.zeros(len(scale), "int64")
+    quantization.quantizedDimension = axis
+    return quantization
+
+
 def with_float_softmax(content: bytes) -> bytes:
     """Moves a softmax after the dequantization of its output, so that it computes in float32.
 
     In int8 a softmax is not delegated to XNNPACK and has only 256 different outputs.
     """
-    model = _parsed(content)
+    model = parsed(content)
     (graph,) = model.subgraphs
     for softmax in graph.operators:
         follower = next((o for o in graph.operators if o.inputs[0] == softmax.outputs[0]), None)
-        if follower is None or (_code(model, softmax), _code(model, follower)) != (_SOFTMAX, _DEQUANTIZE):
+        if follower is None or (code_of(model, softmax), code_of(model, follower)) != (_SOFTMAX, _DEQUANTIZE):
             continue
         for field in ("opcodeIndex", "builtinOptionsType", "builtinOptions"):
             value = getattr(follower, field)
@@ -180,13 +221,17 @@ def without_cast(content: bytes) -> bytes:
 
     XNNPACK has no kernel for the cast. Returns the same bytes if there is no such cast.
     """
-    model = _parsed(content)
+    model = parsed(content)
     (graph,) = model.subgraphs
     cast = _only_reader(graph, graph.inputs[0])
     quantize = cast and _only_reader(graph, cast.outputs[0])
     image = graph.tensors[graph.inputs[0]]
     name = next((name for name, kind in TYPES.items() if kind == image.type), None)
-    if not quantize or name not in _ZERO_POINTS or (_code(model, cast), _code(model, quantize)) != (_CAST, _QUANTIZE):
+    if (
+        not quantize
+        or name not in _ZERO_POINTS
+        or (code_of(model, cast), code_of(model, quantize)) != (_CAST, _QUANTIZE)
+    ):
         return content
     steps = graph.tensors[quantize.outputs[0]].quantization
     if (steps.scale[0], steps.zeroPoint[0] + _ZERO_POINTS[name]) != (1, 0):
@@ -201,10 +246,10 @@ def without_cast(content: bytes) -> bytes:
 
 def cast_input(content: bytes) -> str | None:
     """Name of the float tensor that an input of integers is cast to; None if it is not cast, or read otherwise too."""
-    model = _parsed(content)
+    model = parsed(content)
     (graph,) = model.subgraphs
     cast = _only_reader(graph, graph.inputs[0])
-    return graph.tensors[cast.outputs[0]].name.decode() if cast and _code(model, cast) == _CAST else None
+    return graph.tensors[cast.outputs[0]].name.decode() if cast and code_of(model, cast) == _CAST else None
 
 
 def with_own_constants(content: bytes) -> bytes:
@@ -212,11 +257,11 @@ def with_own_constants(content: bytes) -> bytes:
 
     The converter shares equal constants, such as the epsilon of all normalizations. Each needs the scale of its sum.
     """
-    model = _parsed(content)
+    model = parsed(content)
     (graph,) = model.subgraphs
     count, read = len(graph.tensors), set()
     for operator in graph.operators:
-        if _code(model, operator) not in _ELEMENTWISE:
+        if code_of(model, operator) not in _ELEMENTWISE:
             continue
         for slot, index in enumerate(operator.inputs):
             tensor = graph.tensors[index]
@@ -229,64 +274,6 @@ def with_own_constants(content: bytes) -> bytes:
             operator.inputs[slot] = len(graph.tensors)
             graph.tensors.append(own)
     return packed(model) if len(graph.tensors) > count else content
-
-
-def packed(model: Any, *, largest_inside: int = LARGEST_INSIDE) -> bytes:
-    """A model object as the bytes of a .tflite file.
-
-    The weights are in the flatbuffer, each at a multiple of 16 bytes, as the schema says: kernels load as many at once.
-    Only weights of more than `largest_inside` bytes, which a flatbuffer cannot hold, are written after it: LiteRT reads
-    them there, but tflite-micro and OpenVINO do not. Metadata stays in the flatbuffer, where its readers look for it.
-    """
-    # ai-edge-quantizer 0.10 sets the new field alone. OpenVINO reads the old one first, where 0 is ADD.
-    for code in model.operatorCodes:
-        code.deprecatedBuiltinCode = min(max(code.builtinCode, code.deprecatedBuiltinCode), _PLACEHOLDER)
-    for operator in (operator for graph in model.subgraphs for operator in graph.operators):
-        if operator.builtinOptions is None and (options := _OPTIONS.get(_code(model, operator))):
-            operator.builtinOptionsType, operator.builtinOptions = options[0], options[1]()
-    data = {i: buffer.data for i, buffer in enumerate(model.buffers) if buffer.data is not None and len(buffer.data)}
-    in_place = {entry.buffer for entry in model.metadata or ()}
-    is_large = sum(map(len, data.values())) > largest_inside
-    after = {i: values for i, values in data.items() if is_large and i not in in_place}
-    # Offset and size of 1 reserve space for the values set below.
-    model.buffers = [_Aligned(None, 1, 1) if i in after else _Aligned(data.get(i)) for i in range(len(model.buffers))]
-    builder = flatbuffers.Builder(sum(len(values) for i, values in data.items() if i not in after) + 2**20)
-    builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
-    content = memoryview(builder.Bytes)[builder.Head() :]
-    if not after:
-        return bytes(content)
-    content = bytearray(content)
-    root = schema.Model.GetRootAs(content)
-    for index, values in after.items():
-        content += bytes(-len(content) % 16)
-        flatbuffer_utils.update_packed_buffer(root.Buffers(index), offset=len(content), size=len(values))
-        content += memoryview(values)
-    return bytes(content)
-
-
-class _Aligned(schema.BufferT):
-    """A buffer with its data at a multiple of 16 bytes. The generated code packs them at any byte, one by one."""
-
-    def Pack(self, builder: Any) -> int:
-        data = None if self.data is None else vector(builder, 1, 16, self.data)
-        schema.BufferStart(builder)
-        if data is not None:
-            schema.BufferAddData(builder, data)
-        schema.BufferAddOffset(builder, self.offset)
-        schema.BufferAddSize(builder, self.size)
-        return schema.BufferEnd(builder)
-
-
-def vector(builder: Any, size: int, alignment: int, content: Any) -> int:
-    """Writes a vector of elements of `size` bytes, which begin at a multiple of `alignment`, and returns its offset."""
-    builder.StartVector(size, len(content) // size, alignment)
-    builder.head -= len(content)
-    builder.Bytes[builder.head : builder.head + len(content)] = memoryview(content)
-    return builder.EndVector()
-
-
-def _parsed(content: bytes) -> Any:
-    return flatbuffer_utils.read_model_from_bytearray(content)
 
 
 def _only_reader(graph: Any, tensor: int) -> Any:
@@ -317,18 +304,3 @@ def _replace(old: int, new: int, ends: list[int], signature: Any) -> None:
     ends[:] = [new if index == old else index for index in ends]
     for entry in signature:
         entry.tensorIndex = new if entry.tensorIndex == old else entry.tensorIndex
-
-
-def _code(model: Any, operator: Any) -> int:
-    return flatbuffer_utils.get_builtin_code_from_operator_code(model.operatorCodes[operator.opcodeIndex])
-
-
-def _opcode(model: Any, builtin: int) -> int:
-    """The index of a builtin operator's code in the model; a missing code is added."""
-    codes = [flatbuffer_utils.get_builtin_code_from_operator_code(code) for code in model.operatorCodes]
-    if builtin not in codes:
-        code = schema.OperatorCodeT()
-        code.builtinCode = code.deprecatedBuiltinCode = builtin
-        model.operatorCodes.append(code)
-        codes.append(builtin)
-    return codes.index(builtin)

@@ -15,7 +15,7 @@ from se_keras.typing import FilePath, Json
 from ..description import Metadata, reference_error
 from . import metadata
 from .file import LiteRTModel, load_litert, plain_interpreter
-from .flatbuffer import schema
+from .packing import schema
 
 _OPERATORS = {code: name for name, code in vars(schema.BuiltinOperator).items() if not name.startswith("_")}
 _TYPES = {code: name.lower() for name, code in vars(schema.TensorType).items() if not name.startswith("_")}

@@ -28,7 +28,7 @@ from se_keras.version import __version__
 from se_keras.wording import counted
 
 from ..description import LABELS_FILE, Metadata
-from .flatbuffer import schema, vector
+from .packing import schema, vector
 
 RECORD_FILE = "se_keras.json"  # network, precision, training, and the checksum of the model before the archive
 

@@ -26,7 +26,8 @@ from ai_edge_quantizer.utils.qsv_utils import min_max_update
 from se_keras.typing import Images
 
 from .file import plain_interpreter
-from .flatbuffer import cast_input, completed, with_own_constants
+from .flatbuffer import cast_input, with_own_constants
+from .packing import completed
 from .ranges import widened, with_wide_ranges
 
 Precision = Literal["float32", "float16", "dynamic", "int8", "int16x8"]

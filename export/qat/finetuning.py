@@ -34,7 +34,15 @@ from se_keras.typing import Array, Json
 from ..description import describe
 from ..litert.conversion import LOW_COSINE, compared_file, converted_by, type_of_input, without_clamps
 from ..litert.file import LiteRTModel, LiteRTRunner
-from ..litert.flatbuffer import TYPES, InferenceType, OutputTypes, with_float_softmax, with_types, without_cast
+from ..litert.flatbuffer import (
+    TYPES,
+    InferenceType,
+    OutputTypes,
+    with_dense_pointwise,
+    with_float_softmax,
+    with_types,
+    without_cast,
+)
 from ..litert.ranges import widened, with_wide_ranges
 from ..lowering import in_float32, lower
 from ..model import (
@@ -301,7 +309,8 @@ def _converted(tf_keras_model: Any, image: Any, output_names: list[str]) -> byte
     def convert(in_float: Collection[str]) -> bytes:
         return _convert(tf_keras_model, image, output_names)
 
-    return without_cast(with_float_softmax(with_wide_ranges(convert, widen, may_stay_float=False)))
+    content = with_wide_ranges(convert, widen, may_stay_float=False)
+    return with_dense_pointwise(without_cast(with_float_softmax(content)))
 
 
 def _convert(tf_keras_model: Any, image: Any, output_names: list[str]) -> bytes:
