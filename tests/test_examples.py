@@ -233,7 +233,7 @@ def test_int8_may_differ_by_one_step(on_arm, int8_file, steps, verdict):
     content, x86 = int8_file
     arm = x86.copy()
     arm[1, 2] += steps * on_arm.output_step(content)
-    found = on_arm.compared("small", "int8", content, "max", x86, arm, {})
+    found = on_arm.compared("small", "int8", content, "max", x86, arm)
     assert (found.steps, found.verdict) == (abs(steps), verdict)
 
 
@@ -249,7 +249,6 @@ def test_float32_may_differ_by_1e_5_of_the_range(on_arm, difference, verdict):
         difference=difference,
         steps=None,
         span=None,
-        instructions={},
     )
     assert found.verdict == verdict and found.agrees == (verdict != "DISAGREES")
 

@@ -1,7 +1,7 @@
 """A LiteRT file: its bytes and its manifest, saved, loaded and run."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
@@ -167,17 +167,27 @@ class LiteRTRunner:
 
     def undelegated(self) -> list[str]:
         """Names of the operators that are not delegated to XNNPACK: they run on slow kernels."""
-        produced_by = {}
-        for operator in self._interpreter._get_ops_details():  # delegates come last, and replace other operators
-            produced_by |= {int(tensor): operator for tensor in operator["outputs"]}
-        needed = [int(output["index"]) for output in self._interpreter.get_output_details()]
-        executed = {}
-        while needed:
-            operator = produced_by.get(needed.pop())
-            if operator is not None and operator["index"] not in executed:
-                executed[operator["index"]] = operator["op_name"]
-                needed += [int(tensor) for tensor in operator["inputs"] if tensor >= 0]
-        return sorted(name for name in executed.values() if name != "DELEGATE")
+        outputs = [output["index"] for output in self._interpreter.get_output_details()]
+        return undelegated(self._interpreter._get_ops_details(), outputs)
+
+
+def undelegated(operators: Sequence[Mapping[str, Any]], outputs: Sequence[int]) -> list[str]:
+    """Names of the operators that an interpreter executes and that are not delegated to XNNPACK.
+
+    Args:
+        operators: What `Interpreter._get_ops_details()` gives: delegates come last, and replace other operators.
+        outputs: Numbers of the output tensors.
+    """
+    produced_by = {}
+    for index, operator in enumerate(operators):
+        produced_by |= {int(tensor): index for tensor in operator["outputs"]}
+    needed, executed = list(outputs), set()
+    while needed:
+        index = produced_by.get(int(needed.pop()))
+        if index is not None and index not in executed:
+            executed.add(index)
+            needed += [int(tensor) for tensor in operators[index]["inputs"] if tensor >= 0]
+    return sorted(name for index in executed if (name := operators[index]["op_name"]) != "DELEGATE")
 
 
 def plain_interpreter(content: bytes) -> Interpreter:

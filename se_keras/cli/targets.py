@@ -71,6 +71,20 @@ TARGETS = (
             "--ssh-config": {"metavar": "FILE", "help": "configuration of ssh (default: your own)"},
         },
     ),
+    TargetRow(
+        flag="--arm-instructions",
+        path="instructions.Instructions",
+        chooses={
+            "nargs": "*",
+            "metavar": "CPU",
+            "help": "count the instructions on processors of Arm in qemu, and time nothing (docs/guides/arm.md; "
+            "default: cortex-a53 cortex-a76 max,sme=off)",
+        },
+        options={
+            "--fetch": {"action": "store_true", "help": "get qemu and Python for Arm, 250 MB, with Debian's apt-get"},
+            "--arm-folder": {"metavar": "FOLDER", "help": "where they are (default: ~/.cache/se_keras/arm)"},
+        },
+    ),
 )
 PLAN: Mapping[str, Mapping[str, Any]] = {  # of several targets
     "--blocks": {"type": BLOCKS, "help": "number of paired measurements (default: 30; 10 on a phone)"},

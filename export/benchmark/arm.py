@@ -1,0 +1,134 @@
+"""Programs for Arm on this machine: qemu, with Debian's Python and LiteRT for Arm, in a folder."""
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from se_keras.typing import FilePath, OnMessage
+
+FOLDER = Path.home() / ".cache/se_keras/arm"
+LITERT = "2.1.6"  # 2.2.0 and 2.3.0 crash with a segmentation fault under qemu 7.2
+_TOOLS = ("apt-get", "dpkg", "dpkg-deb")
+_GLIBC = range(17, 37)  # wheels for these versions of glibc 2: Debian 12 has 2.36
+
+
+class Arm:
+    """qemu, and Python with LiteRT for Arm, in a folder that `fetch` made.
+
+    Raises:
+        FileNotFoundError: If the folder does not have them.
+    """
+
+    def __init__(self, folder: FilePath = FOLDER):
+        folder = Path(folder).resolve()
+        self._host, self._root, self._site = (folder / name for name in ("host", "root", "site"))
+        found = {
+            "qemu": self._host / "usr/bin/qemu-aarch64",
+            "Python for Arm": _python(self._root),
+            "LiteRT for Arm": next(self._site.glob("ai_edge_litert-*.dist-info"), None),
+        }
+        if missing := [name for name, path in found.items() if path is None or not path.exists()]:
+            raise FileNotFoundError(f"{str(folder)!r} must have qemu and Python for Arm. Missing: {', '.join(missing)}")
+        (self._loader,) = self._host.glob("lib/*/ld-linux-*.so.*")
+        self._program = found["qemu"]
+        self.versions = {
+            "qemu": self._qemu("--version").split()[2],
+            "ai-edge-litert for Arm": found["LiteRT for Arm"].name.removesuffix(".dist-info").partition("-")[2],
+        }
+
+    def python(self, cpu: str, *arguments: object, options: Sequence[str] = ()) -> str:
+        """Runs Python with these arguments on an emulated processor, and returns what it prints.
+
+        Args:
+            cpu: As qemu names it, such as `"cortex-a76"`.
+            options: More options of qemu.
+
+        Raises:
+            OSError: If it fails, with the last line that it printed.
+        """
+        # One thread, one order of hashes, and symbols that are all bound at the start: every run is the same.
+        same = {"OPENBLAS_NUM_THREADS": "1", "PYTHONHASHSEED": "0", "LD_BIND_NOW": "1"}
+        same |= {"PYTHONPATH": str(self._site)}
+        machine = ("-cpu", cpu, "-L", self._root, *(x for name in same for x in ("-E", f"{name}={same[name]}")))
+        return self._qemu(*machine, *options, _python(self._root), *arguments)
+
+    def _qemu(self, *arguments):
+        """Calls qemu through the loader of its own C library: nothing of it is installed."""
+        folders = (self._loader.parent, self._host / "usr/lib" / self._loader.parent.name)
+        libraries = ("--library-path", ":".join(map(str, folders)), self._program)
+        return call("qemu-aarch64", *libraries, *arguments, executable=self._loader, env={})
+
+
+def fetch(folder: FilePath = FOLDER, *, progress: OnMessage = lambda message: None) -> Arm:
+    """Makes the folder of an `Arm` if there is none, by this machine's apt-get and pip. Nothing is installed.
+
+    Raises:
+        OSError: If a tool is missing or fails. Then there is no folder.
+    """
+    folder = Path(folder).resolve()
+    if not folder.exists():
+        if missing := [tool for tool in _TOOLS if shutil.which(tool) is None]:
+            raise OSError(f"Python for Arm needs Debian's apt-get and dpkg. Missing: {', '.join(missing)}")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.partial-", dir=folder.parent) as temporary:
+            new = Path(temporary) / "new"
+            progress("fetching qemu and Debian's Python for Arm")
+            _unpack_debian(new, Path(temporary) / "packages")
+            progress(f"fetching ai-edge-litert {LITERT} and numpy for Arm")
+            _unpack_wheels(new)
+            new.rename(folder)
+    return Arm(folder)
+
+
+def _unpack_debian(folder, packages):
+    """Unpacks qemu with its libraries into `host`, and Python for Arm into `root`."""
+    state, cache, status = packages / "state", packages / "cache", packages / "status"
+    for partial in (state / "lists/partial", cache / "archives/partial"):
+        partial.mkdir(parents=True)
+    status.touch()  # as if nothing were installed, so that everything that Python and qemu need is fetched
+    host = call("dpkg", "--print-architecture").strip()
+    options = {
+        "APT::Architectures": f"{host},arm64",
+        "Dir::State": state,
+        "Dir::State::status": status,
+        "Dir::Cache": cache,
+        "APT::Sandbox::User": "root",  # another user could not write to this folder
+    }
+    apt = ["apt-get", "--quiet", "--yes", *(f"--option={name}={value}" for name, value in options.items())]
+    call(*apt, "update")
+    wanted = (f"qemu-user:{host}", "python3:arm64", "libstdc++6:arm64")
+    call(*apt, "install", "--download-only", "--no-install-recommends", *wanted)
+    folder.mkdir()
+    for architecture, target in ((host, folder / "host"), ("arm64", folder / "root")):
+        for package in (cache / "archives").glob(f"*_{architecture}.deb"):
+            call("dpkg-deb", "--extract", package, target)
+    for other in (folder / "host/usr/bin").glob("qemu-*"):
+        if other.name != "qemu-aarch64":
+            other.unlink()
+
+
+def _unpack_wheels(folder):
+    """Unpacks the wheels of LiteRT and numpy for Arm into `site`."""
+    version = _python(folder / "root").name.removeprefix("python")
+    options = ["--quiet", "--no-deps", "--only-binary=:all:", f"--python-version={version}"]
+    options += [f"--platform=manylinux_2_{minor}_aarch64" for minor in _GLIBC]
+    wanted = (f"ai-edge-litert=={LITERT}", "numpy")
+    call(sys.executable, "-m", "pip", "install", *options, "--target", folder / "site", *wanted)
+
+
+def _python(root):
+    return next((root / "usr/bin").glob("python3.*"), None)
+
+
+def call(*command: object, **options: object) -> str:
+    """What a command prints; raises OSError with its last line if it fails."""
+    result = subprocess.run(
+        list(map(str, command)), stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", **options
+    )
+    if result.returncode:
+        lines = (result.stderr or result.stdout).strip().splitlines() or ["it printed no message"]
+        raise OSError(f"{Path(str(command[0])).name} fails with status {result.returncode}: {lines[-1]}")
+    return result.stdout
