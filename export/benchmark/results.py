@@ -249,6 +249,21 @@ def _identity(record):
     return Cell.of(record), device.get("processor"), device.get("id")
 
 
+def kept(results: Json) -> list[Json]:
+    """The records that the same command does not measure again.
+
+    A target that always measures on the same devices names them in `devices` of the environment. A pair that all of
+    them have measured has one record here, without the device.
+    """
+    records, devices = results["overhead"], results["environment"].get("devices")
+    if devices is None:
+        return complete(records)
+    measured: dict[Cell, dict[str, Json]] = {}
+    for record in records:
+        measured.setdefault(Cell.of(record), {})[device_of(record, results)["processor"]] = record
+    return [next(iter(on.values())) | {"environment": None} for on in measured.values() if on.keys() >= set(devices)]
+
+
 def complete(records: Iterable[Json]) -> list[Json]:
     """The records of complete measurements on the device of the file."""
     return [record for record in records if not record.get("missing") and not record.get("environment")]

@@ -1,5 +1,6 @@
 """Records of results.json in words, for the terminal, for tables and for the page."""
 
+import math
 from collections.abc import Sequence
 
 from se_keras.typing import Json
@@ -7,6 +8,7 @@ from se_keras.wording import counted
 
 from .results import AS_GIVEN, PAPER, device_of
 
+_EXACT = 1e-5  # of a ratio: counts of instructions repeat to this
 _MOST_DRIFT = 1.1  # on an idle machine, the thirds of a measurement differ by a few percent
 
 
@@ -41,7 +43,7 @@ def is_counted(record: Json) -> bool:
 def amount(record: Json, side: str) -> str:
     """What side `"a"` or `"b"` of a record takes, without its unit."""
     if is_counted(record):
-        return f"{record['comparison'][f'{side}_instructions']['total'] / 1e6:,.0f}"
+        return _millions(record["comparison"][f"{side}_instructions"]["total"])
     return f"{record['comparison'][f'{side}_ms']:.3g}"
 
 
@@ -50,13 +52,27 @@ def unit(record: Json) -> str:
     return "million instructions" if is_counted(record) else "ms"
 
 
+def added_by_kind(record: Json) -> dict[str, float]:
+    """The instructions that the network executes more than its baseline, by kind, as shares of the baseline's total."""
+    a, b = (record["comparison"][f"{side}_instructions"] for side in "ab")
+    added = {kind: (b[kind] - a.get(kind, 0)) / a["total"] for kind in b}
+    return dict(sorted(added.items(), key=lambda item: -item[1]))
+
+
+def _millions(number):
+    """A number in millions, with three digits or more."""
+    return f"{number / 1e6:,.0f}" if abs(number) >= 1e8 else f"{number / 1e6:.3g}"
+
+
 def percent(ratio: float) -> str:
     """A ratio as a difference: "+1.8 %"."""
     return f"{100 * (ratio - 1):+.1f} %"
 
 
 def interval(ratio: Json) -> str:
-    """The interval of a ratio as two differences: "+1.0 % to +1.5 %"."""
+    """The interval of a ratio as two differences: "+1.0 % to +1.5 %"; "exact" if they are equal, as of counts."""
+    if math.isclose(ratio["low"], ratio["high"], rel_tol=_EXACT):
+        return "exact"
     return f"{percent(ratio['low'])} to {percent(ratio['high'])}"
 
 
@@ -122,7 +138,10 @@ def _claim(record):
         noise = f"the difference, {_with_interval(comparison)}, is not larger than the noise of this machine"
         return f"{pair} as {'many instructions' if is_counted(record) else 'long'} as {record['baseline']}: {noise}"
     difference = f"{100 * abs(ratio['median'] - 1):.1f} % {'more' if ratio['median'] > 1 else 'less'}"
-    claim = f"{pair} {difference} {more} than {record['baseline']} [{interval(ratio)}]"
+    claim = f"{pair} {difference} {more} than {record['baseline']}"
+    if is_counted(record):
+        return claim
+    claim = f"{claim} [{interval(ratio)}]"
     if not _is_the_papers_pair(record):
         return claim
     below = "less than" if ratio["high"] < PAPER["ratio"] else "as much as"

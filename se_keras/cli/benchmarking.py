@@ -80,7 +80,7 @@ def benchmark(options: argparse.Namespace, console: Console) -> None:
                 progress(
                     f"{options.output} has {counted(len(report['overhead']), 'result')}: only missing ones are measured"
                 )
-        for found in target.measure(_pairs(options, report["overhead"], progress), progress):
+        for found in target.measure(_pairs(options, results.kept(report), progress), progress):
             record = json.loads(json.dumps(found.to_json()))  # as it is read from a file
             report["overhead"] = results.with_record(report["overhead"], record)
             if options.output:
@@ -151,7 +151,7 @@ def _tables(records):
 def print_overhead(report: dict[str, Any], console: Console) -> None:
     """Prints a row of the paper's figures, a row for each pair, and warnings of what they do not show."""
     from se_keras.export.benchmark.results import device_of
-    from se_keras.export.benchmark.sentences import amount, doubts, is_counted, is_of_files, placement, unit
+    from se_keras.export.benchmark.sentences import amount, doubts, is_counted, is_of_files, placement
     from se_keras.wording import counted
 
     first = report["overhead"][0]
@@ -169,12 +169,26 @@ def print_overhead(report: dict[str, Any], console: Console) -> None:
     a, b = escape(first["baseline"]), escape(first["network"])
     if not is_of_files(first):
         a, b = "plain", "SE"
-        if not is_counted(first):
-            rows.insert(0, ("paper, ResNet-50", *_paper_cells(report["paper"])))
-    _print_comparisons(a, b, rows, unit=unit(first), title=title, caption=caption)
+    if is_counted(first):
+        _print_comparisons(a, b, rows, title=f"{title}, in million instructions", caption=caption)
+        return _print_kinds(named)
+    if not is_of_files(first):
+        rows.insert(0, ("paper, ResNet-50", *_paper_cells(report["paper"])))
+    _print_comparisons(f"{a} ms", f"{b} ms", rows, title=title, caption=caption)
     if found := [f"{name}: {doubt}" for name, record in named for doubt in doubts(record)]:
         for line in (*found, "the machine may have been too busy: measure again when nothing else runs"):
             print_message(console, f"warning: {line}")
+
+
+def _print_kinds(named):
+    """Prints which instructions a network executes more than its baseline, for records that count them."""
+    from se_keras.export.benchmark.sentences import added_by_kind
+
+    added = {name: {kind: f"{100 * x:+.2f}" for kind, x in added_by_kind(record).items()} for name, record in named}
+    kinds = [kind for kind in next(iter(added.values())) if any(float(by.get(kind, 0)) for by in added.values())]
+    rows = [(name, *(by.get(kind, "") for kind in kinds)) for name, by in added.items()]
+    title = "added instructions by kind, in % of the baseline's"
+    print_table(("", *kinds), rows, pad_edge=False, title=title)
 
 
 def _ratio_cells(comparison, is_real):
@@ -185,8 +199,8 @@ def _paper_cells(paper):
     return str(paper["resnet50_ms"]), str(paper["se_resnet50_ms"]), f"{paper['ratio']:.3f}", "", "", ""
 
 
-def _print_comparisons(a, b, rows, *, unit="ms", **options):
-    columns = ("", f"{a} {unit}", f"{b} {unit}", "ratio", "95 % interval", "A/A control", "real?")
+def _print_comparisons(a, b, rows, **options):
+    columns = ("", a, b, "ratio", "95 % interval", "A/A control", "real?")
     print_table(columns, rows, pad_edge=False, **options)
 
 
@@ -296,4 +310,4 @@ def benchmark_training(options: argparse.Namespace, console: Console) -> None:
         ("paper, 256 images, 8 GPUs", *_paper_cells(PAPER_STEP)),
         ("here", *times, *_ratio_cells(report["comparison"], found.is_significant)),
     )
-    _print_comparisons("plain", "SE", rows, title=title, caption=report["environment"]["processor"])
+    _print_comparisons("plain ms", "SE ms", rows, title=title, caption=report["environment"]["processor"])

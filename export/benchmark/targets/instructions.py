@@ -104,7 +104,8 @@ class Instructions:
         with tempfile.TemporaryDirectory() as folder:
             options = ("-plugin", f"{plugin},out={folder}/counts")
             machine.python(self._cpus[0], "-c", "import ai_edge_litert.interpreter", options=options)
-        return _environment(machine, "Arm")
+        devices = [_processor(machine, cpu) for cpu in self._cpus]
+        return _environment(machine, _processor(machine, "Arm")) | {"devices": devices}
 
     def measure(self, pairs: Iterable[Pair], progress: OnMessage) -> Iterator[Overhead]:
         """Counts the instructions of pairs, on one processor after the other: see `Target`.
@@ -165,7 +166,7 @@ class _Counter:
         return self._pair.overhead(
             _counts(a[0], control[0], b[0]),
             undelegated=tuple(found),
-            environment=_environment(self._machine, CPUS.get(cpu, cpu)),
+            environment=_environment(self._machine, _processor(self._machine, cpu)),
         )
 
     def _run(self, cpu, name, side):
@@ -229,15 +230,19 @@ def compiled_plugin(folder: Path) -> Path:
 
 
 def _environment(machine: arm.Arm, processor: str) -> Json:
-    qemu, litert = machine.versions.values()
     return {
-        "processor": f"{processor} (counted under qemu {qemu}, not timed)",
+        "processor": processor,
         "matrix_units": [],
         "system": "Debian for Arm in qemu's user mode",
-        "runtime": f"LiteRT {litert} with XNNPACK",
+        "runtime": f"LiteRT {machine.versions['ai-edge-litert for Arm']} with XNNPACK",
         "versions": versions() | machine.versions,
         "target": "instructions",
     }
+
+
+def _processor(machine: arm.Arm, cpu: str) -> str:
+    """The name of a processor in records."""
+    return f"{CPUS.get(cpu, cpu)} (counted under qemu {machine.versions['qemu']}, not timed)"
 
 
 def _outputs(path: Path) -> dict[str, Array]:
