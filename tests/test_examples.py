@@ -3,15 +3,18 @@
 import importlib.util
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import keras
 import numpy as np
 import pytest
 
 from se_keras.export import to_litert
+from se_keras.export.benchmark.arm import fetch
 from se_keras.export.litert.conversion import PRECISIONS
 from se_keras.training.data import digits
 from se_keras.training.distribution import Cluster, cluster_from_environment
@@ -46,9 +49,8 @@ def load(name):
 
 def test_every_example_is_run_here():
     called = re.findall(r'^ +.*run\("(\w+\.py)"', Path(__file__).read_text(), re.MULTILINE)
-    # These fetch a Python of their own, for Arm and for MediaPipe, or time what is not installed here: docs/ has what
-    # they printed.
-    elsewhere = {"on_arm.py", "mediapipe_check.py", "compare_runtimes.py"}
+    # These fetch a Python of their own, for MediaPipe, or time what is not installed here: docs/ has what they printed.
+    elsewhere = {"mediapipe_check.py", "compare_runtimes.py"}
     assert set(called) | elsewhere == {path.name for path in EXAMPLES.glob("*.py")}
 
 
@@ -263,6 +265,54 @@ def test_missing_tools_are_named_in_one_line(on_arm, tmp_path, monkeypatch, caps
     said = "Python for Arm needs Debian's apt-get and dpkg. Missing: apt-get, dpkg, dpkg-deb\n"
     assert capsys.readouterr() == ("", said)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_trained_network_has_equal_outputs_on_arm(tmp_path):
+    if missing := [tool for tool in ("apt-get", "dpkg", "dpkg-deb") if shutil.which(tool) is None]:
+        pytest.skip(f"Python for Arm needs {', '.join(missing)}")
+    try:
+        fetch()
+    except OSError as error:
+        pytest.skip(f"there is no Python for Arm: {error}")
+    printed = run("on_arm.py", "--networks", "se_resnet11_digits", folder=tmp_path).splitlines()
+    rows = [re.split("  +", line) for line in printed if line.startswith("se_")]
+    verdicts = {(name, precision): row[-1] for name, precision, *row in rows}
+    assert verdicts == {("se_resnet11_digits", "float32"): "within 1e-05", ("se_resnet11_digits", "int8"): "equal"}
+
+
+# An NPU, without one: what is compiled for it.
+
+
+def test_pair_is_compiled_for_a_snapdragon(tmp_path):
+    pytest.importorskip("onnxruntime_qnn", reason="pip install --no-deps onnxruntime-qnn")
+    options = ("--network", "se_resnet11_digits", "--output", "compiled", "--json")
+    files = json.loads(run("npu.py", *options, folder=tmp_path))["files"]
+    assert len(files) == 8 and len(list((tmp_path / "compiled").iterdir())) == 8
+    for baseline, network in zip(files[::2], files[1::2], strict=True):
+        assert (baseline["network"], network["network"]) == ("resnet11_digits", "se_resnet11_digits")
+        for one in (baseline, network):
+            assert one["on_npu"] == one["operators"] > 10 and one["on_cpu"] == []
+        # Weights are read once: those of SE are the difference.
+        assert baseline["read_bytes"] < network["read_bytes"] < network["bytes"] + 2**16
+
+
+@pytest.mark.parametrize(
+    ("arguments", "origin", "error"),
+    [
+        ((), None, "Compiling for a Snapdragon needs Qualcomm's libraries: pip install --no-deps onnxruntime-qnn"),
+        (("--network", "resnet50"), "folder/__init__.py", "resnet50 is a baseline: name a network with squeeze-and-.*"),
+        (("--network", "resnet"), "folder/__init__.py", ".*resnet.*"),
+        (("--size", "8"), "folder/__init__.py", ".*8.*"),
+    ],
+)
+def test_what_cannot_be_compiled_for_an_npu_is_named_in_one_line(arguments, origin, error, monkeypatch, capsys):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: origin and SimpleNamespace(origin=origin))
+    npu = load("npu")
+    monkeypatch.setattr(sys, "argv", ["npu.py", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        npu.main()
+    assert ended.value.code == 2
+    assert re.fullmatch(f"{error}\n", capsys.readouterr().err.removeprefix("exporting resnet50 published\n"))
 
 
 def test_training_script_trains_and_goes_on(tmp_path):
