@@ -1174,7 +1174,7 @@ REFUSALS = {
     "train se_resnet11_digits --tpu x -o {new}/run": "--tpu is for --strategy tpu. Received: --strategy none",
     "train se_resnet11_digits --wait 9 -o {new}/run": "--wait is for --strategy multi-worker. Received",
     "report {files}/run/run.json --markdown -o {new}/r.html": "--markdown prints a table. Received: both",
-    "benchmark --rest 9": "--rest is for --adb. Received: this machine",
+    "benchmark --rest 9": "--rest is for --adb and --ssh. Received: this machine",
     "benchmark --files {files}/plain.tflite {files}/se.tflite --form lowered": "--form is for networks .+ --files",
     "export {files}/model.keras --input-type uint8 -o {new}/x.tflite": "input_type='uint8' is for precision='int8'",
     "export {files}/model.keras --precision int8 --calibration digits --keep-float x -o {new}/x.tflite": "no layer of",
