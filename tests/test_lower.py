@@ -48,6 +48,27 @@ def recalibrate(x, **arguments):
     return SqueezeExcite(4, **arguments)(x)
 
 
+def scaled(x, channels=16, sign=1):
+    return layers.Rescaling([sign * 0.1 * i for i in range(1, channels + 1)])(x)
+
+
+def zero(model):
+    """Gives all gates a second layer of zeros."""
+    for layer in model.layers:
+        if isinstance(layer, SqueezeExcite):
+            layer.expand_kernel.assign(np.zeros_like(layer.expand_kernel))
+
+
+def close(model):
+    """Gives convolutions positive weights, and all bottlenecks negative ones."""
+    for layer in model.layers:
+        for weight in layer.weights:
+            if isinstance(layer, Conv2D):
+                weight.assign(np.abs(weight))
+            elif weight.name.startswith("reduce"):
+                weight.assign(-np.abs(weight))
+
+
 def two_readers(x):
     y = pointwise(x)
     return layers.Add()([y, norm(y)])
@@ -230,15 +251,18 @@ def concatenation_with_two_readers(x):
 class Case:
     """A network, and how many layers `lower` must hoist, fold or drop in it.
 
-    `rewritten` is the number of layers whose outputs have no counterpart for another reason.
+    `rewritten` is the number of layers whose outputs have no counterpart for another reason. `change` is called with
+    the model once its weights have values.
     """
 
     build: Callable
     hoisted: int = 0
     unhoisted: int = 0
+    constant: int = 0
     folded: int = 0
     dropped: int = 0
     rewritten: int = 0
+    change: Callable = lambda model: None  # of its weights
 
 
 def case(function, **counts):
@@ -275,6 +299,50 @@ CASES = {
     "no squeeze": case(lambda x: recalibrate(norm(pointwise(x)), squeeze="none"), unhoisted=1, folded=1),
     "without bias": case(lambda x: recalibrate(norm(pointwise(x)), bias=False), hoisted=1, folded=1),
     "hard_sigmoid": case(lambda x: recalibrate(norm(pointwise(x)), excitation="hard_sigmoid"), hoisted=1, folded=1),
+    # Gates that are the same for every image.
+    "zero gate": case(lambda x: recalibrate(norm(pointwise(x))), change=zero, constant=1, folded=1, rewritten=1),
+    "zero gate alone": case(recalibrate, change=zero, constant=1),
+    "zero gate without bias": case(
+        lambda x: recalibrate(norm(Conv2D(8, 3)(x)), bias=False), change=zero, constant=1, folded=1, rewritten=1
+    ),
+    "zero gate of what others read": case(
+        lambda x: layers.Add()([y := norm(pointwise(x)), recalibrate(y)]), change=zero, constant=1, folded=1
+    ),
+    "zero gate of tanh behind ReLU": case(
+        lambda x: recalibrate(ReLU()(pointwise(x)), excitation="tanh"), change=zero, constant=1
+    ),
+    "zero gate before a padded convolution": case(
+        lambda x: Conv2D(4, 3, padding="same")(recalibrate(x)), change=zero, constant=1, rewritten=1
+    ),
+    **{
+        f"closed gate behind ReLU, {squeeze}": case(
+            lambda x, squeeze=squeeze: recalibrate(ReLU()(norm(pointwise(x))), squeeze=squeeze),
+            change=close,
+            constant=1,
+            folded=1,
+            rewritten=2,
+        )
+        for squeeze in ("avg", "max", "none")
+    },
+    "closed gate behind a padded convolution of a ReLU": case(
+        lambda x: recalibrate(Conv2D(8, 3, padding="same")(ReLU()(x))), change=close, constant=1, rewritten=1
+    ),
+    "gate of a maximum behind a convolution of a ReLU": case(
+        lambda x: recalibrate(Conv2D(8, 3)(ReLU()(x)), squeeze="max"), change=close, unhoisted=1
+    ),
+    "gate that an image can open": case(recalibrate, change=close, unhoisted=1),
+    # Scales of channels, as `freeze_gates` leaves them.
+    "scale of channels behind 3x3": case(lambda x: scaled(norm(Conv2D(16, 3)(x))), folded=2),
+    "scale of channels behind ReLU": case(lambda x: scaled(ReLU()(norm(pointwise(x)))), folded=2, rewritten=1),
+    "scale of channels behind ReLU6": case(lambda x: scaled(ReLU(6)(pointwise(x)))),
+    "negative scale of channels behind ReLU": case(lambda x: scaled(ReLU()(pointwise(x)), sign=-1)),
+    "scale of channels behind ReLU with two readers": case(
+        lambda x: layers.Add()([y := ReLU()(pointwise(x)), scaled(y)])
+    ),
+    "scale of channels before a padded convolution": case(
+        lambda x: Conv2D(4, 3, padding="same")(scaled(x, 8)), rewritten=1
+    ),
+    "scale of channels before a grouped convolution": case(lambda x: Conv2D(4, 3, groups=2)(scaled(x, 8))),
     # BatchNorm.
     "without scale": case(lambda x: norm(pointwise(x), scale=False), folded=1),
     "without center": case(lambda x: norm(pointwise(x), center=False), folded=1),
@@ -375,7 +443,9 @@ every_case = pytest.mark.parametrize("name", CASES)
 
 def built(name):
     keras.utils.set_random_seed(0)
-    return scattered(CASES[name].build())
+    model = scattered(CASES[name].build())
+    CASES[name].change(model)
+    return model
 
 
 @functools.cache
@@ -422,7 +492,7 @@ def test_lowered_graph_equals_the_original(name):
 
 @every_case
 def test_what_is_hoisted_folded_and_dropped(name):
-    expected = {kind: getattr(CASES[name], kind) for kind in ("hoisted", "unhoisted", "folded", "dropped")}
+    expected = {kind: getattr(CASES[name], kind) for kind in ("hoisted", "unhoisted", "constant", "folded", "dropped")}
     assert found(pair(name)[1].lowering) == expected
 
 
@@ -676,6 +746,7 @@ STEPS = {
     "dense": lambda x, previous: Dense(8)(x),
     "norm": lambda x, previous: norm(x),
     "scale": lambda x, previous: layers.Rescaling(0.3)(x),
+    "scale of channels": lambda x, previous: scaled(x, x.shape[-1]),
     "scale and shift": lambda x, previous: layers.Rescaling(-0.7, 0.2)(x),
     "relu": lambda x, previous: ReLU()(x),
     "dropout": lambda x, previous: Dropout(0.5)(x),
@@ -705,6 +776,7 @@ def graph_of(steps):
 @pytest.mark.slow
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(st.lists(st.sampled_from(list(STEPS)), min_size=1, max_size=12))
+@example(["1x1", "norm", "relu", "scale of channels", "1x1"])
 @example(["1x1", "norm", "se", "scale", "shuffle", "depthwise", "norm", "1x1 narrower"])
 @example(["shuffle", "depthwise", "norm", "1x1 grouped", "norm", "se", "add"])
 def test_random_graph_equals_the_original(steps):

@@ -17,11 +17,11 @@ from se_keras.errors import first_line
 from se_keras.graph import calls, endpoints, input_shape_of, parts, producer, structures
 from se_keras.layers import ChannelShuffle, ShakeShake, SqueezeExcite, ops
 from se_keras.normalization import Normalization
-from se_keras.typing import Json
+from se_keras.typing import Array, Json
 from se_keras.wording import counted
 
 from . import algebra, copies
-from .algebra import Affine, Concatenated, Emitted, Gated, Shuffled, Value
+from .algebra import Affine, Concatenated, Emitted, Gated, Rectified, Shuffled, Value
 
 # Layers that return their input in inference.
 _IDENTITIES = (
@@ -35,6 +35,7 @@ _IDENTITIES = (
     layers.SpatialDropout2D,
     layers.SpatialDropout3D,
 )
+_CLOSED = "no unit of its bottleneck can open"  # for any image
 _OURS = (SqueezeExcite, ChannelShuffle, ShakeShake)
 
 
@@ -49,6 +50,8 @@ class Lowering:
         folded: Names of the BatchNormalization and Rescaling layers that were folded into the previous layer.
         dropped: Names of the layers that do nothing in inference.
         reasons: For each name in `unhoisted`, why: `"not directly after a 1x1 convolution of stride 1"`.
+        constant: Names of the SqueezeExcite layers whose gate is the same for every image, by their weights alone, and
+            why. They became a scale of each channel, which is a part of another layer where that is equal.
         counterparts: `{layer of the model: layer of the lowered model with the same output}`, by name, in order.
     """
 
@@ -57,11 +60,12 @@ class Lowering:
     folded: tuple[str, ...]
     dropped: tuple[str, ...]
     reasons: dict[str, str] = field(default_factory=dict, repr=False)
+    constant: dict[str, str] = field(default_factory=dict, repr=False)
     counterparts: dict[str, str] = field(default_factory=dict, repr=False)
 
     def counts(self) -> Json:
         """How many layers of each kind and, by reason, how many squeezes were not hoisted, for the manifest."""
-        kinds = ("hoisted", "unhoisted", "folded", "dropped")
+        kinds = ("hoisted", "unhoisted", "constant", "folded", "dropped")
         return {kind: len(getattr(self, kind)) for kind in kinds} | {"reasons": dict(Counter(self.reasons.values()))}
 
     def __str__(self) -> str:
@@ -69,11 +73,12 @@ class Lowering:
 
 
 def summary(counts: Json) -> str:
-    """The counts of a `Lowering` in words. Those of manifests before version 0.2.0 have no reasons."""
+    """The counts of a `Lowering` in words. Manifests before version 0.2.0 have no reasons, later ones no constants."""
     squeezes = counted(counts["hoisted"] + counts["unhoisted"], "squeeze")
     reasons = ", ".join(f"{number} {reason}" for reason, number in counts.get("reasons", {}).items())
+    constant = f"{counted(counts['constant'], 'gate')} constant, " if counts.get("constant") else ""
     return (
-        f"{counts['hoisted']} of {squeezes} hoisted{reasons and f' ({reasons})'}, "
+        f"{counts['hoisted']} of {squeezes} hoisted{reasons and f' ({reasons})'}, {constant}"
         f"{counted(counts['folded'], 'layer')} folded into others, {counts['dropped']} dropped"
     )
 
@@ -123,6 +128,7 @@ def lower(
         **{kind: tuple(found) for kind, found in rewriter.log.items()},
         unhoisted=tuple(rewriter.reasons),
         reasons=rewriter.reasons,
+        constant=rewriter.constant,
         counterparts={name: producer(y.tensor).name for name, y in rewriter.outputs if algebra.is_emitted(y)},
     )
     return lowered
@@ -149,6 +155,7 @@ class _Rewriter:
         self._rewrites = rewrites
         self.log: dict[str, list[str]] = {"hoisted": [], "folded": [], "dropped": []}
         self.reasons: dict[str, str] = {}  # why a squeeze is not hoisted, by the name of its layer
+        self.constant: dict[str, str] = {}  # why a gate is the same for every image, by the name of its layer
         self.outputs: list[tuple[str, Value]] = []  # by layer, of the outermost model's layers with one output
         self._names = Counter()
         self._copies = {}
@@ -215,7 +222,7 @@ class _Rewriter:
         bias = _values(layer.bias) if layer.use_bias else np.zeros(int(np.prod(outputs)))
         config = copies.without_training(copies.arguments_of(layer)) | {"name": self._name(name)}
         affine = Affine(x, kernel, bias, type(layer), config)
-        if isinstance(x, Affine) and x.is_channelwise and x not in self._shared and _is_absorbing(layer):
+        if isinstance(x, Affine) and x.is_channelwise and x not in self._shared and _is_absorbing(layer, x):
             return algebra.absorb(affine, x)
         return algebra.unshuffle(affine, x) if isinstance(x, Shuffled) and x not in self._shared else affine
 
@@ -229,8 +236,11 @@ class _Rewriter:
 
     def _relu(self, layer, call, inputs, name):
         (x,) = inputs
-        if isinstance(x, Concatenated) and x not in self._shared and _is_relu(layer):
+        if not _is_relu(layer):
+            return None
+        if isinstance(x, Concatenated) and x not in self._shared:
             return algebra.rectify(x, name=self._name(name))
+        return Rectified(x, self._copy(layer, name))
 
     def _batch_norm(self, layer, call, inputs, name):
         (x,) = inputs
@@ -249,14 +259,32 @@ class _Rewriter:
     def _rescaling(self, layer, call, inputs, name):
         (x,) = inputs
         scale, shift = np.asarray(layer.scale, "float64"), np.asarray(layer.offset, "float64")
-        folded = None
-        if isinstance(x, Affine) and x not in self._shared:
-            folded = algebra.fold(x, scale, shift)
-        elif isinstance(x, Gated) and x not in self._shared and not np.any(shift):
-            affine = x.own_affine(self._shared)
-            folded = affine and algebra.fold_gated(affine, x, scale)
+        if np.any(shift):
+            folded = algebra.fold(x, scale, shift) if isinstance(x, Affine) and x not in self._shared else None
+        else:
+            folded = self._scaled(x, scale)
         self.log["folded"] += [name] * (folded is not None)
+        if folded is None and scale.ndim == 1 and not np.any(shift):
+            return self._constant(x, scale, self._name(name))
         return folded
+
+    def _constant(self, x: Value, scale: Array, name: str) -> Value:
+        """The value of s x, for a scale of each channel: a layer of its own, if it does not go into another one."""
+        folded = self._scaled(x, scale)
+        return algebra.scaled(x, scale, name=name) if folded is None else folded
+
+    def _scaled(self, x: Value, scale: Array) -> Value | None:
+        """The value of s x, if the scale goes into what computes x and nothing else reads that."""
+        if x in self._shared:
+            return None
+        if isinstance(x, Affine):
+            return algebra.fold(x, scale, 0.0)
+        if not isinstance(x, (Gated, Rectified)):
+            return None
+        affine = algebra.own_affine(x, self._shared)
+        if isinstance(x, Gated):
+            return affine and algebra.fold_gated(affine, x, scale)
+        return affine and algebra.scale_rectified(x, affine, scale) if (scale >= 0).all() else None
 
     def _channel_shuffle(self, layer, call, inputs, name):
         channels = call.input_tensors[0].shape[-1]
@@ -267,17 +295,21 @@ class _Rewriter:
         return Emitted(mean([x.tensor for x in inputs]))
 
     def _squeeze_excite(self, layer, call, inputs, name):
-        """x * gate(x): a squeeze, two 1x1 convolutions and a multiplication."""
+        """x * gate(x): a squeeze, two 1x1 convolutions and a multiplication; a scale where the gate is constant."""
         (x,), name = inputs, self._name(name)
+        w1, w2 = _values(layer.reduce_kernel), _values(layer.expand_kernel)
+        b1, b2 = np.zeros(w1.shape[1]), np.zeros(w2.shape[1])
+        if layer.bias:
+            b1, b2 = _values(layer.reduce_bias), _values(layer.expand_bias)
+        w2 = np.where(algebra.largest(x, w1, b1, squeeze=layer.squeeze)[:, None] <= 0, 0.0, w2)
+        if not w2.any():
+            self.constant[name] = "its second layer is zero" if not _values(layer.expand_kernel).any() else _CLOSED
+            return self._constant(x, _activated(b2, layer.excitation), f"{name}_scale")
         squeezed = x
         if layer.squeeze == "avg":
             squeezed = algebra.hoist_mean(x, name=f"{name}_squeeze")
         elif layer.squeeze == "max":
             squeezed = Emitted(algebra.max_squeeze(x.tensor, name=f"{name}_squeeze"))
-        w1, w2 = _values(layer.reduce_kernel), _values(layer.expand_kernel)
-        b1, b2 = np.zeros(w1.shape[1]), np.zeros(w2.shape[1])
-        if layer.bias:
-            b1, b2 = _values(layer.reduce_bias), _values(layer.expand_bias)
         reduce = algebra.fully_connected(squeezed, w1, b1, name=f"{name}_reduce", activation="relu")
         reason = algebra.obstacle(x) if layer.squeeze == "avg" else f"with squeeze={layer.squeeze!r}"
         if isinstance(squeezed, Affine) and reason is None:
@@ -347,6 +379,11 @@ def _values(weight):
     return ops.convert_to_numpy(weight).astype("float64")
 
 
+def _activated(values, activation):
+    """The values after an activation, in float64."""
+    return ops.convert_to_numpy(getattr(keras.activations, activation)(ops.convert_to_tensor(values, "float64")))
+
+
 def _first(x, normalization):
     """The value of an input: its tensor, or the tensor normalized."""
     if normalization is None:
@@ -354,8 +391,8 @@ def _first(x, normalization):
     return algebra.normalized(Emitted(x), normalization, channels=x.shape[-1], name="normalized_pixels")
 
 
-def _is_absorbing(layer):
-    return type(layer) is layers.Conv2D and layer.groups == 1 and layer.padding == "valid"
+def _is_absorbing(layer, first):
+    return type(layer) is layers.Conv2D and layer.groups == 1 and (layer.padding == "valid" or not first.bias.any())
 
 
 def _like(x, input_shape):

@@ -9,7 +9,9 @@ used. Until then, a rewrite may change the layer or merge it into another one. E
 - `compose`: two consecutive pointwise affine maps are one.
 - `average`: average pooling is a depthwise convolution.
 - `unshuffle`: a convolution of shuffled channels is one of the original channels, with shuffled weights.
-- `absorb`: a convolution without padding takes in a scale and a shift of each channel of its input.
+- `absorb`: a convolution takes in a scale of each channel of its input, and without padding a shift too.
+- `scale_rectified`: a scale that is not negative commutes with a ReLU.
+- `largest`: the largest value that a unit can have for any image, if the weights alone bound it.
 - `rectify`: a ReLU of a concatenation is a concatenation of ReLUs.
 """
 
@@ -92,10 +94,6 @@ class Gated:
     gate: "Value"
     name: str
 
-    def own_affine(self, shared: Collection["Value"]) -> Affine | None:
-        """x, if it is affine and only this product uses it. `shared` are the values that several layers use."""
-        return self.x if isinstance(self.x, Affine) and self.x not in shared and not is_emitted(self.x) else None
-
     @cached_property
     def tensor(self) -> Any:
         """The product."""
@@ -142,7 +140,26 @@ class Concatenated:
         return self.layer([part.tensor for part in self.parts])
 
 
-Value = Emitted | Affine | Gated | Shuffled | Concatenated
+@dataclass(frozen=True, eq=False)
+class Rectified:
+    """y = max(x, 0), by a layer that is not in the new graph yet."""
+
+    x: "Value"
+    layer: layers.Layer
+
+    @cached_property
+    def tensor(self) -> Any:
+        """The rectified tensor."""
+        return self.layer(self.x.tensor)
+
+
+Value = Emitted | Affine | Gated | Shuffled | Concatenated | Rectified
+
+
+def own_affine(value: Gated | Rectified, shared: Collection[Value]) -> Affine | None:
+    """Its x, if that is affine and nothing else uses it. `shared` are the values that several layers use."""
+    x = value.x
+    return x if isinstance(x, Affine) and x not in shared and not is_emitted(x) else None
 
 
 def is_emitted(value: Value) -> bool:
@@ -161,6 +178,35 @@ def fold(affine: Affine, scale: Array, shift: Array | float) -> Affine:
 def fold_gated(affine: Affine, gated: Gated, scale: Array) -> Gated:
     """s ((W x + b) g) = (s (W x + b)) g, if only the product uses W x + b, as after `hoist_mean`."""
     return replace(gated, x=fold(affine, scale, 0.0))
+
+
+def scale_rectified(rectified: Rectified, affine: Affine, scale: Array) -> Rectified:
+    """s max(W x + b, 0) = max(s (W x + b), 0) for s >= 0, if only the ReLU uses W x + b."""
+    return replace(rectified, x=fold(affine, scale, 0.0))
+
+
+def largest(value: Value, matrix: Array, bias: Array, *, squeeze: str) -> Array:
+    """An upper bound of M s + c for the squeeze s of any image, by unit: infinite where the weights do not bound it.
+
+    For s >= 0, a unit whose weights are all at most 0 is at most c. If x = W y + b with y >= 0, the same holds for the
+    mean or a position of x, with the weights W M and the bias b M + c: a padded border adds nothing. It does not hold
+    for the maximum.
+    """
+    if isinstance(value, Affine) and squeeze != "max" and value.kind is layers.Conv2D and not _is_grouped(value):
+        value, matrix, bias = value.x, (value.kernel @ matrix).reshape(-1, len(bias)), value.bias @ matrix + bias
+    weights = matrix if isinstance(value, Rectified) else np.abs(matrix)
+    return np.where((weights <= 0).all(axis=0), bias, np.inf)
+
+
+def _is_grouped(affine):
+    return affine.config.get("groups", 1) > 1
+
+
+def scaled(x: Value, scale: Array, *, name: str) -> Affine:
+    """s x, with a scale of each channel, as a depthwise convolution of one position, which `absorb` can take in."""
+    config = {"kernel_size": (1, 1), "strides": (1, 1), "padding": "valid", "name": name}
+    kernel = np.asarray(scale, "float64").reshape(1, 1, -1, 1)
+    return Affine(x, kernel, np.zeros(kernel.shape[2]), layers.DepthwiseConv2D, without_training(config))
 
 
 def hoist_mean(value: Value, *, name: str) -> Value:
@@ -186,16 +232,13 @@ def obstacle(value: Value) -> str | None:
 def normalized(x: Value, normalization: Normalization, *, channels: int, name: str) -> Affine:
     """(x - mean) / std = x / std - mean / std, of each channel, as a depthwise convolution of one position."""
     mean, std = (np.broadcast_to(values, channels) for values in normalization)
-    config = {"kernel_size": (1, 1), "strides": (1, 1), "padding": "valid", "name": name}
-    return Affine(
-        x, (1 / std).reshape(1, 1, channels, 1), -mean / std, layers.DepthwiseConv2D, without_training(config)
-    )
+    return replace(scaled(x, 1 / std, name=name), bias=-mean / std)
 
 
 def absorb(convolution: Affine, first: Affine) -> Affine:
     """W (s x + t) + b = (W s) x + (b + sum of W t): a convolution takes in a scale and a shift of its input.
 
-    Only without padding, which adds zeros after the shift and not before it.
+    Only without padding, which adds zeros after the shift and not before it, or without a shift.
     """
     scale, shift = first.kernel.reshape(-1, 1), first.bias
     bias = convolution.bias + np.einsum("hwio,i->o", convolution.kernel, shift)
