@@ -778,8 +778,7 @@ def test_manifest_has_the_signature(precision, request):
 def test_manifest_says_how_the_file_was_made(precision, request):
     record = request.getfixturevalue(precision).manifest
     assert (record["schema"], record["network"]) == (1, "se_resnet11_digits")
-    lowering = {
-    assert record["lowering"] == lowering
+    assert record["lowering"] == {
         "hoisted": 3,
         "unhoisted": 0,
         "constant": 0,

@@ -474,8 +474,7 @@ def test_manifest_has_the_signature_at_any_batch_size(saved):
 
 def test_manifest_says_how_the_export_was_made(saved):
     assert (saved.manifest["network"], saved.manifest["precision"]) == ("small", "float32")
-    lowering = {
-    assert saved.manifest["lowering"] == lowering
+    assert saved.manifest["lowering"] == {
         "hoisted": 1,
         "unhoisted": 0,
         "constant": 0,
