@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import keras
 import numpy as np
 
-from se_keras.errors import translated
+from se_keras.errors import require_choice, translated
 from se_keras.graph import calls, functional, gives_probabilities, producer
 from se_keras.images import calibration_images
 from se_keras.normalization import Normalization
@@ -21,12 +21,15 @@ from se_keras.weights.files import check_keras
 
 from .description import Metadata, agreed
 from .litert import metadata
-from .litert.file import LiteRTModel, load_litert
+from .litert.file import LiteRTModel, LiteRTRunner, load_litert
+from .litert.gpu import GPURunner
 from .lowering import lower
 from .model import check_images, default_normalization, predict, require_one_input
 from .outputs import FREE_SIZE, LEAST_PROBABILITY, Agreement, agreement, in_batches, integer_range, noise
 from .serving.savedmodel import SavedModel, load_savedmodel
 
+Accelerator = Literal["cpu", "gpu"]
+ACCELERATORS: tuple[Accelerator, ...] = get_args(Accelerator)
 _LAYER_SAMPLES = 4  # the outputs of all layers of a large network take some 100 MB for each image
 
 
@@ -38,10 +41,12 @@ class Verification:
         agreement: Agreement of their outputs.
         layers: `(name, Agreement)` of each pair of layers with the same output, in A's order and by A's names, on the
             first images. Empty unless both are Keras models.
+        gpu: Name of the GPU that B ran on, as LiteRT gives it; None if it ran on the CPU.
     """
 
     agreement: Agreement
     layers: tuple[tuple[str, Agreement], ...]
+    gpu: str | None = None
 
     def first_above(self, tolerance: float = 1e-3) -> str | None:
         """Name of the first layer whose largest error is above a share of its range; None if there is none."""
@@ -84,7 +89,15 @@ class Runnable:
         return replace(self, about=replace(self.about, normalization=known))
 
 
-def verify(a: Any, b: Any, inputs: Any = None, *, normalization: Any = None, override: bool = False) -> Verification:
+def verify(
+    a: Any,
+    b: Any,
+    inputs: Any = None,
+    *,
+    normalization: Any = None,
+    override: bool = False,
+    accelerator: Accelerator = "cpu",
+) -> Verification:
     """Compares the outputs of two models on the same images, and their layers if both are Keras models.
 
     A model and its lowered model are compared at each layer that has a counterpart, whatever its name: for example, a
@@ -102,14 +115,17 @@ def verify(a: Any, b: Any, inputs: Any = None, *, normalization: Any = None, ove
             pixels, both get the same pixels.
         normalization: `(mean, std)` of pixels in 0 to 255, if the files of A do not say it.
         override: Whether a normalization is taken that contradicts the files of A.
+        accelerator: Where B runs, which is a LiteRT file unless this is `"cpu"`: `"gpu"` is LiteRT's GPU delegate. Give
+            the same file as A to compare the GPU with the CPU.
 
     Warns:
         UserWarning: If most probabilities of A are 0, which hides every difference.
 
     Raises:
-        OSError: If there is no such file or folder.
-        ValueError: If a file is damaged or of another kind, if the models do not take the same images, if the images
-            are not finite or have another shape, or if the outputs differ in name or shape.
+        OSError: If there is no such file or folder, or no GPU.
+        ValueError: If a file is damaged or of another kind, if the GPU delegate cannot compute it, if the models do not
+            take the same images, if the images are not finite or have another shape, or if the outputs differ in name
+            or shape.
         TypeError: If `a` or `b` is neither a model nor a path.
 
     Example:
@@ -118,7 +134,7 @@ def verify(a: Any, b: Any, inputs: Any = None, *, normalization: Any = None, ove
     print(se_keras.export.verify("model.keras", "model.tflite", images).agreement)
     ```
     """
-    a, b = runnable(a), runnable(b)
+    a, b = runnable(a), accelerated(runnable(b), accelerator)
     if normalization is not None:
         a = a.normalized(normalization, override=override)
     shape = images_shape(a, b)
@@ -140,7 +156,22 @@ def verify(a: Any, b: Any, inputs: Any = None, *, normalization: Any = None, ove
     layers = ()
     if a.model is not None and b.model is not None:
         layers = _layers(a.model, b.model, images[:_LAYER_SAMPLES])
-    return Verification(agreement=result, layers=layers)
+    gpu = b.run.gpu if isinstance(b.run, GPURunner) else None
+    return Verification(agreement=result, layers=layers, gpu=gpu)
+
+
+def accelerated(model: Runnable, accelerator: Accelerator) -> Runnable:
+    """The model on another part of this machine.
+
+    Raises:
+        ValueError: If there is no such accelerator, or if it does not run this kind of model.
+    """
+    require_choice("accelerator", accelerator, ACCELERATORS)
+    if accelerator == "cpu":
+        return model
+    if not isinstance(model.run, LiteRTRunner):
+        raise ValueError(f"{accelerator=} runs LiteRT files. Received: {model.name}")
+    return replace(model, name=f"{model.name} on the GPU", run=GPURunner(model.run.content))
 
 
 def of_pixels(*models: Runnable) -> Normalization:

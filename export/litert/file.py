@@ -78,6 +78,7 @@ class LiteRTRunner:
 
     def __init__(self, content: bytes, *, threads: int = 1):
         check_threads(threads)
+        self.content = content
         with translated("Not a LiteRT file that can be run here"):
             self._interpreter = Interpreter(model_content=content, num_threads=threads)
             inputs = self._interpreter.get_input_details()
@@ -133,7 +134,7 @@ class LiteRTRunner:
             with translated("The LiteRT file cannot be run"):
                 self.prepare(batch)()
             return {
-                name: _dequantized(self._interpreter.get_tensor(detail["index"]), detail)
+                name: dequantized(self._interpreter.get_tensor(detail["index"]), detail)
                 for name, detail in self._outputs.items()
             }
 
@@ -141,7 +142,7 @@ class LiteRTRunner:
 
     def typed_images(self, images: Array) -> Array:
         """Images in the type of the input. Integers stand for the float images, which are rounded."""
-        return _quantized(np.asarray(images), self._input)
+        return quantized(np.asarray(images), self._input)
 
     def prepare(self, images: Array) -> Callable[[], None]:
         """Sets the input, and returns the function that runs the file, for benchmarks.
@@ -208,7 +209,7 @@ def _type(tensor: Json) -> Json:
     return {"dtype": np.dtype(tensor["dtype"]).name} | quantization
 
 
-def _quantized(values: Array, tensor: Json) -> Array:
+def quantized(values: Array, tensor: Json) -> Array:
     """Float values in the type of a tensor; values that have this type already are not changed."""
     scale, zero_point = tensor["quantization"]
     if scale and values.dtype != tensor["dtype"]:
@@ -216,7 +217,7 @@ def _quantized(values: Array, tensor: Json) -> Array:
     return as_integers(values, tensor["dtype"]).astype(tensor["dtype"])
 
 
-def _dequantized(values: Array, tensor: Json) -> Array:
+def dequantized(values: Array, tensor: Json) -> Array:
     """The values of a tensor as floats."""
     scale, zero_point = tensor["quantization"]
     return (values.astype("float32") - zero_point) * np.float32(scale) if scale else values

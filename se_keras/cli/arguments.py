@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # not imported for --help
 PRECISIONS = ("float32", "float16", "dynamic", "int8", "int16x8")
 CALIBRATED = ("int8", "int16x8")
 TYPES = ("float32", "int8", "uint8")
+ACCELERATORS = ("cpu", "gpu")
 VARIANTS = ("published", "lowered")
 SITES = ("standard", "pre", "3x3", "post", "identity")
 PROTOCOLS = ("plain", "224", "299", "320", "ten_crop", "multi_scale", "multi_crop")

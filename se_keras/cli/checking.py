@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from .arguments import (
+    ACCELERATORS,
     DATA_SETS,
     IMAGES,
     SHARE,
@@ -120,10 +121,11 @@ def add_verify(commands: Commands) -> None:
     """`se-keras verify A B`."""
     add = add_command(commands, "verify", verify, json_output=True)
     add("a", metavar="A", type=Path, help="a .keras file, a .tflite file, or a SavedModel's folder")
-    add("b", metavar="B", type=Path, help="the same; errors are relative to the range of A's outputs")
+    add("b", metavar="B", type=Path, nargs="?", help="the same; errors are relative to the range of A's outputs")
     add("--images", metavar="IMAGES", help=f"{IMAGES}; default: noise")
     add_folder_options(add)
     add("--layers", action="store_true", help="compare two .keras files layer by layer")
+    add("--accelerator", choices=ACCELERATORS, help="where B, a .tflite file, runs; B is A if it is not given")
     add("--tolerance", type=SHARE, metavar="X", help="exit with status 1 if the max error exceeds X")
 
 
@@ -135,9 +137,14 @@ def verify(options: argparse.Namespace, console: Console) -> int | None:
       se-keras verify model.keras served/digits --images images.npy --tolerance 1e-3
       se-keras verify runs/se/model.keras model.tflite --images photos/
       se-keras verify model.keras other.keras --layers
+      se-keras verify model.tflite --accelerator gpu
     """
     from se_keras.export import verify
-    from se_keras.export.verification import images_shape, runnable
+    from se_keras.export.verification import accelerated, images_shape, runnable
+
+    if options.b is None and options.accelerator is None:
+        raise ValueError("verify compares two models, or one with itself on --accelerator. Received: A alone")
+    options.b = options.b or options.a
 
     from_folder = options.images is not None and Path(options.images).is_dir()
     received = "no --images" if options.images is None else options.images
@@ -148,7 +155,7 @@ def verify(options: argparse.Namespace, console: Console) -> int | None:
         progress(f"loading {options.a}")
         a = runnable(options.a)
         progress(f"loading {options.b}")
-        b = runnable(options.b)
+        b = accelerated(runnable(options.b), options.accelerator or "cpu")
         if options.layers and None in (a.model, b.model):
             raise ValueError(f"--layers is for two .keras files. Received: {options.a} and {options.b}")
         if given := read_normalization(options.normalize):
@@ -167,6 +174,7 @@ def verify(options: argparse.Namespace, console: Console) -> int | None:
             "a": str(options.a),
             "b": str(options.b),
             "images": options.images or "noise",
+            "gpu": found.gpu,
             "agreement": asdict(found.agreement),
             "layers": [{"name": name, **asdict(result)} for name, result in found.layers],
             "first_beyond": layer,
@@ -184,7 +192,8 @@ def verify(options: argparse.Namespace, console: Console) -> int | None:
 
 
 def _print_verification(found, options):
-    print_line(f"{options.b} compared with {options.a}, on {options.images or 'noise'}")
+    place = f" on the GPU, {found.gpu}," if found.gpu else ""
+    print_line(f"{options.b}{place} compared with {options.a}, on {options.images or 'noise'}")
     results = [*(found.layers if options.layers else ()), ("outputs", found.agreement)]
     rows = (
         (name, f"{x.max_error:.1e}", f"{x.mean_error:.1e}", f"{x.cosine:.6f}", f"{x.top1:.1%}", str(x.samples))
