@@ -163,6 +163,11 @@ def check_writable(target: FilePath) -> None:
         file.write(b"0")
 
 
+def cache(name: str) -> Path:
+    """The folder of what was fetched: `$XDG_CACHE_HOME/se_keras/NAME`, or `~/.cache/se_keras/NAME`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "se_keras" / name
+
+
 def write_bytes(target: FilePath, content: bytes) -> None:
     """Writes a file atomically."""
     write_in_order([(Path(target), content)])

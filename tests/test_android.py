@@ -172,7 +172,7 @@ def test_missing_adb_is_told(tmp_path, measured, monkeypatch):
 
 
 def test_missing_binary_is_told(tmp_path, measured):
-    with pytest.raises(FileNotFoundError, match="There is no benchmark_model '.+/bm': docs/guides/phone.md says where"):
+    with pytest.raises(FileNotFoundError, match="There is no benchmark_model '.+/bm': --benchmark-model fetch gets it"):
         measured(tmp_path, benchmark_model=tmp_path / "bm")
 
 

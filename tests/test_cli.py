@@ -1138,7 +1138,7 @@ REFUSALS = {
     "evaluate {files}/run/model.keras --confusion {new}/c.gif": "is written as .csv, .png or .svg. Received",
     "benchmark-training --network resnet50": "resnet50 is a baseline",
     "benchmark --adb --profile": "--profile is for this machine. Received: --adb",
-    "benchmark --adb": "--adb needs --benchmark-model PATH, LiteRT's binary for the phone: docs/guides/phone.md",
+    "benchmark --adb": "--adb needs --benchmark-model, LiteRT's binary for the phone: a PATH, or fetch to get it",
     "report {new}/r.json -o {new}/r.html": "There is no file of results '{new}/r.json'",
     "report {files}/run/run.json -o {new}/r.html": "is not a file of results of se-keras benchmark: it lacks ",
     "benchmark --network resnet50 -o {new}/r.json": "resnet50 is a baseline",

@@ -54,7 +54,7 @@ TARGETS = (
             "--serial": {"metavar": "S", "help": "serial number of the phone, if there are several"},
             "--benchmark-model": {
                 "metavar": "PATH",
-                "help": "LiteRT's binary for the phone, or device:/path of one on it",
+                "help": "LiteRT's binary for the phone, device:/path of one on it, or fetch to get it",
             },
         },
     ),

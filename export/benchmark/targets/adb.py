@@ -22,12 +22,13 @@ from se_keras.errors import first_line
 from se_keras.timing import check_plan
 from se_keras.typing import FilePath, Json, OnMessage
 
+from .. import binaries
 from ..devices import DeviceLost, check_rest, measured_blocks, warmest
 from ..measuring import Pair
 from ..results import Footprint, Overhead
 
 FOLDER = "/data/local/tmp"
-_ON_PHONE = "device:"
+_ON_PHONE, _FETCH = "device:", "fetch"  # instead of a path of the binary
 _LONGEST_CALL = 1800  # seconds that a call of adb may take: a phone that is gone may never answer
 _TIMINGS = (
     r"Inference timings in us: Init: (?P<init>[\d.e+]+), First inference: (?P<first>[\d.e+]+), .*?"
@@ -206,7 +207,8 @@ class Adb:
     """A phone, reached with adb.
 
     Args:
-        benchmark_model: Path of LiteRT's binary for the phone; `device:/path` if it is already on the phone.
+        benchmark_model: Path of LiteRT's binary for the phone; `device:/path` if it is already on the phone; `fetch` to
+            get the one that is published for the installed LiteRT.
         serial: Serial number of the phone; needed if there are several.
         blocks: Paired measurements: each runs the baseline, the network and the baseline again, in random order.
         runs: Runs of a file in each measurement.
@@ -229,16 +231,22 @@ class Adb:
 
     def __post_init__(self):
         if self.benchmark_model is None:
-            raise ValueError(
-                "--adb needs --benchmark-model PATH, LiteRT's binary for the phone: docs/guides/phone.md says where"
-            )
+            raise ValueError("--adb needs --benchmark-model, LiteRT's binary for the phone: a PATH, or fetch to get it")
         check_plan(self.blocks, self.runs)
         check_rest(self.rest)
 
     def connect(self, progress: OnMessage) -> Json:
         """The phone: see `Target`. Raises OSError if adb, the phone or the binary is missing."""
-        require_binary(self.benchmark_model)
+        if self.benchmark_model != _FETCH:
+            require_binary(self.benchmark_model)
         found = Phone(self.serial).properties()
+        if self.benchmark_model == _FETCH:
+            if found.get("abi") != binaries.ABI:
+                raise ValueError(
+                    f"--benchmark-model fetch is for phones of {binaries.ABI}: give the path of one for this phone. "
+                    f"Received: {found.get('abi')}"
+                )
+            binaries.fetch(progress=progress)
         name = " ".join(filter(None, (found.get("model"), found.get("processor") or found.get("board"))))
         return found | {
             "target": "adb",
@@ -256,19 +264,21 @@ class Adb:
             OSError: If adb, the phone or space is missing; DeviceLost if the phone is lost before two blocks.
             ValueError: If operators are not delegated to XNNPACK.
         """
-        require_binary(self.benchmark_model)
+        given = self.benchmark_model
+        binary = str(binaries.fetch(progress=progress) if given == _FETCH else given)
+        require_binary(binary)
         for pair in pairs:
             progress(f"timing {pair}")
-            yield (found := self._measure(pair, progress))
+            yield (found := self._measure(binary, pair, progress))
             if found.device.missing:
                 return
 
-    def _measure(self, pair, progress):
+    def _measure(self, binary, pair, progress):
         phone, plan = Phone(self.serial), (f"--num_runs={self.runs}", "--warmup_runs=3", "--min_secs=0")
         flags = (f"--num_threads={pair.cell.threads}", "--use_xnnpack=true", *plan)
         files = {"a": pair.baseline.content, "b": pair.network.content}
         order, last = random.Random(0), {}
-        with _copied(phone, self.benchmark_model, files, progress) as (binary, folder):
+        with _copied(phone, binary, files, progress) as (binary, folder):
 
             def run_block():
                 for side in order.sample(("a", "b", "control"), 3):
@@ -284,24 +294,23 @@ class Adb:
         )
 
 
-def require_binary(benchmark_model: FilePath) -> bool:
+def require_binary(path: FilePath) -> bool:
     """Whether the binary is a file here, not on the phone; raises FileNotFoundError if there is no such file here."""
-    path = str(benchmark_model)
-    is_local = not path.startswith(_ON_PHONE)
+    is_local = not str(path).startswith(_ON_PHONE)
     if is_local and not Path(path).is_file():
-        raise FileNotFoundError(f"There is no benchmark_model {path!r}: docs/guides/phone.md says where to get it")
+        raise FileNotFoundError(f"There is no benchmark_model {str(path)!r}: --benchmark-model fetch gets it")
     return is_local
 
 
 @contextlib.contextmanager
-def _copied(phone: Phone, benchmark_model, files: dict[str, bytes], progress) -> Iterator[tuple[str, str]]:
+def _copied(phone: Phone, path: str, files: dict[str, bytes], progress) -> Iterator[tuple[str, str]]:
     """Copies the binary and the files into a new folder on the phone; yields the binary's path and the folder."""
     folder = f"{FOLDER}/se_keras_{secrets.token_hex(4)}"
     try:
         phone.shell(f"rm -rf {FOLDER}/se_keras_*")  # left by a measurement that lost its phone
         phone.shell(f"mkdir -p {folder}")
-        binary = str(benchmark_model).removeprefix(_ON_PHONE)
-        if require_binary(benchmark_model):
+        binary = path.removeprefix(_ON_PHONE)
+        if require_binary(path):
             progress(f"copying {binary} to {phone.serial}")
             phone.push(Path(binary).read_bytes(), f"{folder}/benchmark_model")
             binary = f"{folder}/benchmark_model"
