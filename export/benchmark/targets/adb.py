@@ -199,7 +199,8 @@ class Phone:
         if any(text in output for text in ("not executable", "cannot execute", "Exec format error")):
             raise OSError("The phone cannot run this benchmark_model: take the one for its processor, such as arm64")
         lines = [line.strip() for line in output.splitlines() if line.strip()] or ["it printed no message"]
-        raise OSError(f"adb {arguments[-2]} fails with status {result.returncode}: {lines[-1]}")
+        verb = arguments[2 if arguments[0] == "-s" else 0]
+        raise OSError(f"adb {verb} fails with status {result.returncode}: {lines[-1]}")
 
 
 @dataclass(frozen=True, kw_only=True)
