@@ -1,4 +1,4 @@
-"""LiteRT's `benchmark_model` in Python: it really runs the file, and prints what the binary prints; not a test itself."""
+"""LiteRT's `benchmark_model` in Python: it really runs a file, and prints what the binary prints; not a test itself."""
 
 import argparse
 import sys
