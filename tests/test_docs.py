@@ -27,6 +27,7 @@ FAST = ("docs/concepts/agreement.md", "docs/concepts/pairs_and_controls.md", "do
 # All blocks with a title. It says why the test of the page does not run the block.
 NOT_RUN = {
     "docs/index.md": ["Run by tests/test_quickstart.py, with fewer epochs"],
+    "docs/guides/arm.md": ["Not run in the tests: takes an hour"],
     "docs/guides/benchmark.md": ["Not run in the tests: takes minutes"],
     "docs/guides/distributed_training.md": ["Not run in the tests: needs two machines"],
     "docs/guides/fine_tune.md": [
@@ -34,6 +35,7 @@ NOT_RUN = {
         "Not run in the tests: needs torch and timm",
         "Not run in the tests: needs the internet",
     ],
+    "docs/guides/npu.md": ["Not run in the tests: downloads Qualcomm's compiler"],
     "docs/guides/own_photos.md": ["Not run in the tests: needs the internet", "Not run in the tests: needs Docker"],
     "docs/guides/phone.md": ["Not run in the tests: needs a phone"],
     "docs/guides/serve.md": ["Not run in the tests: needs Docker"],
@@ -46,6 +48,7 @@ NOT_RUN = {
     ],
     "docs/results/devices.md": [
         "Not run in the tests: downloads qemu and Python for Arm",
+        "Not run in the tests: takes an hour",
         "Not run in the tests: downloads MediaPipe",
     ],
     "docs/results/exports.md": ["Run by tests/test_examples.py with two networks; takes 15 minutes to an hour"],

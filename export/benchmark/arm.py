@@ -1,5 +1,6 @@
 """Programs for Arm on this machine: qemu, with Debian's Python and LiteRT for Arm, in a folder."""
 
+import platform
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,9 @@ from se_keras.typing import FilePath, OnMessage
 
 FOLDER = Path.home() / ".cache/se_keras/arm"
 LITERT = "2.1.6"  # 2.2.0 and 2.3.0 crash with a segmentation fault under qemu 7.2
+# Debian 12: qemu-user of Debian 13 has no plugins.
+_RELEASE = "bookworm"
+_KEYS = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 _TOOLS = ("apt-get", "dpkg", "dpkg-deb")
 _GLIBC = range(17, 37)  # wheels for these versions of glibc 2: Debian 12 has 2.36
 
@@ -96,7 +100,7 @@ def _unpack_debian(folder, packages):
         "Dir::State::status": status,
         "Dir::Cache": cache,
         "APT::Sandbox::User": "root",  # another user could not write to this folder
-    }
+    } | _sources(packages)
     apt = ["apt-get", "--quiet", "--yes", *(f"--option={name}={value}" for name, value in options.items())]
     call(*apt, "update")
     wanted = (f"qemu-user:{host}", "python3:arm64", "libstdc++6:arm64")
@@ -108,6 +112,17 @@ def _unpack_debian(folder, packages):
     for other in (folder / "host/usr/bin").glob("qemu-*"):
         if other.name != "qemu-aarch64":
             other.unlink()
+
+
+def _sources(folder):
+    """Options of apt-get for where packages come from: as this machine has it, if it is of the same release."""
+    if platform.freedesktop_os_release().get("VERSION_CODENAME") == _RELEASE:
+        return {}
+    if not _KEYS.is_file():
+        raise OSError(f"Packages of Debian {_RELEASE} need its keys: install debian-archive-keyring. Missing: {_KEYS}")
+    sources = folder / "sources.list"
+    sources.write_text(f"deb [signed-by={_KEYS}] http://deb.debian.org/debian {_RELEASE} main\n")
+    return {"Dir::Etc::sourcelist": sources, "Dir::Etc::sourceparts": "/dev/null"}
 
 
 def _unpack_wheels(folder):

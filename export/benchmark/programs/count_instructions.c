@@ -1,5 +1,5 @@
 /* Counts the instructions that a program for aarch64 executes, by kind, as a plugin of qemu's user mode (plugin API 1:
- * QEMU 4.2 to 8.2). No Debian package has qemu-plugin.h: what is needed of it is declared below, after
+ * QEMU 6.0 to 8.2). No Debian package has qemu-plugin.h: what is needed of it is declared below, after
  * https://www.qemu.org/docs/master/devel/tcg-plugins.html
  *
  *   qemu-aarch64 -plugin count_instructions.so,out=COUNTS ...
