@@ -117,6 +117,11 @@ class LiteRTRunner:
         """Type of the input."""
         return np.dtype(self._input["dtype"])
 
+    @property
+    def output_dtypes(self) -> dict[str, np.dtype[Any]]:
+        """Types of the outputs by name."""
+        return {name: np.dtype(detail["dtype"]) for name, detail in self._outputs.items()}
+
     def typed(self, signature: Json) -> Json:
         """The signature of a Keras model with the types of this file, and scale and zero point of its integers."""
         inputs = {name: {**entry, **_type(self._input)} for name, entry in signature["inputs"].items()}

@@ -22,6 +22,7 @@ CALIBRATED = ("int8", "int16x8")
 TYPES = ("float32", "int8", "uint8")
 ACCELERATORS = ("cpu", "gpu")
 VARIANTS = ("published", "lowered")
+ACCELERATORS = ("wasm", "webgpu")  # of browsers
 SITES = ("standard", "pre", "3x3", "post", "identity")
 PROTOCOLS = ("plain", "224", "299", "320", "ten_crop", "multi_scale", "multi_crop")
 FAMILIES = ("cifar", "inception", "mobilenet", "resnet", "shufflenet", "vgg")

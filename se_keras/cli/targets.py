@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .arguments import BLOCKS, RATE, SECONDS
+from .arguments import ACCELERATORS, BLOCKS, POSITIVE, RATE, SECONDS, one_of
 
 if TYPE_CHECKING:  # not imported for --help
     from se_keras.export.benchmark.measuring import Target
@@ -85,6 +85,25 @@ TARGETS = (
             "--arm-folder": {"metavar": "FOLDER", "help": "where they are (default: ~/.cache/se_keras/arm)"},
         },
     ),
+    TargetRow(
+        flag="--browser",
+        path="browser.Browser",
+        chooses={"action": "store_true", "help": "measure in a browser, here or on a phone (docs/guides/browser.md)"},
+        options={
+            "--lan": {"action": "store_true", "help": "let other devices in the network open the page"},
+            "--https": {"action": "store_true", "help": "serve with HTTPS: threads and WebGPU on other devices"},
+            "--open": {"action": "store_true", "help": "open the page in this computer's browser"},
+            "--headless": {"action": "store_true", "help": "measure in a Chromium without a window"},
+            "--accelerator": {"metavar": "A", "help": f"{one_of(ACCELERATORS)} (default: wasm)"},
+            "--devices": {
+                "type": POSITIVE,
+                "metavar": "N",
+                "help": "how many devices measure, one after another (default: 1)",
+            },
+            "--port": {"type": int, "metavar": "N", "help": "of the page (default: any that is free)"},
+            "--litertjs": {"metavar": "DIR", "help": "LiteRT.js as .tgz files (default: fetched once with npm)"},
+        },
+    ),
 )
 PLAN: Mapping[str, Mapping[str, Any]] = {  # of several targets
     "--blocks": {"type": BLOCKS, "help": "number of paired measurements (default: 30; 10 on a phone)"},
@@ -98,7 +117,11 @@ PLAN: Mapping[str, Mapping[str, Any]] = {  # of several targets
         "metavar": "S",
         "help": "seconds for a device to cool down between blocks (default: 0; 5 on a phone)",
     },
-    "--seconds": {"type": SECONDS, "metavar": "S", "help": "stop a comparison after this time"},
+    "--seconds": {
+        "type": SECONDS,
+        "metavar": "S",
+        "help": "stop a comparison after this time (default: 60 in a browser)",
+    },
     "--allow-undelegated": {
         "action": "store_true",
         "help": "measure even if operators are not delegated to XNNPACK",
