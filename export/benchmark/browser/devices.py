@@ -97,7 +97,7 @@ def environment(facts: Json, *, number: int, accelerator: str, threads: int, set
         threads: Of the measurement.
         setup: What the page sent before it timed anything: repeats, heap_bytes, adapter; and max_error.
     """
-    runtime = "XNNPACK (WebAssembly)" if accelerator == "wasm" else "WebGPU"
+    runtime = "XNNPACK (WebAssembly)" if accelerator == "wasm" else f"WebGPU on {setup['adapter']}"
     known: dict[str, Any] = {name: facts[name] for name in Facts.__annotations__}
     return {
         "target": "browser",

@@ -2,7 +2,7 @@
 // there as soon as it is measured.
 import {loadAndCompile, loadLiteRt, Tensor, unloadLiteRt} from '@litertjs/core';
 
-const STEPS = 200; // of the clock: an inference that takes fewer is repeated within one timing
+const STEPS = 500; // of the clock: an inference that takes fewer is repeated within one timing
 const WARMUP = 3; // runs of each side before the first block
 const now = document.getElementById('now');
 const sleep = ms => new Promise(resolve => setTimeout(resolve, ms));
@@ -57,7 +57,7 @@ function timerStep() {
     while (later === start) later = performance.now();
     step = Math.min(step, later - start);
   }
-  return step;
+  return Number(step.toPrecision(3));
 }
 
 /** What the browser says of the device. */
@@ -133,9 +133,9 @@ async function download(file, says) {
 /** The adapter for WebGPU, as text; null for WebAssembly. */
 async function adapter(accelerator) {
   if (accelerator !== 'webgpu') return null;
-  if (!navigator.gpu) throw new Refused(isSecureContext ? 'This browser has no WebGPU' : 'WebGPU needs --https, or this computer itself');
+  if (!navigator.gpu) throw new Refused('this browser has no WebGPU');
   const found = await navigator.gpu.requestAdapter();
-  if (!found) throw new Refused('This browser finds no adapter for WebGPU');
+  if (!found) throw new Refused('this browser finds no adapter for WebGPU');
   const {vendor, architecture, description} = found.info;
   return [vendor, architecture, description].filter(Boolean).join(' ') || 'an adapter without a name';
 }
@@ -190,7 +190,7 @@ async function measure(task) {
   part.progress(0);
   try {
     const found = await adapter(task.accelerator);
-    if (task.threads > 1 && !crossOriginIsolated) throw new Refused('This browser gives one thread here');
+    if (task.threads > 1 && !crossOriginIsolated) throw new Refused('this browser gives one thread alone');
     show('Loading LiteRT.js');
     const runtime = await loadLiteRt('./wasm/', task.threads > 1 ? {threads: true} : undefined);
     try {
@@ -243,11 +243,12 @@ async function measureWith(runtime, task, part, adapterName) {
 }
 
 async function timeBlocks(sides, task, part, repeats, done) {
-  let more = true;
+  let more = true, left = '';
   while (more) {
     while (document.hidden) await sleep(500);
     wasHidden = false;
-    show(`Timing: block ${done + 1} of ${task.blocks}`);
+    show(`Timing: block ${done + 1} of ${task.blocks}${left}`);
+    const start = performance.now();
     const times = {a: [], b: [], control: []};
     for (const side of shuffled(Object.keys(times).flatMap(name => Array(task.runs).fill(name)))) {
       times[side].push(await timed(sides[side], repeats));
@@ -257,6 +258,7 @@ async function timeBlocks(sides, task, part, repeats, done) {
     ({more, done} = answer);
     part.says(answer.text);
     part.progress(done / task.blocks);
+    left = `, ${((performance.now() - start) / 1000 * (task.blocks - done)).toFixed(0)} s left at most`;
   }
 }
 

@@ -7,7 +7,7 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, TypedDict
 
 import numpy as np
@@ -257,8 +257,8 @@ class Session:
         name, limit = task.plan["files"][side]["name"], _CLOSE.get(task.precision, _CLOSE_OTHERWISE)
         if fault is None and error <= limit:
             task.errors[side] = error
-            how = "exactly as" if error == 0 else f"to {error:.1e} of the range as"
-            return {"agrees": True, "text": f"{name} computes {how} on your computer"}
+            how = "exactly" if error == 0 else f"to {error:.1e} of the range"
+            return {"agrees": True, "text": f"{name} computes the same as on your computer, {how}."}
         reason = (
             fault or f"its outputs are {error:.1e} of the range away from those of this computer, {limit:g} allowed"
         )
@@ -318,9 +318,11 @@ def so_far(task: Task) -> str:
     done = counted(len(task.blocks), "block")
     if len(task.blocks) < 2:
         return f"{done} of {task.plan['blocks']} measured."
-    ratio = task.comparison().ratio
-    bounds = interval({"low": ratio.low, "high": ratio.high})
-    return f"So far, after {done}: {percent(ratio.median)} time [{bounds}]."
+    found = task.comparison()
+    cost = f"{percent(found.ratio.median)} time [{interval(asdict(found.ratio))}]"
+    if not task.is_complete:
+        return f"So far, after {done}: {cost}."
+    return f"Result of {done}: {cost}{'' if found.is_significant else ', not larger than the noise of this device'}."
 
 
 def strided(values: Array, every: int) -> Array:

@@ -88,8 +88,15 @@ class Browser:
         require_choice("accelerator", self.accelerator, ("wasm", "webgpu"))
         if self.open and self.headless:
             raise ValueError("A browser is opened with a window or without one. Received: --open and --headless")
+        if self.accelerator == "webgpu":
+            self._require_secure("accelerator='webgpu'")
         if self.devices < 1:
             raise ValueError(f"devices must be 1 or more. Received: devices={self.devices!r}")
+
+    def _require_secure(self, what):
+        """Raises ValueError unless all devices get the page in a secure context, which `what` needs."""
+        if self.lan and not self.https:
+            raise ValueError(f"On other devices, browsers have WebGPU and threads with --https alone. Received: {what}")
 
     def connect(self, progress: OnMessage) -> Json:
         """Serves the page and prints its address: see `Target`. Each record has the environment of its device.
@@ -171,23 +178,25 @@ class _Measurement:
                 if number > self.target.devices and not self.session.is_waited_for():
                     break
                 offers, these = tee(offers)
-                device, sentences = None, []
+                device, records = None, []
                 for offer in these:
                     device, task = self._measured(offer, device)
                     if task.refused is not None:
                         refusals.append(f"{device.name}: {task.refused}")
-                        warnings.warn(refusals[-1], stacklevel=3)
+                        self.progress(refusals[-1])
                         continue
                     found, is_empty = self._overhead(offer, device, task), False
-                    sentences.append(_sentence(found))
+                    records.append(found.to_json())
                     yield found
                     if found.device.missing:
                         return
                 if device is None:  # there are no pairs
                     return
-                self.session.end(device, " ".join(sentences) or "Nothing could be measured on this device.")
+                self.session.end(device, _end_of(records))
         finally:
             self._end()
+            for refusal in refusals * (not is_empty):
+                warnings.warn(refusal, stacklevel=3)
         if is_empty:
             raise ValueError(f"Nothing could be timed. {refusals[0]}")
 
@@ -204,6 +213,8 @@ class _Measurement:
 
     def _offer(self, pair, number):
         """Puts the files of a pair on the server; refuses those that LiteRT.js cannot run."""
+        if pair.cell.threads > 1:
+            self.target._require_secure(f"threads={pair.cell.threads}")
         shape = pair.cell.input_shape
         images = noise(shape[1:], samples=shape[0])
         expected, files = {}, {}
@@ -330,9 +341,11 @@ def _check_types(name, runner):
             )
 
 
-def _sentence(found: Overhead) -> str:
-    record = found.to_json()
-    return headline([{"environment": record["environment"], "overhead": [record]}]) or ""
+def _end_of(records: list[Json]) -> str:
+    """What a page shows when its device has measured."""
+    results = {"environment": records[0]["environment"], "overhead": records} if records else None
+    sentence = results and headline([results])
+    return f"Done. {sentence}" if sentence else "Nothing could be timed on this device."
 
 
 def _announce(address: str, target: Browser) -> None:
