@@ -31,6 +31,7 @@ from se_keras import catalogue, evaluation, recalibration
 from se_keras.export import to_litert
 from se_keras.export.benchmark import overhead, profiler
 from se_keras.export.benchmark.results import PAPER
+from se_keras.export.benchmark.targets import browser
 from se_keras.export.litert import conversion, flatbuffer, metadata, quantization
 from se_keras.export.litert.file import load_litert
 from se_keras.export.litert.metadata import detach
@@ -287,6 +288,7 @@ LIBRARY_CHOICES = {
     "output_type": flatbuffer.TYPES,
     "form": overhead.VARIANTS,
     "site": recalibration.SITES,
+    "accelerator": browser.ACCELERATORS,
     "protocol": evaluation.PROTOCOLS,
     "recipe": recipes.RECIPES,
     "sampling": recipes.SAMPLINGS,
@@ -1178,6 +1180,8 @@ REFUSALS = {
     "train se_resnet11_digits --wait 9 -o {new}/run": "--wait is for --strategy multi-worker. Received",
     "report {files}/run/run.json --markdown -o {new}/r.html": "--markdown prints a table. Received: both",
     "benchmark --rest 9": "--rest is for --adb and --ssh. Received: this machine",
+    "benchmark --headless": "--headless is for --browser. Received: this machine",
+    "benchmark --browser --open --headless": "is opened with a window or without one. Received: --open and --headless",
     "benchmark --files {files}/plain.tflite {files}/se.tflite --form lowered": "--form is for networks .+ --files",
     "export {files}/model.keras --input-type uint8 -o {new}/x.tflite": "input_type='uint8' is for precision='int8'",
     "export {files}/model.keras --precision int8 --calibration digits --keep-float x -o {new}/x.tflite": "no layer of",

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .arguments import ACCELERATORS, BLOCKS, POSITIVE, RATE, SECONDS, one_of
+from .arguments import ACCELERATORS, BLOCKS, PORT, POSITIVE, RATE, SECONDS, one_of
 
 if TYPE_CHECKING:  # not imported for --help
     from se_keras.export.benchmark.measuring import Target
@@ -100,7 +100,7 @@ TARGETS = (
                 "metavar": "N",
                 "help": "how many devices measure, one after another (default: 1)",
             },
-            "--port": {"type": int, "metavar": "N", "help": "of the page (default: any that is free)"},
+            "--port": {"type": PORT, "metavar": "N", "help": "of the page (default: any that is free)"},
             "--litertjs": {"metavar": "DIR", "help": "LiteRT.js as .tgz files (default: fetched once with npm)"},
         },
     ),

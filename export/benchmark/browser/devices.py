@@ -80,12 +80,9 @@ def system_of(facts: Json) -> str:
     """The system of the device, as far as it says."""
     if facts["platform"]:
         return facts["platform"]
-    found = re.search(
-        r"(?:iPhone )?OS (\d+(?:_\d+)*) like Mac|(Android [\d.]+)|\(([^;)]+(?:; [^;)]+)?)", facts["user_agent"]
-    )
-    if not found:
-        return "unknown"
-    return f"iOS {found[1].replace('_', '.')}" if found[1] else found[2] or found[3]
+    patterns = r"OS (\d+(?:_\d+)*) like Mac", r"(Android [\d.]+)", r"\(([^;)]+(?:; [^;)]+)?)"
+    ios, *others = (match and match[1] for match in (re.search(x, facts["user_agent"]) for x in patterns))
+    return f"iOS {ios.replace('_', '.')}" if ios else next(filter(None, others), "unknown")
 
 
 def environment(facts: Json, *, number: int, accelerator: str, threads: int, setup: Json) -> Json:

@@ -15,6 +15,7 @@ document.addEventListener('visibilitychange', () => {
   if (!document.hidden) stayAwake();
 });
 addEventListener('pagehide', () => device !== null && navigator.sendBeacon('leave', JSON.stringify({device})));
+addEventListener('pageshow', event => event.persisted && location.reload()); // it came back after it was left
 
 class Refused extends Error {}
 

@@ -178,8 +178,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _name(self):
         """The address in the page's own folder; Refused without the token, and under another name of this computer."""
         # A page of a stranger whose name leads to this computer, by "DNS rebinding", has that name here.
-        name = urlsplit(f"//{self.headers.get('Host', '')}").hostname or ""
-        if name != "localhost" and not _is_ip(name):
+        if not _has_number(self.headers.get("Host", "")):
             raise Refused(HTTPStatus.FORBIDDEN, "Open the address that se-keras printed, with its numbers")
         _, token, *rest = [*urlsplit(self.path).path.split("/", 2), ""]
         if not secrets.compare_digest(token.encode(), self.server.token.encode()):
@@ -214,9 +213,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
 
-def _is_ip(name):
+def _has_number(host):
+    """Whether the host of a request is an IP address or localhost, not a name that somebody registered."""
     try:
-        ipaddress.ip_address(name)
+        name = urlsplit(f"//{host}").hostname or ""
+        return name == "localhost" or bool(ipaddress.ip_address(name))
     except ValueError:
         return False
-    return True

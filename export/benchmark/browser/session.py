@@ -202,7 +202,7 @@ class Session:
                     device = self._devices.get(value["device"])
                     if device is None:
                         raise ValueError("This page is of an earlier measurement: open the new address")
-                    device.seen, device.left = time.monotonic(), False
+                    device.seen = time.monotonic()
                     found = answer(device, value)
                 else:
                     found = answer(value)
@@ -259,9 +259,7 @@ class Session:
             task.errors[side] = error
             how = "exactly" if error == 0 else f"to {error:.1e} of the range"
             return {"agrees": True, "text": f"{name} computes the same as on your computer, {how}."}
-        reason = (
-            fault or f"its outputs are {error:.1e} of the range away from those of this computer, {limit:g} allowed"
-        )
+        reason = fault or f"its outputs are {error:.1e} of the range away from those here, more than {limit:g}"
         task.refused = f"{name} does not compute the same in this browser and is not timed: {reason}"
         return {"agrees": False, "text": task.refused}
 

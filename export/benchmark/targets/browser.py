@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from importlib import resources
 from itertools import count, tee
 from math import ceil
-from typing import Literal
+from typing import Literal, get_args
 
 from se_keras.environment import versions
 from se_keras.errors import require_choice
@@ -28,6 +28,7 @@ from ..results import HERE, DeviceConditions, Footprint, Overhead
 from ..sentences import headline
 
 Accelerator = Literal["wasm", "webgpu"]
+ACCELERATORS: tuple[Accelerator, ...] = get_args(Accelerator)
 _LONGEST_WAIT = 1800.0  # seconds for somebody to open the page
 _LONGEST_START = 120.0  # seconds for a headless browser to open it
 _LONGEST_END = 5.0  # seconds for the pages to get the result
@@ -85,13 +86,18 @@ class Browser:
     def __post_init__(self):
         check_plan(self.blocks, self.runs)
         Blocks(within=self.within, seconds=self.seconds)  # checks both
-        require_choice("accelerator", self.accelerator, ("wasm", "webgpu"))
+        require_choice("accelerator", self.accelerator, ACCELERATORS)
         if self.open and self.headless:
             raise ValueError("A browser is opened with a window or without one. Received: --open and --headless")
         if self.accelerator == "webgpu":
             self._require_secure("accelerator='webgpu'")
         if self.devices < 1:
             raise ValueError(f"devices must be 1 or more. Received: devices={self.devices!r}")
+
+    @property
+    def address(self) -> str | None:
+        """The address of the page; None before `connect`."""
+        return self._open.server and self._open.server.address
 
     def _require_secure(self, what):
         """Raises ValueError unless all devices get the page in a secure context, which `what` needs."""
