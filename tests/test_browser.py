@@ -397,14 +397,14 @@ def test_page_shows_the_result_at_the_end(command, pair, monkeypatch):
     run = command([pair], blocks=3, runs=1)
     page = Page(run.address, pair)
     task = page.start()
-    texts = [page.block(task, number)["text"] for number in range(3)]
+    texts = [page.block(task, number, ratio=1.2 + 0.1 * number)["text"] for number in range(3)]
     assert texts[0] == "1 block of 3 measured."
     assert texts[1:] == [
-        "So far, after 2 blocks: +25.0 % time [+25.0 % to +25.0 %].",
-        "Result of 3 blocks: +25.0 % time [+25.0 % to +25.0 %].",
+        "So far, after 2 blocks: +24.9 % time [+20.0 % to +30.0 %].",
+        "Result of 3 blocks: +30.0 % time [+20.0 % to +40.0 %].",
     ]
     text = page.wait("end")["text"]
-    assert text.startswith("Done. On iPhone, Safari 18.1 with 1 thread, net16 at 8x8 in float32 takes 25.0 % more time")
+    assert text.startswith("Done. On iPhone, Safari 18.1 with 1 thread, net16 at 8x8 in float32 takes 30.0 % more time")
 
 
 def test_block_that_is_sent_twice_counts_once(command, pair):

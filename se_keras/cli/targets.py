@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .arguments import ACCELERATORS, BLOCKS, PORT, POSITIVE, RATE, SECONDS, one_of
+from .arguments import BLOCKS, BROWSER_ACCELERATORS, PORT, POSITIVE, RATE, SECONDS, one_of
 
 if TYPE_CHECKING:  # not imported for --help
     from se_keras.export.benchmark.measuring import Target
@@ -94,7 +94,7 @@ TARGETS = (
             "--https": {"action": "store_true", "help": "serve with HTTPS: threads and WebGPU on other devices"},
             "--open": {"action": "store_true", "help": "open the page in this computer's browser"},
             "--headless": {"action": "store_true", "help": "measure in a Chromium without a window"},
-            "--accelerator": {"metavar": "A", "help": f"{one_of(ACCELERATORS)} (default: wasm)"},
+            "--accelerator": {"metavar": "A", "help": f"{one_of(BROWSER_ACCELERATORS)} (default: wasm)"},
             "--devices": {
                 "type": POSITIVE,
                 "metavar": "N",
