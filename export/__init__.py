@@ -7,6 +7,8 @@ from se_keras.images import load_images
 from se_keras.timing import compare
 
 from .description import Metadata
+from .freezing import Freezing, freeze_gates
+from .gates import Gate, measure_gates
 from .litert.conversion import to_litert
 from .litert.file import LiteRTModel
 from .litert.inspection import Inspection, inspect
@@ -20,6 +22,8 @@ from .verification import Verification, verify
 __all__ = [
     "Agreement",
     "ChannelPruning",
+    "Freezing",
+    "Gate",
     "Inspection",
     "LiteRTModel",
     "Lowering",
@@ -29,9 +33,11 @@ __all__ = [
     "agreement",
     "compare",
     "excitations",
+    "freeze_gates",
     "load_images",
     "inspect",
     "lower",
+    "measure_gates",
     "prune_channels",
     "to_litert",
     "to_savedmodel",

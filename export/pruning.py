@@ -17,13 +17,13 @@ import numpy as np
 from keras import layers
 
 from se_keras.errors import require_choice
-from se_keras.graph import calls, endpoints, input_shape_of, parts, structures
+from se_keras.graph import calls, endpoints, input_shape_of, parts
 from se_keras.images import calibration_images
 from se_keras.layers import SqueezeExcite, ops
 from se_keras.typing import Array
 from se_keras.wording import counted
 
-from .lowering.copies import arguments_of, rebuilt
+from .lowering.copies import arguments_of, copied_graph, rebuilt
 
 RankingName = Literal["excitation", "response", "magnitude", "random"]
 _BATCH = 32
@@ -337,23 +337,19 @@ def _rebuilt(model: keras.Model, kept: Mapping[_Span, Array]) -> keras.Model:
         arguments[span.gate]["units"] = span.gate.reduce_kernel.shape[1]
         for layer, name, axis in span.axes():
             cuts[layer].append((name, axis, channels))
-    values = {id(x): keras.Input(batch_shape=x.shape, dtype=x.dtype, name=x.name) for x in endpoints(model)[0]}
-    input_structure, output_structure = structures(model)
-    inputs = keras.tree.map_structure(lambda x: values[id(x)], input_structure)
-    for call in calls(model):
-        operation = call.operation
-        if operation not in copies:
-            copies[operation] = rebuilt(operation, arguments_of(operation) | arguments[operation])
-        args, kwargs = call.arguments.fill_in(values)
-        results = keras.tree.flatten(copies[operation](*args, **kwargs))
-        values |= {id(x): result for x, result in zip(call.output_tensors, results, strict=True)}
-    for operation, copy in copies.items():
+
+    def copy(operation):
+        copies[operation] = rebuilt(operation, arguments_of(operation) | arguments[operation])
+        return copies[operation]
+
+    pruned = copied_graph(model, copy)
+    for operation, smaller in copies.items():
         if isinstance(operation, layers.Layer):
-            copy.set_weights([_cut(weight, cuts[operation]) for weight in operation.weights])
-            for part in parts(copy):
+            smaller.set_weights([_cut(weight, cuts[operation]) for weight in operation.weights])
+            for part in parts(smaller):
                 if isinstance(part, layers.Normalization):
                     part.finalize_state()  # prepares the weights for the call
-    return keras.Model(inputs, keras.tree.map_structure(lambda x: values[id(x)], output_structure), name=model.name)
+    return pruned
 
 
 def _cut(weight: Any, cuts: list[tuple[str, int, Array]]) -> Array:

@@ -77,10 +77,13 @@ class SqueezeExcite(keras.layers.Layer):
 
     def gate(self, inputs: keras.KerasTensor) -> keras.KerasTensor:
         """The gates of `inputs`: `(batch, 1, 1, channels)`, or one for each position without a squeeze."""
-        hidden = ops.matmul(self._squeezed(inputs), self.reduce_kernel)
-        hidden = ops.relu(hidden + self.reduce_bias if self.bias else hidden)
-        gate = ops.matmul(hidden, self.expand_kernel)
+        gate = ops.matmul(self.hidden(inputs), self.expand_kernel)
         return getattr(keras.activations, self.excitation)(gate + self.expand_bias if self.bias else gate)
+
+    def hidden(self, inputs: keras.KerasTensor) -> keras.KerasTensor:
+        """The units of the bottleneck: `(batch, 1, 1, units)`, or those of each position without a squeeze."""
+        hidden = ops.matmul(self._squeezed(inputs), self.reduce_kernel)
+        return ops.relu(hidden + self.reduce_bias if self.bias else hidden)
 
     def _squeezed(self, inputs):
         if self.squeeze == "none":

@@ -8,7 +8,7 @@ import keras
 from keras import layers
 
 from se_keras.errors import first_line
-from se_keras.graph import parts
+from se_keras.graph import calls, endpoints, parts, structures
 from se_keras.layers import ops
 from se_keras.typing import Array, Json
 
@@ -55,6 +55,24 @@ def copied(operation: Any, *, name: str) -> Any:
         if isinstance(operation, layers.Normalization):
             copy.finalize_state()  # derives from the weights what the layer computes with
     return copy
+
+
+def copied_graph(model: keras.Model, copy: Callable[[Any], Any]) -> keras.Model:
+    """A new functional model of the same calls, with `copy(operation)` in place of each layer or operation.
+
+    It is called once for each, so that a layer that is called several times stays one.
+    """
+    values = {id(x): keras.Input(batch_shape=x.shape, dtype=x.dtype, name=x.name) for x in endpoints(model)[0]}
+    input_structure, output_structure = structures(model)
+    inputs = keras.tree.map_structure(lambda x: values[id(x)], input_structure)
+    copies = {}
+    for call in calls(model):
+        if call.operation not in copies:
+            copies[call.operation] = copy(call.operation)
+        args, kwargs = call.arguments.fill_in(values)
+        results = keras.tree.flatten(copies[call.operation](*args, **kwargs))
+        values |= {id(x): result for x, result in zip(call.output_tensors, results, strict=True)}
+    return keras.Model(inputs, keras.tree.map_structure(lambda x: values[id(x)], output_structure), name=model.name)
 
 
 def merged_weights(layer: layers.Layer) -> list[Array]:
