@@ -93,6 +93,12 @@ class Freezing:
         )
 
 
+def freezing_of(model: Any) -> Json:
+    """The entry `freezing` of a manifest, if `freeze_gates` made the model; otherwise none."""
+    found = getattr(model, "freezing", None)
+    return {"freezing": found.to_json()} if isinstance(found, Freezing) else {}
+
+
 def freeze_gates(
     model: keras.Model,
     images: Any,

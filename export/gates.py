@@ -8,10 +8,11 @@ from typing import Any
 import keras
 import numpy as np
 
+from se_keras.drawing import COLORS, picture_file, save
 from se_keras.graph import calls, endpoints, input_shape_of
 from se_keras.images import calibration_images
 from se_keras.layers import SqueezeExcite, ops
-from se_keras.typing import Array, Json
+from se_keras.typing import Array, FilePath, Json
 from se_keras.wording import counted
 
 _BATCH, _CHUNK = 32, 256  # images in a step, and whose gates are in memory at once
@@ -122,6 +123,44 @@ def measure_gates(model: keras.Model, images: Any, labels: Sequence[int] | Array
         for name, values in measured.items():
             sums[name].add(values, None if classes is None else classes[start : start + _CHUNK])
     return [sums[name].gate(name) for name in found]
+
+
+def draw_gates(target: FilePath, found: Sequence[Gate], classes: Sequence[str]) -> None:
+    """Draws the mean gate of each channel, for some classes and for all, a panel for each layer: Figures 6 and 7.
+
+    Args:
+        found: Of `measure_gates`, with labels.
+        classes: Names of the classes; lines are drawn for the first five.
+
+    Raises:
+        ValueError: If `target` is not a .png, .svg or .pdf file, or if there are no labels.
+    """
+    from matplotlib.figure import Figure
+
+    target = picture_file(target, "Gates")
+    columns = min(3, len(found))
+    rows = -(-len(found) // columns)
+    figure = Figure(figsize=(1 + 4 * columns, 0.8 + 2.1 * rows), dpi=120, layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).flat
+    for panel, gate in zip(panels, found, strict=False):
+        if gate.by_class is None:
+            raise ValueError("Gates by class need labels. Received: none")
+        channels = range(len(gate.mean))
+        for name, color, values in zip(classes, COLORS, gate.by_class, strict=False):
+            panel.plot(channels, values, color=color, linewidth=0.9, label=name)
+        panel.plot(channels, gate.mean, color="black", linewidth=1.4, label="all")
+        panel.set_title(gate.layer, loc="left", fontsize=10)
+        panel.set(ylim=(0, 1) if 0 <= np.nanmin(gate.by_class) and np.nanmax(gate.by_class) <= 1 else None)
+        panel.grid(color="0.9")
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.tick_params(labelsize=8)
+    for panel in list(figure.axes)[len(found) :]:
+        panel.set_visible(False)
+    figure.supxlabel("channel", fontsize=10)
+    figure.supylabel("mean gate", fontsize=10)
+    handles = figure.axes[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside upper center", ncols=6, frameon=False, fontsize=9)
+    save(figure, target)
 
 
 def gate_calls(model: keras.Model) -> dict[str, Any]:

@@ -16,11 +16,11 @@ from se_keras.export.description import agreed
 from se_keras.export.verification import runnable
 from se_keras.images import as_pixels, evaluation_image
 from se_keras.prediction import AnyModel, class_probabilities
-from se_keras.training.data import Data, EpochOrder, SkippedFiles, Split
+from se_keras.training.data import Arrays, Data, EpochOrder, Files, SkippedFiles, Split
 from se_keras.training.pipeline import PREFETCHED, read_batches, read_errors
 from se_keras.training.sources import DATA
 from se_keras.training.step import TOP
-from se_keras.typing import Array, FilePath, Json, OnMessage
+from se_keras.typing import Array, FilePath, Images, Json, OnMessage
 from se_keras.wording import counted
 
 _VIEWS_AT_ONCE = 64  # in one call of a model
@@ -240,6 +240,36 @@ def evaluate(
     )
 
 
+def labelled_images(
+    model: AnyModel, split: Split, data: Data, *, limit: int, progress: OnMessage | None = None
+) -> tuple[Images, Array]:
+    """Some images of a split as a model takes them, `(samples, height, width, channels)`, and their labels.
+
+    They are chosen at random, the same ones each time, and cropped as by the usual protocol of the model's size.
+
+    Args:
+        split: Images of `data`, in memory or files.
+        limit: How many images at most.
+
+    Raises:
+        ValueError: If the images do not fit the model, cannot be decoded, or are records read one after the other.
+    """
+    loaded, progress = runnable(model), progress or (lambda message: None)
+    if not isinstance(split, (Arrays, Files)):
+        raise ValueError(f"Some images are taken of data in memory and of image files. Received: {data.name}")
+    agreed(f"classes of {loaded.name}", data.classes, loaded.about.labels, override=False)
+    protocol = protocol_for([loaded], data)
+    split = split.take(np.sort(np.random.default_rng(0).permutation(len(split))[:limit]))
+    size, skipped = _common_size([loaded], protocol, data), SkippedFiles()
+    images, labels = [], []
+    for views, of_batch, weights in _read(_batches(split, data, PROTOCOLS[protocol], size, skipped), split, skipped):
+        images.append(views[weights > 0, 0])
+        labels.append(of_batch[weights > 0])
+        progress(f"reading: {sum(map(len, labels)):,} of {len(split):,} images")
+    skipped.check()
+    return _normalization(loaded, data).apply(np.concatenate(images)), np.concatenate(labels)
+
+
 def _common_size(models, protocol, data):
     """Height and width of the views: those of the protocol and of all models."""
     size = (PROTOCOLS[protocol].size,) * 2
@@ -288,9 +318,13 @@ def _batches(split, data, protocol, size, skipped) -> Iterator:
 
 def _probabilities(model, data):
     """From pixels of the data to probabilities, `(samples, classes)`."""
+    return class_probabilities(model, _normalization(model, data), classes=len(data.classes))
+
+
+def _normalization(model, data):
+    """The normalization of the data's pixels for a model: its own, or that of the data."""
     known = model.normalization
-    normalization = known.scaled((data.white or 255) / 255) if known else data.normalization
-    return class_probabilities(model, normalization, classes=len(data.classes))
+    return known.scaled((data.white or 255) / 255) if known else data.normalization
 
 
 def _scaled(image, size, scale):

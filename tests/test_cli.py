@@ -58,6 +58,7 @@ COMMANDS = (
     "predict",
     "inspect",
     "verify",
+    "gates",
     "benchmark",
     "profile",
     "report",
@@ -1171,6 +1172,12 @@ REFUSALS = {
         f"export {{files}}/model.keras {option} -o {{new}}/served": f"{option.split()[0]} is for -o FILE.tflite"
         for option in ("--input-type int8", "--output-type uint8", "--keep-float .*_se")
     },
+    "export {files}/model.keras --freeze-gates 0.9 -o {new}/x.tflite": "--freeze-gates needs --calibration IMAGES",
+    "export {files}/model.keras --freeze-gates 2 --calibration digits -o {new}/x.tflite": "budget must be above 0 and",
+    "export {files}/model.keras --freeze-gates 0.9 --as-published --calibration digits -o {new}/x.tflite":
+        "--as-published is for gates that stay. Received: --freeze-gates",
+    "gates {files}/run/model.keras -o {new}/g.gif": "Gates are drawn as .png, .svg or .pdf. Received: '{new}/g.gif'",
+    "gates {files}/run/model.keras --data {new}": "needs two folders or more",
     "export {files}/model.keras --top 3 -o {new}/served": "--top is for a model with labels",
     "export {files}/model.keras --labels digits --normalize 0 255 --top 3 -o {new}/x.tflite": "--top is for a Saved",
     "export {files}/model.keras --limit 9 -o {new}/x.tflite": "--limit is for --calibration FOLDER",

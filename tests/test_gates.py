@@ -7,6 +7,7 @@ from export_fixtures import difference, scattered
 
 import se_keras
 from se_keras.export import freeze_gates, lower, measure_gates
+from se_keras.export.gates import draw_gates
 from se_keras.layers import SqueezeExcite
 from se_keras.recalibration import SEConfig
 from se_keras.training.data import digits
@@ -84,7 +85,7 @@ def test_gate_at_each_position_is_constant_only_if_it_is_at_all_positions():
         (
             lambda x: {"images": x, "labels": [1, 2]},
             ValueError,
-            "labels must be an int of at least 0 for each of 360 im",
+            "labels must be an int of at least 0 for each of 120 im",
         ),
         (lambda x: {"images": x, "labels": np.full(len(x), 0.5)}, ValueError, "labels must be an int .+ float64"),
         (lambda x: {"images": x[:, :7]}, ValueError, r"must be \(8, 8, 1\). Received: \(120, 7, 8, 1\)"),
@@ -158,7 +159,7 @@ def test_model_is_left_as_it_was(trained, images):
 
 
 def test_frozen_model_is_saved_and_loaded(trained, images, tmp_path):
-    frozen = freeze_gates(trained, images, budget=0.5)
+    frozen = freeze_gates(trained, images, names=[gate_layers(trained)[0].name])
     frozen.save(tmp_path / "frozen.keras")
     loaded = keras.saving.load_model(tmp_path / "frozen.keras")
     np.testing.assert_array_equal(loaded.predict(images, verbose=0), frozen.predict(images, verbose=0))
@@ -191,6 +192,17 @@ def test_detector_is_no_classifier(images):
     model = keras.Model(pixels, SqueezeExcite(2)(keras.layers.Conv2D(4, 3)(pixels)))
     with pytest.raises(ValueError, match=r"Gates are frozen in classifiers, with one output \(batch, classes\)"):
         freeze_gates(model, images)
+
+
+def test_gates_are_drawn_by_class(trained, images, labels, tmp_path):
+    found = measure_gates(trained, images, labels)
+    draw_gates(tmp_path / "gates.svg", found, [f"class {number}" for number in range(10)])
+    text = (tmp_path / "gates.svg").read_text()
+    assert all(f"<!-- {name} -->" in text for name in ("stage2_block1_se", "class 0", "class 4", "all"))
+    with pytest.raises(ValueError, match="Gates are drawn as .png, .svg or .pdf. Received: .+gates.gif"):
+        draw_gates(tmp_path / "gates.gif", found, [])
+    with pytest.raises(ValueError, match="Gates by class need labels. Received: none"):
+        draw_gates(tmp_path / "gates.png", measure_gates(trained, images), [])
 
 
 # Lowered, a frozen gate is gone.

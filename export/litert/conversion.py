@@ -22,6 +22,7 @@ from se_keras.typing import Images, Json, OnMessage
 from se_keras.wording import counted
 
 from ..description import Metadata, describe, manifest, reference_outputs
+from ..freezing import freezing_of
 from ..lowering import Lowering, in_float32, lower
 from ..model import (
     SIGNATURE,
@@ -121,7 +122,7 @@ def to_litert(
     _check_options(precision, calibration, input_type, output_type, keep_float)
     if converted is not None:
         require_type("converted", converted, LiteRTModel)
-    model = functional(model)
+    freezing, model = freezing_of(model), functional(model)
     require_one_input(model)
     output_types = types_by_name(output_type, output_names(model))
     shape = tuple(input_shape or model.inputs[0].shape[1:])
@@ -184,6 +185,7 @@ def to_litert(
         held_out=is_held_out,
         calibration_images=len(calibration_set),
         kept_float=list(float_layers),
+        **freezing,
         **trained_precision(model, reference, comparison_set),
     )
     _check_agreement(result, precision)

@@ -20,6 +20,7 @@ from se_keras.images import evaluation_image
 from se_keras.typing import Array, FilePath, Json
 
 from ..description import LABELS_FILE, describe, manifest, reference_outputs
+from ..freezing import freezing_of
 from ..lowering import in_float32, lower
 from ..model import (
     SIGNATURE,
@@ -86,7 +87,7 @@ def to_savedmodel(
         ValueError, TypeError: If an argument is not valid, or if the SavedModel disagrees with the model. In this case
             nothing is written.
     """
-    model, target = functional(model), _target(Path(folder), version)
+    freezing, model, target = freezing_of(model), functional(model), _target(Path(folder), version)
     require_one_input(model)
     description = _description(model, labels, normalization, training, override, top)
     has_files = _takes_files(model, description)
@@ -111,6 +112,7 @@ def to_savedmodel(
             signature=signature_of(reference),
             lowering=getattr(exported, "lowering", None),
             agreement=result,
+            **freezing,
             held_out=True,  # nothing was calibrated
             labels=description.labels and list(description.labels),
             normalization=description.normalization and description.normalization.to_json(),

@@ -1,7 +1,9 @@
 """The command that evaluates models on labelled images."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -16,6 +18,10 @@ from .arguments import (
     read_normalization,
 )
 from .screen import print_json, print_line, print_table, show_progress
+
+if TYPE_CHECKING:  # not imported for --help
+    from se_keras.export.verification import Runnable
+    from se_keras.training.data import Data
 
 
 def add_evaluate(commands: Commands) -> None:
@@ -49,7 +55,7 @@ def evaluate(options: argparse.Namespace, console: Console) -> None:
         storage.check_writable(options.confusion)
     with show_progress(console) as progress:
         models, normalization = [runnable(path) for path in options.models], read_normalization(options.normalize)
-        data = _data(options, models, normalization)
+        data = data_for(options, models, normalization)
         protocol = options.protocol or protocol_for(models, data)
         found = evaluate(
             models,
@@ -94,7 +100,7 @@ def evaluate(options: argparse.Namespace, console: Console) -> None:
         print_line(f"wrote {options.confusion}")
 
 
-def _data(options, models, normalization):
+def data_for(options: argparse.Namespace, models: "Sequence[Runnable]", normalization: Any) -> "Data":
     """The data of --data, or those that the models were trained on, with the channels of the models."""
     from se_keras.evaluation import data_of
     from se_keras.export.verification import of_pixels
@@ -105,8 +111,8 @@ def _data(options, models, normalization):
     if source in sources.DATA:
         data, (height, width) = sources.load(source), models[0].input_shape[1:3]
         return sized(data, (height, width)) if height and width else data
-    channels = models[0].input_shape[-1]
     mean, std = normalization or of_pixels(*models)
+    channels = models[0].input_shape[-1] or len(mean)
     mean, std = (list(values) * (channels // len(values)) for values in (mean, std))
     return sources.load(source, mean=mean, std=std)
 

@@ -16,7 +16,10 @@ def add_export(commands: Commands) -> None:
     add("model", metavar="MODEL", type=Path, help="a .keras file")
     add("-o", "--output", type=Path, required=True, help="FILE.tflite, or the SavedModel's folder")
     add("--precision", default="float32", help=one_of(arguments.PRECISIONS, default="float32"))
-    add("--calibration", metavar="IMAGES", help=f"for {' and '.join(CALIBRATED)}: {arguments.IMAGES}")
+    calibrated = f"for {' and '.join(CALIBRATED)}, and for --freeze-gates: {arguments.IMAGES}"
+    add("--calibration", metavar="IMAGES", help=calibrated)
+    frozen = "make constants of gates as long as this share of the images keeps its top-1 class, such as 0.995"
+    add("--freeze-gates", type=arguments.RATE, metavar="SHARE", help=frozen)
     arguments.add_folder_options(add)
     for option in ("--input-type", "--output-type"):
         add(option, help=f"for int8: {one_of(arguments.TYPES, default='float32')}")
@@ -38,13 +41,14 @@ def export(options: argparse.Namespace, console: Console) -> None:
       se-keras export runs/se/model.keras --precision int8 --calibration images.npy -o digits_int8.tflite
       se-keras export runs/se/model.keras --precision int8 --calibration digits \
           --input-type uint8 -o camera.tflite
+      se-keras export runs/se/model.keras --precision int8 --calibration digits --freeze-gates 0.99 -o fast.tflite
       se-keras export runs/se/model.keras --precision dynamic -o small.tflite
       se-keras export model.keras --precision int8 --calibration photos/ --normalize se_resnet50 -o model_int8.tflite
       se-keras export runs/se/model.keras -o models/digits
       se-keras export model.keras --labels names.txt --normalize 0 255 -o models/photos
     """
     from se_keras import storage
-    from se_keras.export import to_litert, to_savedmodel
+    from se_keras.export import freeze_gates, to_litert, to_savedmodel
     from se_keras.export.verification import load_keras, runnable
     from se_keras.runs import training_of
     from se_keras.wording import counted
@@ -53,9 +57,11 @@ def export(options: argparse.Namespace, console: Console) -> None:
     if not to_file and precision != "float32":
         raise ValueError(f"{precision} is for -o FILE.tflite: a SavedModel is float32. Received: {options.output}")
     _check_output(options, to_file)
-    if options.calibration and precision not in CALIBRATED:
+    if options.calibration and precision not in CALIBRATED and not options.freeze_gates:
         possible = " and ".join(CALIBRATED)
-        raise ValueError(f"--calibration is for --precision {possible}. Received: --precision {precision}")
+        raise ValueError(
+            f"--calibration is for --precision {possible}, and for --freeze-gates. Received: --precision {precision}"
+        )
     with show_progress(console) as progress:
         progress(f"loading {options.model}")
         model = load_keras(options.model)
@@ -69,6 +75,8 @@ def export(options: argparse.Namespace, console: Console) -> None:
         if options.calibration:
             shape = model.inputs[0].shape[1:]
             calibration = arguments.read_images(options.calibration, options, shape, progress, known)
+        if options.freeze_gates:
+            model = freeze_gates(model, calibration, budget=options.freeze_gates, progress=progress)
         if to_file or not options.output.is_dir():
             storage.check_writable(options.output)
         progress(f"exporting {model.name}")
@@ -83,7 +91,7 @@ def export(options: argparse.Namespace, console: Console) -> None:
             exported = to_litert(
                 model,
                 precision=precision,
-                calibration=calibration,
+                calibration=calibration if precision in CALIBRATED else None,
                 input_type=options.input_type or "float32",
                 output_type=options.output_type or "float32",
                 keep_float=options.keep_float,
@@ -97,7 +105,9 @@ def export(options: argparse.Namespace, console: Console) -> None:
             path = exported.path
     if options.json:
         return print_json({"path": str(path), **exported.manifest})
-    if calibration is not None:
+    if options.freeze_gates:
+        print_line(f"frozen: {model.freezing}")
+    if calibration is not None and precision in CALIBRATED:
         print_line(f"calibrated on {exported.manifest['calibration_images']} of {counted(len(calibration), 'image')}")
     _print_manifest(path, exported.manifest)
 
@@ -111,6 +121,9 @@ def _check_output(options, to_file):
     only_for(options, "--top", "a SavedModel's folder", received, possible=not to_file)
     given = options.labels or options.normalize
     only_for(options, "--override", "--labels and --normalize", "neither", possible=given)
+    only_for(options, "--as-published", "gates that stay", "--freeze-gates", possible=not options.freeze_gates)
+    if options.freeze_gates and not options.calibration:
+        raise ValueError("--freeze-gates needs --calibration IMAGES, some hundreds. Received: no --calibration")
     only_for(options, "--limit", "--calibration FOLDER", "no --calibration", possible=options.calibration)
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import tensorflow as tf
 
 from se_keras import storage
+from se_keras.drawing import COLORS, picture_file, save
 from se_keras.environment import TRAINING_PACKAGES, versions
 from se_keras.typing import FilePath, Json
 
 CSV, CURVES, EVENTS = "history.csv", ("curves.png", "curves.svg"), "tensorboard"
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")  # for colour-blind readers too: Okabe and Ito
 
 
 def write_csv(folder: FilePath, figures: Mapping[str, Sequence[float]]) -> None:
@@ -47,15 +47,13 @@ def draw_curves(target: FilePath, runs: Mapping[str, Mapping[str, Sequence[float
     """
     from matplotlib.figure import Figure
 
-    target = Path(target)
-    if target.suffix not in (".png", ".svg", ".pdf"):
-        raise ValueError(f"Curves are drawn as .png, .svg or .pdf. Received: {str(target)!r}")
+    target = picture_file(target, "Curves")
     if not runs or not all(figures.get("loss") for figures in runs.values()):
         raise ValueError("Curves need runs with at least one epoch. Received: none")
     figure = Figure(figsize=(10, 4), dpi=120, layout="constrained")
     error, loss = figure.subplots(1, 2)
     for number, (name, figures) in enumerate(runs.items()):
-        color = _COLORS[number % len(_COLORS)]
+        color = COLORS[number % len(COLORS)]
         epochs = range(1, len(figures["loss"]) + 1)
         marker = "o" if len(epochs) == 1 else None
         for part, style in (("", "--"), ("val_", "-")):
@@ -72,8 +70,7 @@ def draw_curves(target: FilePath, runs: Mapping[str, Mapping[str, Sequence[float
         axes.grid(color="0.9")
         axes.spines[["top", "right"]].set_visible(False)
     figure.legend(*error.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
-    with storage.staged(target) as path:
-        figure.savefig(path)
+    save(figure, target)
 
 
 def provenance() -> Json:
