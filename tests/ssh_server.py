@@ -1,4 +1,4 @@
-"""A real sshd on the loopback address, with a key for each board. Tests start it; it is not a test itself."""
+"""A real sshd on the loopback address, with a key for each board. Tests start it; not a test itself."""
 
 import contextlib
 import getpass
@@ -7,6 +7,8 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,3 +107,15 @@ def serving(folder):
     finally:
         process.terminate()
         process.wait(10)
+
+
+if __name__ == "__main__":  # to measure by hand: python tests/ssh_server.py, until Ctrl-C
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with (
+        contextlib.suppress(KeyboardInterrupt),
+        tempfile.TemporaryDirectory() as scratch,
+        serving(Path(scratch)) as server,
+    ):
+        options = f"--ssh-config {server.board('here')} --python {sys.executable}"
+        print(f"se-keras benchmark --ssh board {options}", flush=True)
+        signal.pause()

@@ -25,7 +25,8 @@ from .devices import DeviceLost
 OLDEST = (3, 9)  # of Python on the board
 _OPTIONS = (
     *("BatchMode=yes", "ConnectTimeout=20", "ServerAliveInterval=15", "ServerAliveCountMax=4"),
-    *("ClearAllForwardings=yes", "ForwardAgent=no", "ForwardX11=no", "LogLevel=ERROR"),
+    # What a configuration may ask for in a terminal.
+    *("ClearAllForwardings=yes", "ForwardAgent=no", "ForwardX11=no", "RemoteCommand=none", "LogLevel=INFO"),
 )
 _NO_FOLDER, _CANNOT_RUN, _NOT_FOUND, _OF_SSH = 96, 126, 127, 255  # exit statuses
 # Python 2 reads this text too. The arguments are the size of the program and the folder.
@@ -48,9 +49,8 @@ _REFUSALS = {
         "ssh-add loads a key that has a passphrase"
     ),
     r".*(Bad configuration|terminating, |Bad owner or permissions).*": "The configuration of ssh has an error",
-    r".+": "ssh does not reach {host}: is the name right, and is it switched on",
-    r"": "ssh does not reach {host}",
 }
+_UNREACHABLE = "ssh does not reach {host}: is the name right, and is it switched on"
 
 
 def check_host(host: str) -> None:
@@ -134,39 +134,39 @@ class Connection:
     def _failure(self, kind, error):
         if kind == "space":
             return OSError(f"{self._host} has no space left where its temporary files are: {error}")
+        if kind == "setup":
+            return OSError(f"--setup fails on {self._host}: {error}")
         if kind == "packages":
             return OSError(
                 f"Python of {self._host} needs numpy and ai-edge-litert: --setup installs them in a temporary folder "
                 f"there, --python names another Python. Received: {error}"
             )
-        return ValueError(f"{self._host}: {error}")
+        return ValueError(f"{self._host} cannot run the files: {error}")
 
     def _reason(self):
         """Why there is no answer: an OSError."""
         status = self._process.wait()
         self._errors.seek(0)
         lines = [line.strip() for line in self._errors.read().splitlines() if line.strip()]
-        last = lines[-1] if lines else "no message"
+        last = lines[-1] if lines else ""
         if self._has_answered:
             ended = f"its program ended ({_meaning(status)})" if status < _OF_SSH else "the connection ended"
-            return DeviceLost(f"{self._host} no longer answers: {ended}. Received: {last}")
+            return DeviceLost(_received(f"{self._host} no longer answers: {ended}", last))
+        rule = f"{self._host} does not run the program ({_meaning(status)})"
         if status == _OF_SSH:
-            found, rule = next((x, rule) for at, rule in _REFUSALS.items() for x in lines or [""] if re.match(at, x))
-            return OSError(f"{rule.format(host=self._host)}. Received: {found or 'no message'}")
-        if status == _NO_FOLDER:
-            return OSError(f"{self._host} cannot make a folder for temporary files: {last}")
-        if status == _NOT_FOUND:
-            return OSError(f"{self._host} has no {self._python}: --python names the Python there. Received: {last}")
-        if status == _CANNOT_RUN:
-            return OSError(
-                f"{self._host} cannot run {self._python}: it must be a program for its processor. Received: {last}"
-            )
-        if re.fullmatch(r"[23]\.\d+\.\d+\S*", last):
+            known = ((line, rule) for at, rule in _REFUSALS.items() for line in lines if re.match(at, line))
+            last, rule = next(known, (last, _UNREACHABLE))
+            rule = rule.format(host=self._host)
+        elif status == _NO_FOLDER:
+            rule = f"{self._host} cannot make a folder for temporary files"
+        elif status == _NOT_FOUND:
+            rule = f"{self._host} has no {self._python}: --python names the Python there"
+        elif status == _CANNOT_RUN:
+            rule = f"{self._host} cannot run {self._python}: it must be a program for its processor"
+        elif re.fullmatch(r"[23]\.\d+\.\d+\S*", last):
             oldest = ".".join(map(str, OLDEST))
-            return OSError(
-                f"Python of {self._host} must be {oldest} or newer: --python names another. Received: {last}"
-            )
-        return OSError(f"{self._host} does not run the program ({_meaning(status)}). Received: {last}")
+            rule = f"Python of {self._host} must be {oldest} or newer: --python names another"
+        return OSError(_received(rule, last))
 
 
 def _close(process, errors):
@@ -179,6 +179,10 @@ def _close(process, errors):
         process.kill()
         process.wait()
     errors.close()
+
+
+def _received(rule, message):
+    return f"{rule}. Received: {message.rstrip('.')}" if message else rule
 
 
 def _meaning(status):

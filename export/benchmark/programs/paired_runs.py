@@ -40,13 +40,11 @@ class Board:
         """Makes a virtual environment if asked, and returns what this board is. The content is footprint.py."""
         self.footprint = contents[0].decode()
         if setup:
-            try:
-                self._set_up()
-            except RuntimeError as error:
-                raise RuntimeError(f"--setup fails: {error}") from None
+            self._set_up()
         import ai_edge_litert.interpreter  # noqa: F401  raises ImportError, which the host explains
         import numpy  # noqa: F401
 
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what LiteRT notes would hide the last words of ssh
         entries = {}
         for line in (_read("/proc/cpuinfo") or "").splitlines():
             key, colon, value = line.partition(":")
@@ -104,12 +102,15 @@ class Board:
 
     def _set_up(self):
         if importlib.util.find_spec("ensurepip") is None:
-            raise RuntimeError("its Python has no ensurepip, which Debian's package python3-venv brings")
+            raise SetupError("its Python has no ensurepip, which Debian's package python3-venv brings")
         venv = os.path.join(self.folder, "venv")
-        self._call(self.python, "-m", "venv", venv)
-        self.python = os.path.join(venv, "bin", "python")
         quiet = ("--quiet", "--no-input", "--no-cache-dir", "--disable-pip-version-check")
-        self._call(self.python, "-m", "pip", "install", *quiet, "ai-edge-litert", "numpy")
+        try:
+            self._call(self.python, "-m", "venv", venv)
+            self.python = os.path.join(venv, "bin", "python")
+            self._call(self.python, "-m", "pip", "install", *quiet, "ai-edge-litert", "numpy")
+        except RuntimeError as error:
+            raise SetupError(str(error)) from None
         sys.path.insert(0, os.path.join(venv, "lib", "python{}.{}".format(*sys.version_info), "site-packages"))
 
     def _footprint_of(self, path, threads):
@@ -175,6 +176,17 @@ def _read(path):
         return None
 
 
+class SetupError(Exception):
+    """The packages cannot be installed."""
+
+
+def _kind(error):
+    """The kind of an error, which says what the user can do about it."""
+    if isinstance(error, OSError) and error.errno in _NO_SPACE:
+        return "space"
+    return {ImportError: "packages", ModuleNotFoundError: "packages", SetupError: "setup"}.get(type(error), "error")
+
+
 def main(folder):
     """Answers requests until the standard input closes."""
     sys.path[:] = [path for path in sys.path if path]  # or files of the home directory would hide modules
@@ -190,10 +202,7 @@ def main(folder):
         try:
             answer = getattr(board, request.pop("action"))(contents, **request)
         except Exception as error:
-            kind = "packages" if isinstance(error, ImportError) else "error"
-            if isinstance(error, OSError) and error.errno in _NO_SPACE:
-                kind = "space"
-            answer = {"kind": kind, "error": str(error) or type(error).__name__}
+            answer = {"kind": _kind(error), "error": str(error) or type(error).__name__}
         print(json.dumps(answer), flush=True)
 
 

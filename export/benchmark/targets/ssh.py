@@ -66,8 +66,7 @@ class Ssh:
         """The board: see `Target`. It stays connected until `measure` ends.
 
         Raises:
-            OSError: If ssh does not connect, or if the board lacks Python, packages or space.
-            ValueError: If `setup` fails.
+            OSError: If ssh does not connect, if the board lacks Python, packages or space, or if `setup` fails.
         """
         progress(f"connecting to {self.ssh}")
         board = Connection(self.ssh, paired_runs, config=self.ssh_config, python=self.python)
