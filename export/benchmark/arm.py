@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from se_keras.typing import FilePath, OnMessage
 
@@ -27,7 +28,7 @@ class Arm:
     """
 
     def __init__(self, folder: FilePath = FOLDER):
-        folder = Path(folder).resolve()
+        self.folder = folder = Path(folder).resolve()
         self._host, self._root, self._site = (folder / name for name in ("host", "root", "site"))
         found = {
             "qemu": self._host / "usr/bin/qemu-aarch64",
@@ -39,41 +40,46 @@ class Arm:
         (self._loader,) = self._host.glob("lib/*/ld-linux-*.so.*")
         self._program = found["qemu"]
         self.versions = {
-            "qemu": self._qemu("--version").split()[2],
+            "qemu": finish(self._start("--version")).split()[2],
             "ai-edge-litert for Arm": found["LiteRT for Arm"].name.removesuffix(".dist-info").partition("-")[2],
         }
 
-    def python(self, cpu: str, *arguments: object, options: Sequence[str] = ()) -> str:
+    def python(self, cpu: str, *arguments: object) -> str:
         """Runs Python with these arguments on an emulated processor, and returns what it prints.
+
+        Raises:
+            OSError: If it fails, with the last line that it printed.
+        """
+        return finish(self.start_python(cpu, *arguments))
+
+    def start_python(self, cpu: str, *arguments: object, options: Sequence[str] = ()) -> "subprocess.Popen[str]":
+        """Starts Python, as `python` runs it; `finish` waits for it.
 
         Args:
             cpu: As qemu names it, such as `"cortex-a76"`.
             options: More options of qemu.
-
-        Raises:
-            OSError: If it fails, with the last line that it printed.
         """
         # One thread, one order of hashes, and symbols that are all bound at the start: every run is the same.
         same = {"OPENBLAS_NUM_THREADS": "1", "PYTHONHASHSEED": "0", "LD_BIND_NOW": "1"}
         same |= {"PYTHONPATH": str(self._site)}
         machine = ("-cpu", cpu, "-L", self._root, *(x for name in same for x in ("-E", f"{name}={same[name]}")))
-        return self._qemu(*machine, *options, _python(self._root), *arguments)
+        return self._start(*machine, *options, _python(self._root), *arguments)
 
-    def _qemu(self, *arguments):
-        """Calls qemu through the loader of its own C library: nothing of it is installed."""
+    def _start(self, *arguments):
+        """Starts qemu through the loader of its own C library: nothing of it is installed."""
         folders = (self._loader.parent, self._host / "usr/lib" / self._loader.parent.name)
         libraries = ("--library-path", ":".join(map(str, folders)), self._program)
-        return call("qemu-aarch64", *libraries, *arguments, executable=self._loader, env={})
+        return start("qemu-aarch64", *libraries, *arguments, executable=self._loader, env={})
 
 
 def fetch(folder: FilePath = FOLDER, *, progress: OnMessage = lambda message: None) -> Arm:
-    """Makes the folder of an `Arm` if there is none, by this machine's apt-get and pip. Nothing is installed.
+    """Makes the folder of an `Arm`, if there is none, by this machine's apt-get and pip. Nothing is installed.
 
     Raises:
         OSError: If a tool is missing or fails. Then there is no folder.
     """
     folder = Path(folder).resolve()
-    if not folder.exists():
+    if not folder.exists() or not any(folder.iterdir()):
         if missing := [tool for tool in _TOOLS if shutil.which(tool) is None]:
             raise OSError(f"Python for Arm needs Debian's apt-get and dpkg. Missing: {', '.join(missing)}")
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -84,7 +90,10 @@ def fetch(folder: FilePath = FOLDER, *, progress: OnMessage = lambda message: No
             progress(f"fetching ai-edge-litert {LITERT} and numpy for Arm")
             _unpack_wheels(new)
             new.rename(folder)
-    return Arm(folder)
+    try:
+        return Arm(folder)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}. A folder that exists is not filled: remove it, or name another") from None
 
 
 def _unpack_debian(folder, packages):
@@ -100,6 +109,7 @@ def _unpack_debian(folder, packages):
         "Dir::State::status": status,
         "Dir::Cache": cache,
         "APT::Sandbox::User": "root",  # another user could not write to this folder
+        "APT::Update::Error-Mode": "any",  # without it, an update without a network succeeds
     } | _sources(packages)
     apt = ["apt-get", "--quiet", "--yes", *(f"--option={name}={value}" for name, value in options.items())]
     call(*apt, "update")
@@ -138,12 +148,27 @@ def _python(root):
     return next((root / "usr/bin").glob("python3.*"), None)
 
 
-def call(*command: object, **options: object) -> str:
-    """What a command prints; raises OSError with its last line if it fails."""
-    result = subprocess.run(
-        list(map(str, command)), stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", **options
-    )
-    if result.returncode:
-        lines = (result.stderr or result.stdout).strip().splitlines() or ["it printed no message"]
-        raise OSError(f"{Path(str(command[0])).name} fails with status {result.returncode}: {lines[-1]}")
-    return result.stdout
+def call(*command: object, **options: Any) -> str:
+    """What a command prints; raises OSError with its last line, or apt's first error, if it fails."""
+    return finish(start(*command, **options))
+
+
+def start(*command: object, **options: Any) -> "subprocess.Popen[str]":
+    """Starts a command, which `finish` waits for."""
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(list(map(str, command)), **pipes, text=True, errors="replace", **options)
+
+
+def finish(process: "subprocess.Popen[str]") -> str:
+    """What a command printed, when it ends: see `call`. It is killed if this is interrupted."""
+    with process:
+        try:
+            printed, errors = process.communicate()
+        except BaseException:
+            process.kill()
+            raise
+    if process.returncode:
+        lines = (errors or printed).strip().splitlines() or ["it printed no message"]
+        said = next((line for line in lines if line.startswith("E: ")), lines[-1])
+        raise OSError(f"{Path(process.args[0]).name} fails with status {process.returncode}: {said}")
+    return printed

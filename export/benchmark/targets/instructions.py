@@ -1,13 +1,14 @@
 """Counts the instructions of pairs of LiteRT files on Arm, which qemu emulates. Nothing is timed."""
 
+import contextlib
 import json
 import math
 import os
+import shlex
 import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,7 +83,7 @@ class Instructions:
     Args:
         arm_instructions: Processors as qemu names them, such as `"cortex-a76"`; empty: those of `CPUS`.
         fetch: Whether to get qemu and Python for Arm if the folder is missing.
-        arm_folder: Folder of qemu and Python for Arm: see `arm.fetch`. The plugin that counts is kept next to it.
+        arm_folder: Folder of qemu and Python for Arm: see `arm.fetch`. The plugin that counts is kept there, too.
         allow_undelegated: Whether to count files with operators that are not delegated to XNNPACK.
     """
 
@@ -93,7 +94,7 @@ class Instructions:
 
     def connect(self, progress: OnMessage) -> Json:
         """Compiles the plugin, and checks qemu and the names of the processors: see `Target`."""
-        plugin = compiled_plugin(Path(self.arm_folder).parent)
+        require_compiler()  # before anything is fetched
         machine = self._arm(progress)
         for cpu in self._cpus:
             try:
@@ -102,8 +103,8 @@ class Instructions:
                 rule = f"--arm-instructions takes processors of qemu, such as {', '.join(CPUS)}"
                 raise ValueError(f"{rule}. Received: {cpu!r}: {error}") from error
         with tempfile.TemporaryDirectory() as folder:
-            options = ("-plugin", f"{plugin},out={folder}/counts")
-            machine.python(self._cpus[0], "-c", "import ai_edge_litert.interpreter", options=options)
+            options = ("-plugin", f"{compiled_plugin(machine.folder)},out={folder}/counts")
+            arm.finish(machine.start_python(self._cpus[0], "-c", "import ai_edge_litert.interpreter", options=options))
         devices = [_processor(machine, cpu) for cpu in self._cpus]
         return _environment(machine, _processor(machine, "Arm")) | {"devices": devices}
 
@@ -114,7 +115,8 @@ class Instructions:
             ValueError: If the outputs on Arm are not those of this machine, if operators are not delegated to XNNPACK,
                 or if a pair is for several threads.
         """
-        machine, plugin = self._arm(progress), compiled_plugin(Path(self.arm_folder).parent)
+        machine = self._arm(progress)
+        plugin = compiled_plugin(machine.folder)
         for pair in pairs:
             if pair.cell.threads != 1:
                 raise ValueError(f"Instructions are counted on one thread. Received: {pair.cell.threads} threads")
@@ -155,8 +157,13 @@ class _Counter:
 
     def count(self, cpu: str, *, allow_undelegated: bool) -> Overhead:
         """The `Overhead` on a processor: A twice, and B. Their counts do not depend on what else runs."""
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            a, control, b = pool.map(lambda side: self._run(cpu, *side), (("a", "a"), ("a", "control"), ("b", "b")))
+        sides = {"a": "a", "control": "a", "b": "b"}
+        with contextlib.ExitStack() as stack:
+            started = {}
+            for side, name in sides.items():
+                started[side] = stack.enter_context(self._start(cpu, name, side))
+                stack.callback(started[side].kill)  # if another one failed
+            a, control, b = (self._finish(process, cpu, sides[side], side) for side, process in started.items())
         found = sorted({*a[1], *b[1]})
         if found and not allow_undelegated:
             raise ValueError(
@@ -169,13 +176,17 @@ class _Counter:
             environment=_environment(self._machine, _processor(self._machine, cpu)),
         )
 
-    def _run(self, cpu, name, side):
-        """Instructions of one file by kind, and its operators that are not delegated to XNNPACK."""
-        counts = self._folder / f"{side}.counts"
+    def _start(self, cpu, name, side):
+        options = ("-plugin", f"{self._plugin},out={self._folder / f'{side}.counts'}")
         program = ("-P", marked_inference.__file__, *self._paths(name, f"{side}_on_arm"))
-        printed = self._machine.python(cpu, *program, options=("-plugin", f"{self._plugin},out={counts}"))
+        return self._machine.start_python(cpu, *program, options=options)
+
+    def _finish(self, process, cpu, name, side):
+        """Instructions of one file by kind, and its operators that are not delegated to XNNPACK."""
+        printed = arm.finish(process)
         self._check(cpu, name, _outputs(self._folder / f"{side}_on_arm.npz"))
-        return read_counts(counts.read_text()), undelegated(**json.loads(printed.splitlines()[-1]))
+        counts = read_counts((self._folder / f"{side}.counts").read_text())
+        return counts, undelegated(**json.loads(printed.splitlines()[-1]))
 
     def _check(self, cpu, name, outputs):
         """Raises ValueError if the outputs on Arm are not those of this machine."""
@@ -210,6 +221,14 @@ def read_counts(text: str) -> dict[str, int]:
     return {"total": found.total(), **found}
 
 
+def require_compiler() -> list[str]:
+    """The command of the C compiler, which the variable CC may name; raises FileNotFoundError if there is none."""
+    command = shlex.split(os.environ.get("CC") or "cc")
+    if shutil.which(command[0]) is None:
+        raise FileNotFoundError(f"Counting needs a C compiler, such as Debian's gcc, or CC. Missing: {command[0]}")
+    return command
+
+
 def compiled_plugin(folder: Path) -> Path:
     """The plugin of qemu that counts, compiled into a folder if it is not there.
 
@@ -220,12 +239,10 @@ def compiled_plugin(folder: Path) -> Path:
     kinds = ", ".join(f"{{{mask:#x}, {value:#x}}}" for _, mask, value in KINDS)
     path = folder / f"count_instructions-{sha256(source + kinds.encode())[:16]}.so"
     if not path.exists():
-        compiler = os.environ.get("CC", "cc")
-        if shutil.which(compiler) is None:
-            raise FileNotFoundError(f"Counting needs a C compiler, such as Debian's gcc, or CC. Missing: {compiler}")
+        compiler = require_compiler()
         with staged(path) as target, tempfile.TemporaryDirectory() as temporary:
             (copy := Path(temporary) / "count_instructions.c").write_bytes(source)
-            arm.call(compiler, "-shared", "-fPIC", "-O2", f"-DKINDS={kinds}", "-o", target, copy)
+            arm.call(*compiler, "-shared", "-fPIC", "-O2", f"-DKINDS={kinds}", "-o", target, copy)
     return path
 
 
