@@ -86,6 +86,8 @@ PROGRESS = (
     "evaluating",
     "packing ",
     "making ",
+    "measuring ",
+    "freezing ",
 )
 
 

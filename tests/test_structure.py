@@ -14,6 +14,7 @@ SOURCE = Path(se_keras.__file__).parent
 NOT_CORE = {"decoding", "environment", "formats", "images", "protos", "timing"}
 # What files of the core import in addition to Keras: arrays, and readers of files that are not Keras' own.
 ALLOWED = {
+    "drawing": {"matplotlib"},
     "normalization": {"numpy"},
     "preprocessing": {"numpy"},
     "typing": {"numpy"},

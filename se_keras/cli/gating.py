@@ -30,7 +30,7 @@ def gates(options: argparse.Namespace, console: Console) -> None:
       se-keras gates runs/se/model.keras -o gates.png
       se-keras gates model.keras --data photos/ --normalize se_resnet50 --json
     """
-    from se_keras import storage
+    from se_keras import drawing, storage
     from se_keras.evaluation import labelled_images
     from se_keras.export.gates import draw_gates, measure_gates
     from se_keras.export.verification import load_keras, runnable
@@ -39,7 +39,7 @@ def gates(options: argparse.Namespace, console: Console) -> None:
     from .evaluating import data_for
 
     if options.output:
-        storage.check_writable(options.output)
+        storage.check_writable(drawing.picture_file(options.output, "Gates"))
     with show_progress(console) as progress:
         progress(f"loading {options.model}")
         model, normalization = load_keras(options.model), read_normalization(options.normalize)
