@@ -76,10 +76,10 @@ def run(page, folder, *, language=None):
             # Empty lines in front: a traceback names the line of the page.
             exec(compile("\n" * block.line + block.text, ROOT / page, "exec"), names)
         else:
-            _run_bash(block, folder)
+            run_bash(block, folder)
 
 
-def _run_bash(block, folder):
+def run_bash(block, folder):
     """Runs a block in a shell, with the commands of this environment."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     command = ["bash", "-euo", "pipefail", "-c", block.text]

@@ -36,6 +36,12 @@ NOT_RUN = {
         "Not run in the tests: needs the internet",
     ],
     "docs/guides/npu.md": ["Not run in the tests: downloads Qualcomm's compiler"],
+    "docs/guides/gpu.md": [
+        "Run by tests/test_gpu.py: needs a GPU",
+        "Run by tests/test_gpu.py: needs Chromium",
+        "Run by tests/test_gpu.py: needs a GPU",
+    ],
+    "docs/guides/microcontroller.md": ["Run by tests/test_readers.py: needs the extra readers"],
     "docs/guides/own_photos.md": ["Not run in the tests: needs the internet", "Not run in the tests: needs Docker"],
     "docs/guides/phone.md": ["Not run in the tests: needs a phone"],
     "docs/guides/serve.md": ["Not run in the tests: needs Docker"],

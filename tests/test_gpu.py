@@ -1,7 +1,11 @@
 """LiteRT's GPU delegate, on the software GPU that comes with Chromium, compared with the CPU."""
 
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
+import documents
 import keras
 import pytest
 from export_fixtures import images_for, scattered
@@ -115,3 +119,21 @@ def test_command_needs_two_models_or_an_accelerator(capsys):
 
 def test_accelerators_of_the_command_are_those_of_the_library():
     assert se_keras_cli.arguments.ACCELERATORS == ACCELERATORS
+
+
+@pytest.mark.slow
+def test_report_for_litert_prints_its_difference(gpu, tmp_path):
+    """The program that docs/guides/gpu.md gives to LiteRT's developers."""
+    (program,) = [x for x in documents.blocks("docs/guides/gpu.md") if "CompiledModel" in x.text]
+    command = [sys.executable, "-c", program.text]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert result.stdout.endswith("strides 1: 0.0% of the range\nstrides 2: 90.5% of the range\n")
+
+
+@pytest.mark.slow
+def test_commands_of_the_guide_run(gpu, tmp_path):
+    documents.run("docs/guides/gpu.md", tmp_path)  # makes the file
+    first, second, _ = [x for x in documents.blocks("docs/guides/gpu.md") if x.title]
+    installed = replace(second, text=second.text.partition("\n")[2])
+    for block in (first, installed):
+        documents.run_bash(block, tmp_path)

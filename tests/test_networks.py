@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import pytest
 from export_fixtures import difference, outputs_of, scattered
+from readers import PRECISIONS, READERS, UNREAD, assert_read, on_each_reader
 
 from se_keras.architectures import inception, vgg
 from se_keras.blocks import max_pool_caffe
@@ -521,10 +522,46 @@ def test_batch_norm_behind_a_convolution_and_scales_are_folded(network, lowered)
         assert not any(isinstance(layer, keras.layers.BatchNormalization) for layer in lowered.layers)
 
 
-def test_float32_litert_file_equals_the_network(network):
+@pytest.fixture(scope="module")
+def exported(network):
+    """The float32 file, at the smaller size."""
     if plain(network.name) not in KINDS or not spec_of(network.name).se:
         pytest.skip("the converter takes long: the row of its kind with SE, which has all its layers, stands for it")
-    exported = to_litert(network.model, input_shape=sizes_of(network.name)[0])
+    return to_litert(network.model, input_shape=sizes_of(network.name)[0])
+
+
+def test_float32_litert_file_equals_the_network(exported):
     # LiteRT sums in another order than TensorFlow: noise as of `lower`.
     assert exported.manifest["agreement"]["max_error"] <= 1e-4
     assert exported.runner().undelegated() == []
+
+
+@pytest.fixture(scope="module")
+def files(network, exported):
+    """The contents of the files of each precision, and images for them."""
+    images = noise(6, sizes_of(network.name)[0], seed=2)
+    others = {
+        precision: to_litert(
+            network.model,
+            precision=precision,
+            calibration=images if precision == "int8" else None,
+            held_out=images,
+            converted=exported,
+        ).content
+        for precision in PRECISIONS
+        if precision != "float32"
+    }
+    return {"float32": exported.content} | others, images[:2]
+
+
+@pytest.mark.sweep
+@on_each_reader
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_files_are_read_by_other_programs(reader, precision, files):
+    contents, images = files
+    if (reader, precision) in UNREAD:
+        with pytest.raises(RuntimeError):
+            READERS[reader](contents[precision], images)
+    else:
+        # Two steps in the deepest networks: more layers come after a value that is rounded otherwise.
+        assert_read(reader, precision, contents, images, steps=2)
