@@ -544,6 +544,7 @@ def files(network, exported):
         precision: to_litert(
             network.model,
             precision=precision,
+            input_shape=images.shape[1:],
             calibration=images if precision == "int8" else None,
             held_out=images,
             converted=exported,
