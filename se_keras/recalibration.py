@@ -25,6 +25,8 @@ class SEConfig:
         bias: Whether the two fully connected layers have biases, as the released networks do.
         site: Position in the residual block (Figure 5, Tables 14 and 15).
         stages: The stages that recalibrate, numbered as in the paper (Table 13): a ResNet has 2 to 5.
+        minimum_units: The fewest units of a bottleneck, whatever the ratio. With ratio 16, narrow networks have one or
+            two, which may close for all images in training: see `se-keras gates`. The paper has no minimum.
     """
 
     ratio: int = 16
@@ -33,10 +35,13 @@ class SEConfig:
     bias: bool = True
     site: Site = "standard"
     stages: tuple[int, ...] | Literal["all"] = "all"
+    minimum_units: int = 1
 
     def __post_init__(self) -> None:
         check_arguments(self.ratio, self.squeeze, self.excitation, self.bias)
         require_choice("site", self.site, SITES)
+        if type(self.minimum_units) is not int or self.minimum_units < 1:
+            raise ValueError(f"minimum_units must be an int of at least 1. Received: {self.minimum_units!r}")
         if self.stages != "all":
             if not isinstance(self.stages, (tuple, list)) or not all(type(stage) is int for stage in self.stages):
                 raise TypeError(f"stages must be 'all' or a tuple of ints. Received: stages={self.stages!r}")
@@ -67,7 +72,11 @@ def recalibrator(config: SEConfig | None, *, stage: int, name: str) -> Hook:
     def se(site: Site, x: keras.KerasTensor) -> keras.KerasTensor:
         if site != config.site:
             return x
-        layer = SqueezeExcite(config.ratio, config.squeeze, config.excitation, config.bias, name=f"{name}_se")
+        is_narrow = config.minimum_units > max(1, x.shape[-1] // config.ratio)
+        units = config.minimum_units if is_narrow else None
+        layer = SqueezeExcite(
+            config.ratio, config.squeeze, config.excitation, config.bias, units=units, name=f"{name}_se"
+        )
         return layer(x)
 
     return se

@@ -5,6 +5,7 @@ import dataclasses
 import keras
 import pytest
 
+import se_keras
 from se_keras.layers import SqueezeExcite
 from se_keras.recalibration import SITES, SEConfig, check_fits, recalibrator
 
@@ -17,6 +18,7 @@ def test_defaults_are_those_of_the_released_networks():
         "bias": True,
         "site": "standard",
         "stages": "all",
+        "minimum_units": 1,
     }
 
 
@@ -54,6 +56,8 @@ def test_stages_as_a_list_become_a_tuple():
         ({"stages": (3.0,)}, TypeError, r"stages must be 'all' or a tuple of ints\. Received: stages=\(3\.0,\)"),
         ({"stages": 3}, TypeError, r"stages must be 'all' or a tuple of ints\. Received: stages=3"),
         ({"stages": None}, TypeError, r"stages must be 'all' or a tuple of ints\. Received: stages=None"),
+        ({"minimum_units": 0}, ValueError, r"minimum_units must be an int of at least 1\. Received: 0"),
+        ({"minimum_units": 2.0}, ValueError, r"minimum_units must be an int of at least 1\. Received: 2\.0"),
         ({"stages": (True,)}, TypeError, r"stages must be 'all' or a tuple of ints\. Received: stages=\(True,\)"),
     ],
 )
@@ -123,3 +127,11 @@ def test_layer_of_the_hook_has_the_fields_of_the_config():
     config = SEConfig(ratio=4, squeeze="max", excitation="tanh", bias=False, site="post")
     layer = keras.Model(x, recalibrator(config, stage=2, name="stage2_block1")("post", x)).layers[-1]
     assert (layer.ratio, layer.squeeze, layer.excitation, layer.bias) == (4, "max", "tanh", False)
+
+
+@pytest.mark.parametrize("minimum, units", [(1, (1, 2, 4)), (3, (3, 3, 4)), (8, (8, 8, 8))])
+def test_bottlenecks_have_at_least_the_minimum_of_units(minimum, units):
+    model = se_keras.create("se_resnet20", se=SEConfig(minimum_units=minimum))
+    found = [layer.reduce_kernel.shape[1] for layer in model.layers if isinstance(layer, SqueezeExcite)]
+    assert tuple(found[::3]) == units
+    assert se_keras.create("se_resnet20", se=SEConfig(ratio=65, minimum_units=8)).count_params()

@@ -64,6 +64,7 @@ class SERecord(TypedDict):
     bias: bool
     site: str
     stages: Literal["all"] | list[int]
+    minimum_units: NotRequired[int]
 
 
 Profile = dict[str, dict[str, float]]  # microseconds by stage and part
