@@ -73,9 +73,8 @@ class Gate:
             return None
         dead = f"no image opens {'its unit' if self.units == 1 else f'any of its {self.units} units'}"
         why = dead if self.dead_units == self.units else "its units hardly differ between images"
-        return (
-            f"{self.layer} is the same for every image: {why}. Try a larger bottleneck (a smaller ratio), or freeze it"
-        )
+        advice = "Try a larger bottleneck, such as SEConfig(minimum_units=8), or freeze it"
+        return f"{self.layer} is the same for every image: {why}. {advice}"
 
     def to_json(self) -> Json:
         """The gate as a dict for JSON."""
