@@ -132,7 +132,7 @@ def test_program_that_is_killed_is_told_and_removed(board, files, tmp_path, bloc
             (folder,) = (tmp_path / "board").iterdir()
             os.kill(ssh_server.process_with(str(folder)), signal.SIGKILL)
 
-    ended = r"board no longer answers: its program ended \(ended by SIGKILL\)"
+    ended = r"board no longer answers: its program was ended by SIGKILL"
     if blocks is None:
         with pytest.raises(DeviceLost, match=f"^{ended}"):
             measure(board(), files, progress, blocks=50)
@@ -174,7 +174,7 @@ CONNECTION = {
     "key that is not accepted": ({"accepted": False}, "board accepts no key of yours.+ssh-copy-id.+Permission denied"),
     "account without commands": (
         {"options": 'command="echo This account is not available >&2; exit 1"'},
-        r"board does not run the program \(exit status 1\). Received: This account is not available",
+        r"board does not run the program, which ended with status 1. Received: This account is not available",
     ),
     "no Python": (
         {"python": None},

@@ -150,9 +150,9 @@ class Connection:
         lines = [line.strip() for line in self._errors.read().splitlines() if line.strip()]
         last = lines[-1] if lines else ""
         if self._has_answered:
-            ended = f"its program ended ({_meaning(status)})" if status < _OF_SSH else "the connection ended"
+            ended = f"its program {_end(status)}" if status < _OF_SSH else "the connection ended"
             return DeviceLost(_received(f"{self._host} no longer answers: {ended}", last))
-        rule = f"{self._host} does not run the program ({_meaning(status)})"
+        rule = f"{self._host} does not run the program, which {_end(status)}"
         if status == _OF_SSH:
             known = ((line, rule) for at, rule in _REFUSALS.items() for line in lines if re.match(at, line))
             last, rule = next(known, (last, _UNREACHABLE))
@@ -185,9 +185,9 @@ def _received(rule, message):
     return f"{rule}. Received: {message.rstrip('.')}" if message else rule
 
 
-def _meaning(status):
-    """An exit status in words: shells add 128 to the number of a signal."""
+def _end(status):
+    """What an exit status says: shells add 128 to the number of a signal."""
     with suppress(ValueError):
         if status > 128:
-            return f"ended by {signal.Signals(status - 128).name}"
-    return f"exit status {status}"
+            return f"was ended by {signal.Signals(status - 128).name}"
+    return f"ended with status {status}"
