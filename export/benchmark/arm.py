@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from se_keras import storage
 from se_keras.typing import FilePath, OnMessage
 
-FOLDER = Path.home() / ".cache/se_keras/arm"
+FOLDER = storage.cache("arm")
 LITERT = "2.1.6"  # 2.2.0 and 2.3.0 crash with a segmentation fault under qemu 7.2
 # Debian 12: qemu-user of Debian 13 has no plugins.
 _RELEASE = "bookworm"

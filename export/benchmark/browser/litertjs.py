@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import os
 import re
 import shutil
 import subprocess
@@ -43,8 +42,7 @@ _WAYS = (
 
 def cache_folder() -> Path:
     """Where the packages are kept."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "se_keras" / f"litertjs-{VERSION}"
+    return storage.cache(f"litertjs-{VERSION}")
 
 
 def load(folder: FilePath | None = None, *, progress: OnMessage = lambda message: None) -> dict[str, bytes]:
