@@ -7,6 +7,7 @@ import webbrowser
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib import resources
+from io import StringIO
 from itertools import count, tee
 from math import ceil
 from typing import Literal, get_args
@@ -362,9 +363,16 @@ def _announce(address: str, target: Browser) -> None:
     if target.https:
         _say("The browser warns, because this computer signed the certificate itself: continue anyway")
     if target.lan and sys.stderr.isatty():
-        import segno
+        _say(_qr_code(address))
 
-        segno.make(address, error="l").terminal(out=sys.stderr, border=2, compact=True)
+
+def _qr_code(text: str) -> str:
+    """A QR code as lines for a terminal: white on black, whatever colors the terminal has."""
+    import segno
+
+    lines = StringIO()
+    segno.make(text, error="l").terminal(out=lines, border=2, compact=True)
+    return "\n".join(f"\x1b[97;40m{line}\x1b[0m" for line in lines.getvalue().splitlines())
 
 
 def _say(line: str) -> None:
