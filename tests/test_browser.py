@@ -18,7 +18,7 @@ from browser_fixtures import FACTS, READY, Command, Page, small_file, small_pair
 
 import se_keras_cli
 from se_keras.export import to_litert
-from se_keras.export.benchmark.browser import certificate, chromium, devices, litertjs, server, session
+from se_keras.export.benchmark.browser import certificate, chromium, facts, litertjs, server, session
 from se_keras.export.benchmark.browser.server import Answer, File, PageServer
 from se_keras.export.benchmark.measuring import pair_of_files
 from se_keras.export.benchmark.overhead import pairs
@@ -369,9 +369,9 @@ AGENTS = [
 ]
 
 
-@pytest.mark.parametrize("facts, name, system", AGENTS)
-def test_device_has_the_name_that_its_browser_tells(facts, name, system):
-    assert (devices.name_of(FACTS | facts), devices.system_of(FACTS | facts)) == (name, system)
+@pytest.mark.parametrize("said, name, system", AGENTS)
+def test_device_has_the_name_that_its_browser_tells(said, name, system):
+    assert (facts.name_of(FACTS | said), facts.system_of(FACTS | said)) == (name, system)
 
 
 # The devices, each a page in Python.

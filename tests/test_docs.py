@@ -29,6 +29,11 @@ NOT_RUN = {
     "docs/index.md": ["Run by tests/test_quickstart.py, with fewer epochs"],
     "docs/guides/arm.md": ["Not run in the tests: takes an hour"],
     "docs/guides/benchmark.md": ["Not run in the tests: takes minutes"],
+    "docs/guides/browser.md": [
+        "Not run in the tests: needs a phone",
+        "Not run in the tests: needs npm",
+        "Not run in the tests: needs a GPU",
+    ],
     "docs/guides/distributed_training.md": ["Not run in the tests: needs two machines"],
     "docs/guides/fine_tune.md": [
         "Not run in the tests: needs the internet",

@@ -12,12 +12,12 @@ from typing import Any, TypedDict
 
 import numpy as np
 
-from se_keras.timing import Blocks, Comparison, Percentiles
+from se_keras.timing import Blocks, Comparison, percentiles
 from se_keras.typing import Array, Json, Outputs
 from se_keras.wording import counted
 
 from ..sentences import interval, percent
-from .devices import Facts, name_of, readable
+from .facts import Facts, name_of, readable
 from .server import Answer
 
 REJOINING = 10.0  # seconds that a page has to come back after it was left, as by a reload
@@ -74,7 +74,7 @@ class Task:
         limits: `within` and `seconds` of the blocks.
         allow_undelegated: Whether to time files with operators that are not delegated.
         blocks: Those measured so far.
-        every: Milliseconds of all runs of A and B.
+        every: Nanoseconds of all runs of A and B.
         errors: How far the outputs of both files are from the expected ones, as a share of their range.
         setup: What the page said before it timed anything.
         refused: Why nothing was timed; None if something was.
@@ -100,11 +100,8 @@ class Task:
 
     def comparison(self) -> Comparison:
         """The result of the blocks so far."""
-        percentiles = {
-            side: Percentiles(**{f"p{q}": float(np.percentile(times, q)) for q in (50, 90, 99)})
-            for side, times in self.every.items()
-        }
-        return self.blocks.comparison(runs=self.plan["runs"], **percentiles)
+        more = {side: percentiles(times) for side, times in self.every.items()}
+        return self.blocks.comparison(runs=self.plan["runs"], **more)
 
 
 @dataclass(kw_only=True)
@@ -288,9 +285,10 @@ class Session:
         if task.setup is None or task.errors.keys() != task.expected.keys():
             raise ValueError("A block must come after the check of the outputs. Received: one before")
         if value["number"] == len(task.blocks):  # otherwise it is one that was sent again
-            task.blocks.add({side: 1e6 * min(times) for side, times in runs.items()})
+            nanoseconds = {side: [1e6 * x for x in times] for side, times in runs.items()}
+            task.blocks.add({side: min(times) for side, times in nanoseconds.items()})
             for side, times in task.every.items():
-                times += runs[side]
+                times += nanoseconds[side]
         task.starts = 0
         done = len(task.blocks)
         task.is_complete = done >= task.plan["blocks"] or task.blocks.are_enough()

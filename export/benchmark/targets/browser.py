@@ -20,7 +20,7 @@ from se_keras.wording import counted
 
 from ...outputs import noise
 from ..browser import certificate, chromium
-from ..browser.devices import environment
+from ..browser.facts import environment
 from ..browser.litertjs import VERSION, load
 from ..browser.server import File, PageServer
 from ..browser.session import LONGEST_SILENCE, Device, Session, Task
