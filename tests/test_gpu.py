@@ -14,6 +14,7 @@ import se_keras_cli
 from se_keras.catalogue import create
 from se_keras.export import to_litert, verify
 from se_keras.export.litert import flatbuffer
+from se_keras.export.litert.inspection import inspect
 from se_keras.export.verification import ACCELERATORS
 from se_keras_cli.screen import EXIT_DISAGREEMENT
 
@@ -82,6 +83,18 @@ def test_strided_pointwise_convolutions_in_int8_are_wrong_on_the_gpu(gpu, stride
     # If this fails, LiteRT has mended it: then `with_dense_pointwise` and docs/guides/gpu.md say it of older versions.
     assert verify(strided, strided).agreement.max_error == 0
     assert verify(strided, strided, accelerator="gpu").agreement.max_error > 0.1
+
+
+def test_inspect_warns_of_strided_pointwise_convolutions(strided, exported, tmp_path, capfd):
+    files = {"strided": strided, "dense": exported("int8"), "float32": exported("float32")}
+    for name, file in files.items():
+        file.save(tmp_path / f"{name}.tflite")
+    found = {name: inspect(tmp_path / f"{name}.tflite").wrong_on_gpu for name in files}
+    assert (len(found["strided"]), found["dense"], found["float32"]) == (4, (), ())
+    assert not se_keras_cli.main(["inspect", str(tmp_path / "strided.tflite")])
+    err = capfd.readouterr().err
+    assert "warning: LiteRT's GPU delegate computes 4 strided 1x1 convolutions of this file wrongly" in err
+    assert found["strided"][0] in err
 
 
 def test_command_compares_a_file_with_itself_on_the_gpu(gpu, strided, tmp_path, capsys):

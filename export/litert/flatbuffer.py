@@ -139,7 +139,7 @@ def with_dense_pointwise(content: bytes) -> bytes:
     model = parsed(content)
     (graph,) = model.subgraphs
     selected: dict[tuple[int, int, int], int] = {}
-    for operator in [o for o in graph.operators if _is_strided_pointwise(model, o)]:
+    for operator in [o for o in graph.operators if _is_strided_pointwise(model, graph, o)]:
         options, source = operator.builtinOptions, operator.inputs[0]
         key = source, options.strideH, options.strideW  # a block's first convolution and its shortcut share one
         if key not in selected:
@@ -150,8 +150,14 @@ def with_dense_pointwise(content: bytes) -> bytes:
     return packed(model) if selected else content
 
 
-def _is_strided_pointwise(model: Any, operator: Any) -> bool:
-    (graph,) = model.subgraphs
+def strided_pointwise(content: bytes) -> list[str]:
+    """Names of the outputs of the convolutions that `with_dense_pointwise` splits, in any file."""
+    model = parsed(content)
+    found = [(graph, o) for graph in model.subgraphs for o in graph.operators if _is_strided_pointwise(model, graph, o)]
+    return [graph.tensors[operator.outputs[0]].name.decode() for graph, operator in found]
+
+
+def _is_strided_pointwise(model: Any, graph: Any, operator: Any) -> bool:
     if code_of(model, operator) != schema.BuiltinOperator.CONV_2D:
         return False
     images, kernel, options = (*(graph.tensors[i] for i in operator.inputs[:2]), operator.builtinOptions)

@@ -15,6 +15,7 @@ from se_keras.typing import FilePath, Json
 from ..description import Metadata, reference_error
 from . import metadata
 from .file import LiteRTModel, load_litert, plain_interpreter
+from .flatbuffer import strided_pointwise
 from .packing import schema
 
 _OPERATORS = {code: name for name, code in vars(schema.BuiltinOperator).items() if not name.startswith("_")}
@@ -61,6 +62,8 @@ class Inspection:
         outputs: The outputs.
         operators: Number of each kind, `{name: count}`, the most frequent first.
         undelegated: Names of the operators that are not delegated to XNNPACK.
+        wrong_on_gpu: Names of the outputs of strided 1x1 convolutions with weights in int8, which LiteRT's GPU delegate
+            computes wrongly (docs/guides/gpu.md). Files of this version have none.
         tensors: Number of tensors, weights included.
         weights: Bytes of the weights of each type, `{dtype: bytes}`, the largest first.
         metadata: The metadata in the file; None if there is none.
@@ -75,6 +78,7 @@ class Inspection:
     outputs: tuple[Tensor, ...]
     operators: dict[str, int]
     undelegated: tuple[str, ...]
+    wrong_on_gpu: tuple[str, ...]
     tensors: int
     weights: dict[str, int]
     metadata: Metadata | None
@@ -123,6 +127,7 @@ def _inspection(file: LiteRTModel, manifest: Json | None, reference: ReferenceCh
         outputs=_tensors(model, graphs[0].OutputsAsNumpy()),
         operators=dict(_operators(model, graphs).most_common()),
         undelegated=tuple(file.runner().undelegated()),
+        wrong_on_gpu=tuple(strided_pointwise(file.content)),
         tensors=sum(graph.TensorsLength() for graph in graphs),
         weights=dict(weights.most_common()),
         metadata=metadata.read(file.content),

@@ -39,6 +39,7 @@ def inspect(options: argparse.Namespace, console: Console) -> None:
       se-keras inspect digits_int8.tflite --json
     """
     from se_keras.export.litert.inspection import inspect
+    from se_keras.wording import counted
 
     with show_progress(console) as progress:
         progress(f"loading {options.file}")
@@ -47,6 +48,10 @@ def inspect(options: argparse.Namespace, console: Console) -> None:
         print_json(found.to_json())
     else:
         _print_inspection(options.file, found)
+    if found.wrong_on_gpu:
+        count = counted(len(found.wrong_on_gpu), "strided 1x1 convolution")
+        rule = f"warning: LiteRT's GPU delegate computes {count} of this file wrongly (docs/guides/gpu.md)"
+        print_message(console, f"{rule}: export it again. The first: {found.wrong_on_gpu[0]}")
     if found.reference and not found.reference.agrees:
         error = _reference_error(found.reference)
         raise ValueError(f"{str(options.file)!r} does not compute the reference output of its manifest here: {error}")
