@@ -23,6 +23,7 @@ from pathlib import Path
 import ai_edge_litert
 from ai_edge_litert.aot.vendors.qualcomm.target import SocModel
 
+from se_keras import storage
 from se_keras.catalogue import baseline_name, spec_of
 from se_keras.export.benchmark.overhead import VARIANTS, export_pairs
 from se_keras.export.litert.file import plain_interpreter
@@ -49,7 +50,7 @@ class Compiled:
 
     network: str
     precision: str
-    form: str
+    variant: str
     operators: int
     on_npu: int
     on_cpu: tuple[str, ...]
@@ -73,35 +74,37 @@ def libraries():
     return Path(found.origin).parent
 
 
-def compile_file(content, target, *, soc, folder, network, precision, form):
+def compile_file(content, target, *, soc, folder, network, precision, variant):
     """Compiles a LiteRT file into the file `target`, with the libraries of `folder`: a `Compiled`.
 
     Raises:
-        ValueError: If the compiler fails, with its last error.
+        ValueError: If the compiler fails, with its first error.
     """
     with tempfile.TemporaryDirectory() as temporary:
-        (file := Path(temporary) / "model.tflite").write_bytes(content)
+        file, compiled = (Path(temporary) / name for name in ("model.tflite", "compiled.tflite"))
+        file.write_bytes(content)
         # LiteRT's plugin wants this library too, for an audio processor that is not used here. The package lacks it.
         (Path(temporary) / "libQnnLpai.so").symlink_to(folder / "libQnnSystem.so")
         search = os.pathsep.join(map(str, (temporary, folder, LITERT)))
         about = ("--cmd=apply", "--soc_manufacturer=Qualcomm", f"--soc_model={soc}", f"--libs={PLUGINS}")
         result = subprocess.run(
-            [COMPILER, *about, f"--model={file}", f"--o={target}"],
+            [COMPILER, *about, f"--model={file}", f"--o={compiled}"],
             env=os.environ | {"LD_LIBRARY_PATH": search},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
         )
-    partitions, traffic = PARTITIONED.findall(result.stdout), dict(TRAFFIC.findall(result.stdout))
-    if result.returncode or not partitions or not target.is_file():
-        errors = [line for line in result.stdout.splitlines() if line.startswith("ERROR")] or ["it printed no error"]
-        raise ValueError(f"{network} in {precision} cannot be compiled for {soc}: {errors[0]}")
+        partitions, traffic = PARTITIONED.findall(result.stdout), dict(TRAFFIC.findall(result.stdout))
+        if result.returncode or not partitions or not compiled.is_file():
+            errors = [x for x in result.stdout.splitlines() if x.startswith("ERROR")] or ["it printed no error"]
+            raise ValueError(f"{network} in {precision} cannot be compiled for {soc}: {errors[0]}")
+        storage.write_bytes(target, compiled.read_bytes())
     left = [operator["op_name"] for operator in plain_interpreter(target.read_bytes())._get_ops_details()]
     return Compiled(
         network=network,
         precision=precision,
-        form=form,
+        variant=variant,
         operators=sum(int(total) for _, total in partitions),
         on_npu=sum(int(selected) for selected, _ in partitions),
         on_cpu=tuple(sorted(name for name in left if name != "DISPATCH_OP")),
@@ -112,30 +115,30 @@ def compile_file(content, target, *, soc, folder, network, precision, form):
 
 
 def compile_pairs(options, folder, output):
-    """Yields the `Compiled` of the baseline and of the network in each precision and form."""
+    """Yields the `Compiled` of the baseline and of the network in each precision and variant."""
     names = baseline_name(options.network), options.network
     shape = options.size and (options.size, options.size, spec_of(options.network).input_shape[2])
-    for form in VARIANTS:
+    for variant in VARIANTS:
         pairs = export_pairs(
-            options.network, variant=form, precisions=("float32", "int8"), input_shape=shape, progress=say
+            options.network, variant=variant, precisions=("float32", "int8"), input_shape=shape, progress=say
         )
         for precision, pair in pairs.items():
             for name, file in zip(names, pair, strict=True):
-                say(f"compiling {name} {form} in {precision} for {options.soc}")
-                target = output / f"{name}_{form}_{precision}_{options.soc}.tflite"
-                about = {"network": name, "precision": precision, "form": form}
+                say(f"compiling {name} {variant} in {precision} for {options.soc}")
+                target = output / f"{name}_{variant}_{precision}_{options.soc}.tflite"
+                about = {"network": name, "precision": precision, "variant": variant}
                 yield compile_file(file.content, target, soc=options.soc, folder=folder, **about)
 
 
 def for_people(found):
     """A table with a row for each file. SE beside plain: the ratio of the bytes that are moved."""
-    rows = [("precision", "form", "network", "operators", "on the NPU", "on the CPU", "DRAM MB", "SE / plain")]
+    rows = [("precision", "variant", "network", "operators", "on the NPU", "on the CPU", "DRAM MB", "SE / plain")]
     for baseline, network in zip(found[::2], found[1::2], strict=True):
         moved = [one.read_bytes + one.written_bytes for one in (baseline, network)]
         ratios = ("", f"{moved[1] / moved[0]:.3f}" if moved[0] else "unknown")
         for one, total, ratio in zip((baseline, network), moved, ratios, strict=True):
             counts = (str(one.operators), str(one.on_npu), ", ".join(one.on_cpu) or "none")
-            rows.append((one.precision, one.form, one.network, *counts, f"{total / 1e6:.2f}", ratio))
+            rows.append((one.precision, one.variant, one.network, *counts, f"{total / 1e6:.2f}", ratio))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
     return "\n".join(line.rstrip() for line in lines)
