@@ -7,7 +7,6 @@ import socket
 import ssl
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.request
 from urllib.parse import urlsplit
@@ -730,43 +729,62 @@ def test_command_measures_and_its_report_shows_the_browser(browser, tmp_path, ca
     assert "headless Chrome" in capfd.readouterr().out
 
 
-def debugged(address):
-    """A Chromium whose tabs can be closed: the process and `close()`."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    profile = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
-    command = [chromium.find(), *chromium._FLAGS, "--no-sandbox", f"--user-data-dir={profile.name}"]
-    process = subprocess.Popen(
-        [*command, f"--remote-debugging-port={port}", address], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+@pytest.fixture
+def chromium_tab(browser, tmp_path):
+    """`chromium_tab(address)`: opens a Chromium; returns a function that sends "new", "activate" or "close" to it."""
+    running = []
 
-    def close():
-        tabs = json.load(urllib.request.urlopen(f"http://127.0.0.1:{port}/json"))
-        (tab,) = (tab for tab in tabs if tab["url"] == address)
-        urllib.request.urlopen(f"http://127.0.0.1:{port}/json/close/{tab['id']}").close()
+    def open_tab(address):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        flags = [*chromium._FLAGS, "--no-sandbox", f"--user-data-dir={tmp_path}/profile"]
+        command = [browser, *flags, f"--remote-debugging-port={port}", address]
+        running.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
 
-    def end():
+        def send(action):
+            tabs = json.load(urllib.request.urlopen(f"http://127.0.0.1:{port}/json"))
+            (tab,) = (tab["id"] for tab in tabs if tab["url"] == address)
+            path = "new?about:blank" if action == "new" else f"{action}/{tab}"
+            request = urllib.request.Request(f"http://127.0.0.1:{port}/json/{path}", method="PUT")
+            urllib.request.urlopen(request).close()
+
+        return send
+
+    yield open_tab
+    for process in running:
         process.terminate()
         process.wait(10)
-        profile.cleanup()
 
-    return close, end
+
+def wait_for(run, text):
+    """Waits for a message of the command that comes from now on."""
+    before = len(run.messages)
+    while not any(text in message for message in run.messages[before:]):
+        assert run.is_alive()
+        time.sleep(0.05)
 
 
 @pytest.mark.slow
-def test_tab_that_is_closed_keeps_its_blocks(browser, command, pair, monkeypatch):
+def test_tab_that_is_not_in_front_waits_and_one_that_is_closed_keeps_its_blocks(
+    command, pair, chromium_tab, monkeypatch
+):
     monkeypatch.setattr(session, "REJOINING", 2.0)
     run = command([pair], blocks=100_000, runs=20, seconds=None)
-    close, end = debugged(run.address)
-    try:
-        while not any("block 5 of" in message for message in run.messages):
-            time.sleep(0.05)
-        close()
-        (found,) = run.end()
-    finally:
-        end()
-    assert found.comparison.blocks >= 5
+    send = chromium_tab(run.address)
+    wait_for(run, ": block ")
+    send("new")
+    wait_for(run, "the page is not in front")
+    time.sleep(1)
+    seen = len(run.messages)
+    time.sleep(1)
+    assert len(run.messages) == seen
+    send("activate")
+    wait_for(run, ": block ")
+    wait_for(run, ": block ")
+    send("close")
+    (found,) = run.end()
+    assert found.comparison.blocks >= 3
     assert found.device.missing.endswith("closed the page")
 
 
