@@ -24,13 +24,24 @@ class Plan(Protocol):
     """The options of a target that say how many blocks there are, and how far apart."""
 
     @property
-    def blocks(self) -> int: ...  # noqa: D102
+    def blocks(self) -> int:
+        """Most blocks."""
+        ...
+
     @property
-    def rest(self) -> float: ...  # noqa: D102
+    def rest(self) -> float:
+        """Seconds between blocks."""
+        ...
+
     @property
-    def within(self) -> float | None: ...  # noqa: D102
+    def within(self) -> float | None:
+        """Width of the interval that is enough, as in `timing.compare`."""
+        ...
+
     @property
-    def seconds(self) -> float | None: ...  # noqa: D102
+    def seconds(self) -> float | None:
+        """Time that is enough, as in `timing.compare`."""
+        ...
 
 
 def warmest(readings: str) -> float | None:
