@@ -11,11 +11,15 @@ import time
 import urllib.request
 from urllib.parse import urlsplit
 
+import keras
 import numpy as np
 import pytest
 from browser_fixtures import FACTS, READY, Command, Page, small_file, small_pair
+from export_fixtures import images_for, scattered
+from keras import layers
 
 import se_keras_cli
+from se_keras.catalogue import create
 from se_keras.export import to_litert
 from se_keras.export.benchmark.browser import certificate, chromium, facts, litertjs, server, session
 from se_keras.export.benchmark.browser.server import Answer, File, PageServer
@@ -24,6 +28,7 @@ from se_keras.export.benchmark.overhead import pairs
 from se_keras.export.benchmark.report import read
 from se_keras.export.benchmark.targets import browser as target
 from se_keras.export.benchmark.targets.browser import Browser
+from se_keras.export.litert import flatbuffer
 
 try:
     LAN = server.lan_address()
@@ -626,9 +631,6 @@ def test_operators_that_are_not_delegated_are_not_timed_unless_allowed(command, 
     ],
 )
 def test_files_of_integers_are_refused_by_name(command, options, message):
-    import keras
-    from keras import layers
-
     images = keras.Input((8, 8, 3), name="images")
     scores = layers.Dense(4, name="scores")(layers.GlobalAveragePooling2D()(images))
     calibration = np.random.default_rng(0).uniform(0, 255, (8, 8, 8, 3)).astype("f4")
@@ -808,6 +810,29 @@ def test_chromium_does_not_time_a_file_that_computes_something_else(browser, com
     run.target._open.files["files/1b.tflite"] = File("", small_file(16, seed=1).content.ljust(size, b"\0"))
     with pytest.raises(ValueError, match="Nothing could be timed.+ does not compute the same in this browser"):
         run.end()
+
+
+@pytest.mark.slow
+def test_webgpu_times_what_it_computes_right_and_refuses_strided_convolutions(browser, command):
+    """WebGPU computes a strided 1x1 convolution in int8 wrongly: files of older versions have them."""
+    keras.utils.set_random_seed(0)
+    model = scattered(create("se_resnet11_digits", classes=10, classifier_activation=None))
+    images = images_for(model, samples=20)
+    right = to_litert(model, precision="int8", calibration=images)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(flatbuffer, "with_dense_pointwise", lambda content: content)
+        strided = to_litert(model, precision="int8", calibration=images)
+    wanted = [pair_of_files(file, file) for file in (strided, right)]
+    with pytest.warns(
+        UserWarning, match="headless Chrome.+ does not compute the same in this browser and is not timed"
+    ):
+        run = command(wanted, headless=True, accelerator="webgpu", blocks=2, runs=1)
+        run.join(120)
+    if "no adapter for WebGPU" in str(run.error):
+        pytest.skip(str(run.error))
+    (found,) = run.end()
+    assert max(found.environment["max_error"]) < 1e-5 and found.environment["accelerator"] == "webgpu"
+    assert found.environment["adapter"] in found.environment["runtime"]
 
 
 @pytest.mark.slow
