@@ -293,6 +293,13 @@ def test_devices_are_rows_side_by_side_with_intervals():
     assert "Pixel 9" in as_markdown([given]) and "Devices side by side" not in as_html([results(BELOW)])
 
 
+def test_board_at_the_end_of_ssh_is_another_machine():
+    board = results(BELOW)
+    board["environment"]["target"] = "ssh"
+    assert "AMD EPYC </script>, with ssh |" in as_markdown([results(BELOW), board])
+    assert "Measured on AMD EPYC </script>, with ssh" in shown(as_html([results(BELOW), board]))
+
+
 def test_record_of_a_device_replaces_its_own_alone():
     phone, other = (record(1.03, 1.02, 1.04, environment=PHONE | {"id": number}) for number in "12")
     records = with_record([BELOW, phone, other], record(1.05, 1.02, 1.09, environment=PHONE))

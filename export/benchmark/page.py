@@ -12,7 +12,7 @@ from se_keras.typing import Json
 from se_keras.wording import counted
 
 from .charts import Difference, Stack, difference_chart, legend, stack_chart, typeset
-from .results import AS_GIVEN, PAPER, device_of
+from .results import AS_GIVEN, PAPER, device_of, machine
 from .sentences import (
     cells,
     doubts,
@@ -71,7 +71,7 @@ def _devices(results):
             key = environment["processor"], environment.get("id")
             devices.setdefault(key, (environment, []))[1].append(record)
         found += devices.values()
-    names = [environment["processor"] for environment, _ in found]
+    names = [machine(environment) for environment, _ in found]
     counts = Counter(names)
     return [
         (f"{name} ({number})" if counts[name] > 1 else name, environment, records)

@@ -8,7 +8,7 @@ from se_keras.records import read_json
 from se_keras.typing import FilePath, Json
 
 from .page import page
-from .results import PAPER, ResultsRecord, device_of
+from .results import PAPER, ResultsRecord, device_of, machine
 from .sentences import cells, headline, is_of_files, percent
 
 __all__ = ["SCHEMA", "as_html", "as_markdown", "headline", "read"]
@@ -49,7 +49,7 @@ def _has_plausible_numbers(record):
 def as_markdown(results: Sequence[Json]) -> str:
     """A table for a README, with a row for each pair, and one of the paper's unless all are files of the user."""
     first, second = "SE", "cost of SE"
-    rows = [(*cells(x), device_of(x, found)["processor"]) for found in results for x in found["overhead"]]
+    rows = [(*cells(x), machine(device_of(x, found))) for found in results for x in found["overhead"]]
     if rows and all(is_of_files(record) for found in results for record in found["overhead"]):
         first, second = "network", "difference"
     else:

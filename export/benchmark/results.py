@@ -236,6 +236,11 @@ def device_of(record: Json, results: Json) -> Json:
     return record.get("environment") or results["environment"]
 
 
+def machine(environment: Json) -> str:
+    """The name of a device: a board at the end of ssh is not this machine, even if both have the same processor."""
+    return environment["processor"] + ", with ssh" * (environment.get("target") == "ssh")
+
+
 def with_record(records: Iterable[Json], record: Json) -> list[Json]:
     """Records and one more. It replaces one of the same measurement that is partial or has a device of its own."""
 

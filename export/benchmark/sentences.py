@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from se_keras.typing import Json
 from se_keras.wording import counted
 
-from .results import AS_GIVEN, PAPER, device_of
+from .results import AS_GIVEN, PAPER, device_of, machine
 
 _EXACT = 1e-5  # of a ratio: counts of instructions repeat to this
 _MOST_DRIFT = 1.1  # on an idle machine, the thirds of a measurement differ by a few percent
@@ -18,7 +18,7 @@ def headline(results: Sequence[Json]) -> str | None:
     if found is None:
         return None
     record, environment = found
-    return f"On {environment['processor']} with {counted(record['threads'], 'thread')}, {_claim(record)}."
+    return f"On {machine(environment)} with {counted(record['threads'], 'thread')}, {_claim(record)}."
 
 
 def first(results: Sequence[Json]) -> tuple[Json, Json] | None:
