@@ -1151,7 +1151,7 @@ REFUSALS = {
     "report {files}/run/run.json -o {new}/r.html": "is not a file of results of se-keras benchmark: it lacks ",
     "benchmark --network resnet50 -o {new}/r.json": "resnet50 is a baseline",
     "benchmark-input {new}": "'{new}' needs two folders or more",
-    "train resnet11_digits -o {files}/run": "network 'se_resnet11_digits', now 'resnet11_digits'; training_images 256, now 1437; epochs 3, now ",
+    "train resnet11_digits -o {files}/run": "now 'resnet11_digits'; training_images 256, now 1437; epochs 3, now ",
     "export {new}/model.keras -o {new}/x.tflite": "There is no model file '{new}/model.keras'",
     "export {new} -o {new}/x.tflite": "There is no model file '{new}'",
     "export {files}/truncated.keras -o {new}/x.tflite": "'{files}/truncated.keras' is not a Keras model",
