@@ -129,7 +129,7 @@ class Command(threading.Thread):
         self.target, self.pairs = target, pairs
         self.records, self.messages, self.error = [], [], None
         self.environment = target.connect(self.messages.append)
-        self.address = target.address
+        self.address, self.server = target.address, target._open.server
         self.start()
 
     def run(self):

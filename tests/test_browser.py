@@ -2,7 +2,10 @@
 
 import http.client
 import json
+import os
+import re
 import shutil
+import signal
 import socket
 import ssl
 import subprocess
@@ -73,7 +76,7 @@ def command(litert_js, monkeypatch):
 
     yield run
     for each in running:
-        each.target._open.server.close()
+        each.server.close()
 
 
 # The server.
@@ -429,7 +432,28 @@ def test_page_that_is_closed_keeps_its_blocks(command, pair, monkeypatch):
     page.post("leave")
     (found,) = run.end()
     assert found.comparison.blocks == 2
-    assert found.device.missing == "2 of 5 blocks: iPhone, Safari 18.1 closed the page"
+    assert found.device.missing == "2 of 5 blocks: iPhone, Safari 18.1: closed the page"
+
+
+def test_page_that_fails_later_keeps_its_blocks(command, pair):
+    run = command([pair], blocks=5, runs=1)
+    page = Page(run.address, pair)
+    task = page.start()
+    page.block(task, 0)
+    page.block(task, 1)
+    page.post("failed", task=task["number"], text="the page has an error: out of memory")
+    missing = "2 of 5 blocks: iPhone, Safari 18.1: the page has an error: out of memory"
+    assert run.end()[0].device.missing == missing
+
+
+def test_target_measures_again_with_a_new_page(command, pair):
+    run = command([pair], blocks=2, runs=1)
+    Page(run.address, pair).measure()
+    run.end()
+    again = Command(run.target, [pair])
+    assert again.address != run.address
+    Page(again.address, pair).measure()
+    assert len(again.end()) == 1
 
 
 def test_page_that_is_silent_for_long_keeps_its_blocks(command, pair, monkeypatch):
@@ -439,7 +463,7 @@ def test_page_that_is_silent_for_long_keeps_its_blocks(command, pair, monkeypatc
     task = page.start()
     page.block(task, 0)
     page.block(task, 1)
-    assert run.end()[0].device.missing == "2 of 5 blocks: iPhone, Safari 18.1 is silent"
+    assert run.end()[0].device.missing == "2 of 5 blocks: iPhone, Safari 18.1: is silent"
 
 
 def test_page_that_is_loaded_again_continues_with_its_blocks(command, pair):
@@ -694,6 +718,17 @@ def test_headless_browser_that_dies_is_told_in_a_line(command, pair, tmp_path, m
         command([pair], headless=True).end()
 
 
+def test_qr_code_has_the_address_in_white_on_black_with_a_margin():
+    segno = pytest.importorskip("segno")
+    address = "https://192.168.178.123:65535/v5htgd4vfjcq/"
+    lines = [re.fullmatch(r"\x1b\[97;40m(.*)\x1b\[0m", line)[1] for line in target._qr_code(address).splitlines()]
+    shown = [[letter in half for letter in line] for line in lines for half in ("█▀", "█▄")]  # white, of both halves
+    dark = [[not white for white in row[2:-2]] for row in shown[2:-2]]
+    expected = [[bool(module) for module in row] for row in segno.make(address, error="l").matrix]
+    assert dark[: len(expected)] == expected
+    assert all(row[0] and row[1] and row[-1] and row[-2] for row in shown[:-1]) and all(shown[0] + shown[1])
+
+
 # Real browsers.
 
 
@@ -788,6 +823,18 @@ def test_tab_that_is_not_in_front_waits_and_one_that_is_closed_keeps_its_blocks(
     (found,) = run.end()
     assert found.comparison.blocks >= 3
     assert found.device.missing.endswith("closed the page")
+
+
+@pytest.mark.slow
+def test_headless_browser_that_is_killed_leaves_its_blocks(browser, command, pair, monkeypatch):
+    started, start = [], chromium.Chromium.__init__
+    monkeypatch.setattr(chromium.Chromium, "__init__", lambda self, *x: (started.append(self), start(self, *x))[1])
+    run = command([pair], headless=True, blocks=100_000, runs=20, seconds=None)
+    wait_for(run, ": block 3 ")
+    os.kill(started[0]._process.pid, signal.SIGKILL)
+    (found,) = run.end()
+    assert found.comparison.blocks >= 3
+    assert "The headless browser ended with status -9" in found.device.missing
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ from .server import Answer
 
 REJOINING = 10.0  # seconds that a page has to come back after it was left, as by a reload
 LONGEST_SILENCE = 300.0  # seconds: a phone that sleeps goes on when it wakes up
+_LONGEST_PAUSE = 90.0  # seconds without a word of a page that waits; in the background they speak once a minute
 _MOST_DEVICES = 50
 _MOST_STARTS = 3  # of a pair without a block between them
 _CLOSE = {"float32": 1e-4}  # how far outputs may be from those of this computer, as a share of their range
@@ -77,7 +78,7 @@ class Task:
         every: Nanoseconds of all runs of A and B.
         errors: How far the outputs of both files are from the expected ones, as a share of their range.
         setup: What the page said before it timed anything.
-        refused: Why nothing was timed; None if something was.
+        refused: Why nothing was timed, or why no more blocks came; None if all is well.
     """
 
     plan: Json
@@ -190,7 +191,8 @@ class Session:
         return all(device.state == "ended" or device.left for device in self._devices.values())
 
     def _waiting(self):
-        return [x for x in list(self._devices.values()) if not (x.ending or x.left or x is self._turn)]
+        here = (x for x in list(self._devices.values()) if time.monotonic() - x.seen < _LONGEST_PAUSE)
+        return [x for x in here if not (x.ending or x.left or x is self._turn)]
 
     def _locked(self, answer):
         def locked(value):

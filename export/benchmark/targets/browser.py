@@ -139,6 +139,7 @@ class Browser:
             if browser:
                 browser.close()
             server.close()
+            self._open.server, self._open.session, self._open.files = None, Session(), {}
 
     def _serve(self, progress):
         """Starts the server of the page, and prints its address."""
@@ -188,7 +189,7 @@ class _Measurement:
                 device, records = None, []
                 for offer in these:
                     device, task = self._measured(offer, device)
-                    if task.refused is not None:
+                    if len(task.blocks) < 2:
                         refusals.append(f"{device.name}: {task.refused}")
                         self.progress(refusals[-1])
                         continue
@@ -265,14 +266,20 @@ class _Measurement:
             )
             self.session.give(device, task)
             self._follow(device, task)
-            if task.is_over or len(task.blocks) > 1:
+            if task.refused is not None or len(task.blocks) > 1:
                 return device, task
             self.progress(f"{device.name} closed the page before two blocks")
             self.session.end(device, "This page was away for too long: open its address again.")
             device = None
 
     def _follow(self, device, task):
-        self._wait(lambda: task.is_over or self.session.is_gone(device), lambda: self._doing(device))
+        """Waits for the end of a pair; blocks are kept if the headless browser ends after two."""
+        try:
+            self._wait(lambda: task.is_over or self.session.is_gone(device), lambda: self._doing(device))
+        except OSError as error:
+            if len(task.blocks) < 2:
+                raise
+            task.refused = str(error)
 
     def _next_device(self):
         limit = _LONGEST_START if self.browser else _LONGEST_WAIT
@@ -309,9 +316,8 @@ class _Measurement:
         missing = None
         if not task.is_complete:
             blocks = counted(task.plan["blocks"], "block")
-            missing = (
-                f"{len(task.blocks)} of {blocks}: {device.name} {'closed the page' if device.left else 'is silent'}"
-            )
+            reason = task.refused or ("closed the page" if device.left else "is silent")
+            missing = f"{len(task.blocks)} of {blocks}: {device.name}: {reason}"
         return offer.pair.overhead(
             task.comparison(),
             undelegated=() if setup["is_delegated"] else ("a part",),
