@@ -274,6 +274,7 @@ def test_instructions_are_never_called_a_time():
     page = as_html([given])
     text = shown(page.partition("</style>")[2].partition("<details")[0])
     assert "4,000 million instructions" in text and "Instructions that squeeze-and-excitation adds" in text
+    assert "+3.8 % exact" in text and "to +3.8 %" not in text
     assert "not a time" in text and not re.search(r"\bms\b|Time", text)
     assert 'class="reference"' not in page  # the paper's is a time
     assert "4,152 million instructions" in as_markdown([given])

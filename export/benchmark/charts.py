@@ -151,4 +151,4 @@ def _percent(value):
 
 
 def _range(low, high):
-    return f"{_percent(low)} to {_percent(high)}"
+    return f"{_percent(low)} to {_percent(high)}" if high - low > 1e-3 else "exact"  # as counts are
