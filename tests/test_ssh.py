@@ -254,7 +254,7 @@ def test_file_with_other_outputs_is_not_timed(board, files, tmp_path):
         "Interpreter.get_tensor = lambda self, index: 1.1 * right(self, index)\n"
     )
     steps = []
-    with pytest.raises(ValueError, match="File A must have the same outputs on the board as here, to 1.0% of their"):
+    with pytest.raises(ValueError, match="File A must have the same outputs on the board as here, to 0.0001 of their"):
         measure(board(PYTHONPATH=tmp_path), files, steps.append)
     assert not any("block" in step for step in steps)
 

@@ -16,6 +16,7 @@ from se_keras.timing import Blocks, Comparison, percentiles
 from se_keras.typing import Array, Json, Outputs
 from se_keras.wording import counted
 
+from ..measuring import largest_difference
 from ..sentences import interval, percent
 from .facts import Facts, name_of, readable
 from .server import Answer
@@ -25,8 +26,6 @@ LONGEST_SILENCE = 300.0  # seconds: a phone that sleeps goes on when it wakes up
 _LONGEST_PAUSE = 90.0  # seconds without a word of a page that waits; in the background they speak once a minute
 _MOST_DEVICES = 50
 _MOST_STARTS = 3  # of a pair without a block between them
-_CLOSE = {"float32": 1e-4}  # how far outputs may be from those of this computer, as a share of their range
-_CLOSE_OTHERWISE = 0.05  # a dozen of 255 steps: an int8 file that is wrong on a GPU is 0.14 off
 
 
 class _Numbered(TypedDict):
@@ -253,7 +252,7 @@ class Session:
         if side not in task.expected:
             raise ValueError(f"side must be one of {tuple(task.expected)}. Received: {side[:20]!r}")
         fault, error = difference(task.expected[side], value["outputs"], task.plan["files"][side]["every"])
-        name, limit = task.plan["files"][side]["name"], _CLOSE.get(task.precision, _CLOSE_OTHERWISE)
+        name, limit = task.plan["files"][side]["name"], largest_difference(task.precision)
         if fault is None and error <= limit:
             task.errors[side] = error
             how = "exactly" if error == 0 else f"to {error:.1e} of the range"

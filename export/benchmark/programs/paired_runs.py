@@ -133,7 +133,7 @@ class Board:
 
 
 def _outputs(interpreter):
-    """The outputs by name, as float32 in base64, with the step of the integers that they come from, or 0."""
+    """The outputs by name, as float32 in base64."""
     import numpy as np
 
     signature = next(iter(interpreter.get_signature_list()), None)
@@ -146,7 +146,7 @@ def _outputs(interpreter):
         values, (scale, zero_point) = interpreter.get_tensor(detail["index"]), detail["quantization"]
         floats = (values.astype("float32") - zero_point) * np.float32(scale) if scale else values.astype("float32")
         text = base64.b64encode(floats.tobytes()).decode()
-        found[name] = {"shape": floats.shape, "values": text, "step": float(scale)}
+        found[name] = {"shape": floats.shape, "values": text}
     return found
 
 

@@ -22,7 +22,7 @@ from se_keras.typing import Array, FilePath, Json, OnMessage
 from ...litert.file import undelegated
 from ...outputs import agreement, noise
 from .. import arm
-from ..measuring import Pair
+from ..measuring import Pair, largest_difference
 from ..programs import marked_inference, run
 from ..results import Counts, Overhead
 
@@ -67,13 +67,6 @@ KINDS = (
 def kind_of(word: int) -> str:
     """The kind of an instruction."""
     return next(kind for kind, mask, value in KINDS if word & mask == value)
-
-
-# How far the outputs on Arm may be from those here, as a share of their range. In float32 only the order of sums
-# differs: 1e-6 was seen. In int8, XNNPACK rounds the products of two tensors in another way on Arm. In an untrained
-# network with fifty layers this grows to 3e-2. A wrong kernel gives 2e-1 and more.
-_LARGEST_DIFFERENCE = {"float32": 1e-4, "float16": 1e-4}
-_LARGEST_DIFFERENCE_IN_INT8 = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,12 +183,12 @@ class _Counter:
 
     def _check(self, cpu, name, outputs):
         """Raises ValueError if the outputs on Arm are not those of this machine."""
-        limits = {_LARGEST_DIFFERENCE.get(x, _LARGEST_DIFFERENCE_IN_INT8) for x in self._pair.cell.precision.split("/")}
+        limit = largest_difference(self._pair.cell.precision)
         difference = agreement(self._expected[name], outputs).max_error
-        if difference > max(limits):
+        if difference > limit:
             network = self._pair.cell.baseline if name == "a" else self._pair.cell.network
             raise ValueError(
-                f"{network} must have the same outputs on {cpu} and on this machine, within {max(limits):.0e} of their "
+                f"{network} must have the same outputs on {cpu} and on this machine, within {limit:.0e} of their "
                 f"range, before its instructions are counted. Received: {difference:.1e}"
             )
 

@@ -16,14 +16,11 @@ from se_keras.typing import FilePath, Json, OnMessage, Outputs
 from ...outputs import agreement, noise
 from ..connection import Connection, check_host
 from ..devices import check_rest, measured_blocks, warmest
-from ..measuring import Pair, require_delegated
+from ..measuring import Pair, largest_difference, require_delegated
 from ..programs import footprint, paired_runs
 from ..results import Footprint, Overhead
 
 _WARMUP = 3  # runs of each file before the first block
-_LARGEST_ERROR = 0.01  # of the range of the outputs, by which the board's may differ from this machine's
-# Or steps of quantized outputs, if that is more. docs/results/devices.md: 2 on Arm, and 57 from wrong kernels.
-_STEPS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,21 +133,19 @@ class Ssh:
         contents += [runner.typed_images(images).tobytes() for runner in runners.values()]
         prepared = board.ask("prepare", *contents, threads=pair.cell.threads, warmup=_WARMUP)
         for side, runner in runners.items():
-            _require_agreement(f"File {side.upper()}", runner(images), prepared[side]["outputs"])
+            _require_agreement(f"File {side.upper()}", runner(images), prepared[side]["outputs"], pair.cell.precision)
         return prepared
 
 
-def _require_agreement(file: str, expected: Outputs, answer: Json) -> None:
+def _require_agreement(file: str, expected: Outputs, answer: Json, precision: str) -> None:
     """Raises ValueError if the outputs of a board are not those of this machine."""
     actual = {
         name: np.frombuffer(base64.b64decode(entry["values"]), "float32").reshape(entry["shape"])
         for name, entry in answer.items()
     }
-    step = max(entry["step"] for entry in answer.values())
-    extent = max(float(np.ptp(np.concatenate([x.ravel() for x in expected.values()]))), 1e-30)
-    bound, error = max(_LARGEST_ERROR, _STEPS * step / extent), agreement(expected, actual).max_error
+    bound, error = largest_difference(precision), agreement(expected, actual).max_error
     if error > bound:
         raise ValueError(
-            f"{file} must have the same outputs on the board as here, to {bound:.1%} of their range: it is not timed. "
-            f"Received: a difference of {error:.1%}"
+            f"{file} must have the same outputs on the board as here, to {bound:g} of their range: it is not timed. "
+            f"Received: a difference of {error:.2g}"
         )
