@@ -761,6 +761,7 @@ def test_command_measures_and_its_report_shows_the_browser(browser, tmp_path, ca
     printed = capfd.readouterr()
     assert "Open http://127.0.0.1:" in printed.err and "int8 lowered" in printed.out
     assert "headless Chrome" in printed.out
+    assert printed.out.count("paper, ResNet-50") == 1  # one table for both precisions of a device
     assert read(result)["environment"]["target"] == "browser"
     assert se_keras_cli.main(["report", str(result), "--markdown"]) == 0
     assert "headless Chrome" in capfd.readouterr().out

@@ -142,8 +142,8 @@ def _tables(records):
     """The records in groups that share a table: one device, network, configuration, input and number of threads."""
     tables = {}
     for record in records:
-        same = ("network", "baseline", "threads", "input_shape", "se", "environment")
-        key = tuple(str(record.get(name)) for name in same)
+        same, device = ("network", "baseline", "threads", "input_shape", "se"), record.get("environment") or {}
+        key = *(str(record.get(name)) for name in same), *(device.get(name) for name in ("processor", "id", "runtime"))
         tables.setdefault(key, []).append(record)
     return tables.values()
 
