@@ -489,7 +489,7 @@ def exported(narrow, wide, monkeypatch):
     """`export_pairs` that has files at hand; the variants and precisions that it was asked for."""
     asked = []
 
-    def pairs(network, *, variant, precisions, se, input_shape, progress):
+    def pairs(network, *, variant, precisions, se, input_shape, for_gpu, progress):
         asked.append((variant, tuple(precisions)))
         return {precision: (narrow, replace(wide)) for precision in precisions}
 

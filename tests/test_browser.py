@@ -31,7 +31,6 @@ from se_keras.export.benchmark.overhead import pairs
 from se_keras.export.benchmark.report import read
 from se_keras.export.benchmark.targets import browser as target
 from se_keras.export.benchmark.targets.browser import Browser
-from se_keras.export.litert import flatbuffer
 
 try:
     LAN = server.lan_address()
@@ -862,14 +861,12 @@ def test_chromium_does_not_time_a_file_that_computes_something_else(browser, com
 
 @pytest.mark.slow
 def test_webgpu_times_what_it_computes_right_and_refuses_strided_convolutions(browser, command):
-    """WebGPU computes a strided 1x1 convolution in int8 wrongly: files of older versions have them."""
+    """WebGPU computes a strided 1x1 convolution in int8 wrongly."""
     keras.utils.set_random_seed(0)
     model = scattered(create("se_resnet11_digits", classes=10, classifier_activation=None))
     images = images_for(model, samples=20)
-    right = to_litert(model, precision="int8", calibration=images)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(flatbuffer, "with_dense_pointwise", lambda content: content)
-        strided = to_litert(model, precision="int8", calibration=images)
+    right = to_litert(model, precision="int8", calibration=images, for_gpu=True)
+    strided = to_litert(model, precision="int8", calibration=images)
     wanted = [pair_of_files(file, file) for file in (strided, right)]
     with pytest.warns(
         UserWarning, match="headless Chrome.+ does not compute the same in this browser and is not timed"

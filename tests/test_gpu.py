@@ -13,7 +13,7 @@ from export_fixtures import images_for, scattered
 import se_keras_cli
 from se_keras.catalogue import create
 from se_keras.export import to_litert, verify
-from se_keras.export.litert import flatbuffer
+from se_keras.export.litert.conversion import FOR_GPU
 from se_keras.export.litert.inspection import inspect
 from se_keras.export.verification import ACCELERATORS
 from se_keras_cli.screen import EXIT_DISAGREEMENT
@@ -39,7 +39,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def exported(model):
-    """`exported(precision)`: the network's file."""
+    """`exported(precision)`: the network's file, for a GPU."""
     images, made = images_for(model, samples=20), {}
 
     def export(precision):
@@ -47,7 +47,12 @@ def exported(model):
             calibration = images if precision.startswith("int") else None
             converted = made.get("float32")
             made[precision] = to_litert(
-                model, precision=precision, calibration=calibration, held_out=images, converted=converted
+                model,
+                precision=precision,
+                calibration=calibration,
+                held_out=images,
+                converted=converted,
+                for_gpu=precision in FOR_GPU,
             )
         return made[precision]
 
@@ -57,11 +62,9 @@ def exported(model):
 
 @pytest.fixture(scope="module")
 def strided(exported, model):
-    """An int8 file with its strided 1x1 convolutions, as older versions exported it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(flatbuffer, "with_dense_pointwise", lambda content: content)
-        images = images_for(model, samples=20)
-        return to_litert(model, precision="int8", calibration=images, converted=exported("float32"))
+    """An int8 file with its strided 1x1 convolutions."""
+    images = images_for(model, samples=20)
+    return to_litert(model, precision="int8", calibration=images, converted=exported("float32"))
 
 
 # In float32 the kernels sum in another order, which is 1e-6 of the range; a lost bias is beyond 1e-3. Integers are

@@ -16,8 +16,8 @@ from keras import initializers, layers, ops
 
 from se_keras.catalogue import create
 from se_keras.export.litert import conversion as litert
-from se_keras.export.litert import flatbuffer, metadata, ranges
-from se_keras.export.litert.conversion import PRECISIONS, to_litert
+from se_keras.export.litert import metadata, ranges
+from se_keras.export.litert.conversion import FOR_GPU, PRECISIONS, to_litert
 from se_keras.export.litert.file import LiteRTRunner
 from se_keras.export.litert.flatbuffer import without_idle_clamps
 from se_keras.export.litert.packing import LARGEST_INSIDE, code_of, packed, parsed
@@ -595,23 +595,32 @@ def pointwise_strides(content):
     ]
 
 
-@pytest.mark.parametrize("precision", ["int8", "dynamic"])
-def test_strided_pointwise_convolutions_with_weights_in_int8_become_dense(precision, exported):
-    strides = pointwise_strides(exported(precision).content)
+def dense(precision, exported, model):
+    calibration = IMAGES if precision == "int8" else None
+    return to_litert(model, precision=precision, calibration=calibration, converted=exported("float32"), for_gpu=True)
+
+
+@pytest.mark.parametrize("precision", FOR_GPU)
+def test_strided_pointwise_convolutions_become_dense_for_a_gpu(precision, exported, model):
+    file = dense(precision, exported, model)
+    strides = pointwise_strides(file.content)
     assert len(strides) > 9 and {row[:2] for row in strides} == {(1, 1)}
-    assert exported(precision).runner().undelegated() == []
+    assert file.runner().undelegated() == []
     # The two strided stages have a convolution and a shortcut each, which read the same positions.
-    assert exported(precision).content.count(b"_selected_kernel") == 2
-    # The others stay: their kernels in float32 are computed rightly, and those of int16x8 not at all.
-    assert [row[:2] for row in pointwise_strides(exported("float32").content)].count((2, 2)) == 4
+    assert file.content.count(b"_selected_kernel") == 2
+    assert [row[:2] for row in pointwise_strides(exported(precision).content)].count((2, 2)) == 4
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16", "int16x8"])
+def test_other_precisions_need_no_change_for_a_gpu(precision, model):
+    calibration = IMAGES if precision == "int16x8" else None
+    with pytest.raises(ValueError, match=f"for_gpu is for a precision in .+ Received: precision='{precision}'"):
+        to_litert(model, precision=precision, calibration=calibration, for_gpu=True)
 
 
 @pytest.mark.parametrize("kernels", [OpResolverType.AUTO, OpResolverType.BUILTIN_REF])
-def test_int8_outputs_of_dense_convolutions_are_equal_to_the_bit(kernels, exported, model, monkeypatch):
-    monkeypatch.setattr(flatbuffer, "with_dense_pointwise", lambda content: content)
-    strided = to_litert(model, precision="int8", calibration=IMAGES, converted=exported("float32")).content
-    monkeypatch.undo()
-    assert [row[:2] for row in pointwise_strides(strided)].count((2, 2)) == 4
+def test_int8_outputs_of_dense_convolutions_are_equal_to_the_bit(kernels, exported, model):
+    split = dense("int8", exported, model).content
 
     def run(content, image):
         interpreter = Interpreter(model_content=content, experimental_op_resolver_type=kernels)
@@ -621,7 +630,7 @@ def test_int8_outputs_of_dense_convolutions_are_equal_to_the_bit(kernels, export
         return interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
 
     for image in (*IMAGES[:8], 3 * IMAGES[0], np.zeros_like(IMAGES[0])):
-        np.testing.assert_array_equal(run(exported("int8").content, image), run(strided, image))
+        np.testing.assert_array_equal(run(exported("int8").content, image), run(split, image))
 
 
 # Calibration.

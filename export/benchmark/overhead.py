@@ -13,7 +13,7 @@ from se_keras.recalibration import SEConfig
 from se_keras.storage import sha256
 from se_keras.typing import Json, OnMessage
 
-from ..litert.conversion import PRECISIONS, Precision, to_litert
+from ..litert.conversion import FOR_GPU, PRECISIONS, Precision, to_litert
 from ..litert.file import LiteRTModel, check_threads
 from ..model import check_images
 from .measuring import Pair, pair_of_files
@@ -32,6 +32,7 @@ def pairs(
     input_shape: Sequence[int] | None = None,
     threads: Sequence[int] = (1,),
     kept: Collection[Json] = (),
+    for_gpu: bool = False,
     progress: OnMessage | None = None,
 ) -> Iterator[Pair]:
     """A network and its baseline in each variant and precision, exported when the iterator comes to them.
@@ -42,6 +43,7 @@ def pairs(
         network: A network of the catalogue with squeeze-and-excitation.
         input_shape: `(height, width, channels)`; default: the network's own.
         kept: Records of earlier measurements, from `Overhead.to_json`, which are not repeated.
+        for_gpu: Whether int8 and dynamic files are for a GPU: see `to_litert`.
 
     Raises:
         ValueError: At once, if the network is a baseline, or if there is no such variant, precision or thread count.
@@ -59,10 +61,10 @@ def pairs(
         for variant, precision, number in product(*map(dict.fromkeys, (variants, precisions, threads)))
     ]
     measured = set(map(Cell.of, complete(kept)))
-    return _exported([cell for cell in cells if cell not in measured], input_shape, progress)
+    return _exported([cell for cell in cells if cell not in measured], input_shape, for_gpu, progress)
 
 
-def _exported(cells, input_shape, progress):
+def _exported(cells, input_shape, for_gpu, progress):
     """The pair of each cell: all precisions of a variant are exported at once."""
     for variant, of_variant in groupby(cells, lambda cell: cell.variant):
         of_precision = {precision: list(same) for precision, same in groupby(of_variant, lambda cell: cell.precision)}
@@ -72,6 +74,7 @@ def _exported(cells, input_shape, progress):
             precisions=tuple(of_precision),
             se=cells[0].se,
             input_shape=input_shape,
+            for_gpu=for_gpu,
             progress=progress,
         )
         gc.collect()  # Keras models are reference cycles of some hundred megabytes
@@ -107,6 +110,7 @@ def export_pairs(
     precisions: Sequence[Precision],
     se: SEConfig | None | AsPublished = AS_PUBLISHED,
     input_shape: Sequence[int] | None = None,
+    for_gpu: bool = False,
     progress: OnMessage | None = None,
 ) -> dict[str, tuple[LiteRTModel, LiteRTModel]]:
     """Exports `{precision: (baseline, network)}` with random weights: times depend on shapes, not on weights."""
@@ -122,7 +126,8 @@ def export_pairs(
         float32 = to_litert(model, held_out=images, lowering=lowering)
         quantized = partial(to_litert, model, calibration=images, lowering=lowering, converted=float32)
         for precision, files in exported.items():
-            files.append(float32 if precision == "float32" else quantized(precision=precision))
+            of_gpu = for_gpu and precision in FOR_GPU
+            files.append(float32 if precision == "float32" else quantized(precision=precision, for_gpu=of_gpu))
     return {precision: (baseline, other) for precision, (baseline, other) in exported.items()}
 
 

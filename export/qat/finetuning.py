@@ -38,7 +38,6 @@ from ..litert.flatbuffer import (
     TYPES,
     InferenceType,
     OutputTypes,
-    with_dense_pointwise,
     with_float_softmax,
     with_types,
     without_cast,
@@ -310,7 +309,7 @@ def _converted(tf_keras_model: Any, image: Any, output_names: list[str]) -> byte
         return _convert(tf_keras_model, image, output_names)
 
     content = with_wide_ranges(convert, widen, may_stay_float=False)
-    return with_dense_pointwise(without_cast(with_float_softmax(content)))
+    return without_cast(with_float_softmax(content))
 
 
 def _convert(tf_keras_model: Any, image: Any, output_names: list[str]) -> bytes:

@@ -132,6 +132,7 @@ def _pairs(options, kept, progress) -> Iterable["Pair"]:
                 input_shape=input_shape(network, options.size),
                 threads=options.threads,
                 kept=kept,
+                for_gpu=options.accelerator == "webgpu",
                 progress=progress,
             )
         )

@@ -25,6 +25,8 @@ def add_export(commands: Commands) -> None:
         add(option, help=f"for int8: {one_of(arguments.TYPES, default='float32')}")
     kept = f"for {' and '.join(CALIBRATED)}: the layers that stay in float32, by name, such as '.*_se_.*'"
     add("--keep-float", metavar="REGEX", help=kept)
+    gpu = "for int8 and dynamic: no strided 1x1 convolutions, which LiteRT's GPU delegate computes wrongly"
+    add("--for-gpu", action="store_true", help=gpu)
     published = "export the model as it is; without this, BatchNorm is folded and the squeeze hoisted first"
     add("--as-published", action="store_true", help=published)
     add("--labels", metavar="FILE", help=arguments.LABELS)
@@ -95,6 +97,7 @@ def export(options: argparse.Namespace, console: Console) -> None:
                 input_type=options.input_type or "float32",
                 output_type=options.output_type or "float32",
                 keep_float=options.keep_float,
+                for_gpu=options.for_gpu,
                 progress=progress,
                 **description,
             )
@@ -117,7 +120,7 @@ def _check_output(options, to_file):
     suffix, received = options.output.suffix, f"-o {options.output}"
     if suffix.lower() == ".tflite" and not to_file:
         raise ValueError(f"A LiteRT file's name ends in .tflite, in small letters. Received: {received}")
-    only_for(options, "--input-type --output-type --keep-float", "-o FILE.tflite", received, possible=to_file)
+    only_for(options, "--input-type --output-type --keep-float --for-gpu", "-o FILE.tflite", received, possible=to_file)
     only_for(options, "--top", "a SavedModel's folder", received, possible=not to_file)
     given = options.labels or options.normalize
     only_for(options, "--override", "--labels and --normalize", "neither", possible=given)
