@@ -9,11 +9,12 @@ import subprocess
 from dataclasses import replace
 
 import pytest
+from documents import ROOT
 
 from se_keras.export.benchmark.charts import Difference, Stack, difference_chart, stack_chart
 from se_keras.export.benchmark.report import as_html, as_markdown, headline, read
 from se_keras.export.benchmark.results import Counts, DeviceConditions, Footprint, Overhead, with_record
-from se_keras.export.benchmark.sentences import doubts
+from se_keras.export.benchmark.sentences import doubts, percent
 from se_keras.timing import Comparison, Percentiles, Ratio
 
 CONTROL = Ratio(median=1.0, low=0.998, high=1.003)
@@ -292,6 +293,22 @@ def test_devices_are_rows_side_by_side_with_intervals():
         assert f"Measured on {name}" in shown(page)
     assert "Counted for Cortex-A76" in shown(page) and "secure context no" in shown(page)
     assert "Pixel 9" in as_markdown([given]) and "Devices side by side" not in as_html([results(BELOW)])
+
+
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / "docs" / "data" / "devices").glob("*.json")), ids=lambda path: path.stem
+)
+def test_page_of_devices_has_what_was_measured(file):
+    rows = [line.split(" | ") for line in (ROOT / "docs/results/devices.md").read_text().splitlines()]
+    given = read(file)
+    assert as_html([given])
+    for found in (x for x in given["overhead"] if x["form"] == "lowered"):
+        name = (found.get("environment") or given["environment"])["processor"].partition(" (")[0]
+        name = name.replace("Linux, headless Chrome 156", "Chromium 156 with LiteRT.js, on that Xeon")
+        (row,) = (row for row in rows if row[0] == f"| {name}" and row[-1].startswith(("time", "instr")))
+        assert row[1 if found["precision"] == "float32" else 2].startswith(
+            percent(found["comparison"]["ratio"]["median"])
+        )
 
 
 def test_board_at_the_end_of_ssh_is_another_machine():
