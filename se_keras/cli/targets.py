@@ -136,9 +136,11 @@ def add_targets(parser: argparse.ArgumentParser) -> None:
     for row in TARGETS:
         if row.flag:
             one.add_argument(row.flag, **row.chooses)
-    for options in (PLAN, *(row.options for row in TARGETS)):
+    titles = {"how to measure": PLAN, **{f"for {row.title}": row.options for row in TARGETS}}
+    for title, options in titles.items():
+        of_title = parser.add_argument_group(title)
         for option, arguments in options.items():
-            group.add_argument(option, **arguments)
+            of_title.add_argument(option, **arguments)
 
 
 def target_of(options: argparse.Namespace) -> "Target":
