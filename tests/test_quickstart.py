@@ -173,7 +173,7 @@ def again(made):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "to_litert", lambda _, precision="float32", **__: converted[precision])
         patch.setattr(keras.Model, "fit", lambda *_, **__: pytest.fail("A finished run was trained"))
-        patch.setattr(module, "overheads", lambda *_, **__: map(Measured, made[0]["overhead"]))
+        patch.setattr(module.Host, "measure", lambda *_: map(Measured, made[0]["overhead"]))
         return module.quickstart(made[1], **SHORT, progress=lambda line: None)
 
 

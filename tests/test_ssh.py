@@ -357,9 +357,12 @@ def test_command_measures_on_a_board_what_is_missing(server, board, tmp_path, ca
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_command_that_is_interrupted_or_killed_leaves_the_board_clean(board, tmp_path, how):
-    with subprocess.Popen(
-        [*SE_KERAS, *command(board(), "--blocks", 100000)], stderr=subprocess.PIPE, text=True
-    ) as process:
+    # A shell lets programs in the background ignore Ctrl-C, and those that they start.
+    heeding = (
+        "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    arguments = [sys.executable, "-c", heeding, *SE_KERAS, *command(board(), "--blocks", 100000)]
+    with subprocess.Popen(list(map(str, arguments)), stderr=subprocess.PIPE, text=True) as process:
         next(line for line in process.stderr if "block 2 of" in line)
         process.send_signal(how)
         rest = process.stderr.read()
