@@ -131,7 +131,7 @@ def compile_pairs(options, folder, output):
 
 
 def for_people(found):
-    """A table with a row for each file. SE beside plain: the ratio of the bytes that are moved."""
+    """A table with a row for each file. SE compared with plain: the ratio of the bytes that are moved."""
     rows = [("precision", "variant", "network", "operators", "on the NPU", "on the CPU", "DRAM MB", "SE / plain")]
     for baseline, network in zip(found[::2], found[1::2], strict=True):
         moved = [one.read_bytes + one.written_bytes for one in (baseline, network)]

@@ -14,13 +14,12 @@ import keras
 import numpy as np
 from keras import layers
 
-from se_keras.graph import parts
 from se_keras.layers import SqueezeExcite, ops
 from se_keras.typing import Array, Json, OnMessage
 from se_keras.wording import counted
 
 from .gates import Gate, checked_labels, gate_calls, images_of, measure_gates
-from .lowering.copies import arguments_of, copied_graph, rebuilt
+from .lowering.copies import arguments_of, copied_graph, rebuilt, set_weights
 
 _BATCH = 32
 
@@ -305,8 +304,5 @@ def _with(model: keras.Model, replacement: Callable[[SqueezeExcite], layers.Laye
     new = copied_graph(model, copy)
     for operation, own in copies.items():
         if isinstance(operation, layers.Layer):
-            own.set_weights([ops.convert_to_numpy(weight) for weight in operation.weights])
-            for part in parts(own):
-                if isinstance(part, layers.Normalization):
-                    part.finalize_state()  # prepares the weights for the call
+            set_weights(own, [ops.convert_to_numpy(weight) for weight in operation.weights])
     return new

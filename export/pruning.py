@@ -17,13 +17,13 @@ import numpy as np
 from keras import layers
 
 from se_keras.errors import require_choice
-from se_keras.graph import calls, endpoints, input_shape_of, parts
-from se_keras.images import calibration_images
+from se_keras.graph import calls, endpoints, parts
 from se_keras.layers import SqueezeExcite, ops
 from se_keras.typing import Array
 from se_keras.wording import counted
 
-from .lowering.copies import arguments_of, copied_graph, rebuilt
+from .gates import gate_calls, images_of
+from .lowering.copies import arguments_of, copied_graph, rebuilt, set_weights
 
 RankingName = Literal["excitation", "response", "magnitude", "random"]
 _BATCH = 32
@@ -139,16 +139,8 @@ def responses(model: keras.Model, images: Any) -> dict[str, Array]:
 
 
 def _means(model: keras.Model, images: Any, measure: Callable[[Any], Any]) -> dict[str, Array]:
-    gates = [call for call in calls(model) if isinstance(call.operation, SqueezeExcite)]
-    if not gates:
-        raise ValueError(f"The model has no SqueezeExcite layers. Received: {model.name}")
-    if len(endpoints(model)[0]) > 1:
-        raise ValueError(f"Images are for models with one input. Received: {model.name} with {len(model.inputs)}")
-    shape = input_shape_of(model, None)
-    if None in shape and len(np.shape(images)) == 4:
-        shape = input_shape_of(model, np.shape(images)[1:])
-    images = calibration_images(images, shape)
-    means = {call.operation.name: ops.mean(ops.abs(ops.cast(measure(call), "float32")), axis=(1, 2)) for call in gates}
+    found, images = gate_calls(model), images_of(model, images)
+    means = {name: ops.mean(ops.abs(ops.cast(measure(call), "float32")), axis=(1, 2)) for name, call in found.items()}
     probe: Any = keras.Model(endpoints(model)[0], means)
     probe.compile(jit_compile=False)  # compilation by XLA takes longer than the images
     values = probe.predict(images, batch_size=_BATCH, verbose=0)
@@ -345,10 +337,7 @@ def _rebuilt(model: keras.Model, kept: Mapping[_Span, Array]) -> keras.Model:
     pruned = copied_graph(model, copy)
     for operation, smaller in copies.items():
         if isinstance(operation, layers.Layer):
-            smaller.set_weights([_cut(weight, cuts[operation]) for weight in operation.weights])
-            for part in parts(smaller):
-                if isinstance(part, layers.Normalization):
-                    part.finalize_state()  # prepares the weights for the call
+            set_weights(smaller, [_cut(weight, cuts[operation]) for weight in operation.weights])
     return pruned
 
 

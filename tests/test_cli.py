@@ -381,6 +381,8 @@ def test_every_number_is_checked_while_the_arguments_are_read():
     {
         "train se_resnet11_digits --epochs 99999999999999999999": "--epochs: must be an int of 1 to 2147483647.",
         "train se_resnet11_digits --batch-size 0": "--batch-size: must be an int of 1 to 2147483647. Received: '0'",
+        "export a.keras -o b.tflite --freeze-gates 2": "--freeze-gates: must be above 0 and at most 1. Received: '2'",
+        "export a.keras -o b.tflite --freeze-gates 0": "--freeze-gates: must be above 0 and at most 1. Received: '0'",
         "train se_resnet11_digits --learning-rate nan": "--learning-rate: must be a finite number above 0.",
         "show resnet50 --size 0": "--size: must be an int of 1 to 2147483647. Received: '0'",
         "benchmark --threads 0": "--threads: must be an int of 1 to 1024. Received: '0'",
@@ -1175,7 +1177,6 @@ REFUSALS = {
         for option in ("--input-type int8", "--output-type uint8", "--keep-float .*_se")
     },
     "export {files}/model.keras --freeze-gates 0.9 -o {new}/x.tflite": "--freeze-gates needs --calibration IMAGES",
-    "export {files}/model.keras --freeze-gates 2 --calibration digits -o {new}/x.tflite": "budget must be above 0 and",
     "export {files}/model.keras --freeze-gates 0.9 --as-published --calibration digits -o {new}/x.tflite":
         "--as-published is for gates that stay. Received: --freeze-gates",
     "gates {files}/run/model.keras -o {new}/g.gif": "Gates are drawn as .png, .svg or .pdf. Received: '{new}/g.gif'",

@@ -405,8 +405,10 @@ def test_second_training_in_a_folder_is_refused_while_the_first_one_runs(few, tm
 
 
 # A mutex that is locked twice waits for ever, and no signal wakes it: as a call of TensorFlow's to a lost machine.
+# A shell lets programs in the background ignore Ctrl-C, and those that they start: it is heeded here.
 WAITING = """
-import ctypes, sys, time
+import ctypes, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path.insert(0, sys.argv[1])
 import stopping
 stopping._PATIENCE = 0.3
@@ -430,7 +432,10 @@ def test_second_signal_ends_the_process_wherever_it_waits(where, number):
         time.sleep(0.5)
         assert process.poll() is None  # one is a request
         process.send_signal(number)
-        _, stderr = process.communicate(timeout=30)
+        try:
+            _, stderr = process.communicate(timeout=30)
+        finally:
+            process.kill()  # or a process that still waits would keep the tests waiting
     assert process.returncode == (-number if where == "Python" else 128 + number)
     assert ("ended by two signals" in stderr) is (where != "Python")
 

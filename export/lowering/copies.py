@@ -51,10 +51,16 @@ def copied(operation: Any, *, name: str) -> Any:
     copy = rebuilt(operation, in_float32(without_training(arguments_of(operation))) | {"name": name})
     if isinstance(operation, layers.Layer) and operation.weights:
         copy.build_from_config(operation.get_build_config())
-        copy.set_weights(merged_weights(operation))
-        if isinstance(operation, layers.Normalization):
-            copy.finalize_state()  # derives from the weights what the layer computes with
+        set_weights(copy, merged_weights(operation))
     return copy
+
+
+def set_weights(layer: layers.Layer, values: list[Array]) -> None:
+    """Sets the weights of a layer. A `Normalization` also derives from them what it computes with."""
+    layer.set_weights(values)
+    for part in parts(layer):
+        if isinstance(part, layers.Normalization):
+            part.finalize_state()
 
 
 def copied_graph(model: keras.Model, copy: Callable[[Any], Any]) -> keras.Model:

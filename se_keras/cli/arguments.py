@@ -69,6 +69,7 @@ BLOCKS = _number(int, "an int of 2 to 2147483647: at least 2 blocks make an inte
 RATE = _number(float, "a finite number above 0", lambda x: 0 < x < math.inf)
 SHARE = _number(float, "a finite number of at least 0", lambda x: 0 <= x < math.inf)
 PORT = _number(int, "an int of 1 to 65535", lambda x: 1 <= x <= 65535)
+BUDGET = _number(float, "above 0 and at most 1", lambda x: 0 < x <= 1)
 SECONDS = _number(float, "0 to 1000000000 seconds", lambda x: 0 <= x <= 1e9)
 TIMEOUT = _number(float, "above 0 and at most 1000000000 seconds", lambda x: 0 < x <= 1e9)
 

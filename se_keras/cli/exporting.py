@@ -19,7 +19,7 @@ def add_export(commands: Commands) -> None:
     calibrated = f"for {' and '.join(CALIBRATED)}, and for --freeze-gates: {arguments.IMAGES}"
     add("--calibration", metavar="IMAGES", help=calibrated)
     frozen = "make constants of gates as long as this share of the images keeps its top-1 class, such as 0.995"
-    add("--freeze-gates", type=arguments.RATE, metavar="SHARE", help=frozen)
+    add("--freeze-gates", type=arguments.BUDGET, metavar="SHARE", help=frozen)
     arguments.add_folder_options(add)
     for option in ("--input-type", "--output-type"):
         add(option, help=f"for int8: {one_of(arguments.TYPES, default='float32')}")
@@ -56,14 +56,8 @@ def export(options: argparse.Namespace, console: Console) -> None:
     from se_keras.wording import counted
 
     to_file, precision = options.output.suffix == ".tflite", options.precision
-    if not to_file and precision != "float32":
-        raise ValueError(f"{precision} is for -o FILE.tflite: a SavedModel is float32. Received: {options.output}")
     _check_output(options, to_file)
-    if options.calibration and precision not in CALIBRATED and not options.freeze_gates:
-        possible = " and ".join(CALIBRATED)
-        raise ValueError(
-            f"--calibration is for --precision {possible}, and for --freeze-gates. Received: --precision {precision}"
-        )
+    _check_calibration(options)
     with show_progress(console) as progress:
         progress(f"loading {options.model}")
         model = load_keras(options.model)
@@ -117,6 +111,9 @@ def export(options: argparse.Namespace, console: Console) -> None:
 
 def _check_output(options, to_file):
     """Refuses a target and options that do not go together."""
+    if not to_file and options.precision != "float32":
+        rule = f"{options.precision} is for -o FILE.tflite: a SavedModel is float32"
+        raise ValueError(f"{rule}. Received: {options.output}")
     suffix, received = options.output.suffix, f"-o {options.output}"
     if suffix.lower() == ".tflite" and not to_file:
         raise ValueError(f"A LiteRT file's name ends in .tflite, in small letters. Received: {received}")
@@ -124,6 +121,13 @@ def _check_output(options, to_file):
     only_for(options, "--top", "a SavedModel's folder", received, possible=not to_file)
     given = options.labels or options.normalize
     only_for(options, "--override", "--labels and --normalize", "neither", possible=given)
+
+
+def _check_calibration(options):
+    """Refuses images without a use, and uses without images."""
+    if options.calibration and options.precision not in CALIBRATED and not options.freeze_gates:
+        possible = f"--calibration is for --precision {' and '.join(CALIBRATED)}, and for --freeze-gates"
+        raise ValueError(f"{possible}. Received: --precision {options.precision}")
     only_for(options, "--as-published", "gates that stay", "--freeze-gates", possible=not options.freeze_gates)
     if options.freeze_gates and not options.calibration:
         raise ValueError("--freeze-gates needs --calibration IMAGES, some hundreds. Received: no --calibration")

@@ -91,7 +91,7 @@ function list(found) {
   const table = document.getElementById('facts');
   for (const [name, value] of Object.entries(found)) {
     const row = table.insertRow();
-    for (const text of [name.replaceAll('_', ' '), value ?? 'not told']) row.insertCell().textContent = text;
+    for (const text of [name.replaceAll('_', ' '), value ?? 'not reported']) row.insertCell().textContent = text;
   }
 }
 
@@ -117,14 +117,14 @@ async function download(file, says) {
   const answer = await fetch(file.address);
   if (!answer.ok) throw new Refused(await answer.text());
   const content = new Uint8Array(file.bytes), reader = answer.body.getReader();
-  let length = 0, told = performance.now();
+  let length = 0, shown = performance.now();
   for (let part; !(part = await reader.read()).done;) {
     content.set(part.value, length);
     length += part.value.length;
     const text = `fetching ${file.name}, ${(length / 1e6).toFixed(0)} of ${(file.bytes / 1e6).toFixed(0)} MB`;
     says(text);
-    if (performance.now() - told > 2000) {
-      told = performance.now();
+    if (performance.now() - shown > 2000) {
+      shown = performance.now();
       post('status', {text});
     }
   }

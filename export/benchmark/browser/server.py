@@ -51,7 +51,7 @@ class Answer:
 
     Args:
         shape: The `TypedDict` that its JSON must be.
-        of: From the value to the answer; a ValueError is the stranger's fault, and told.
+        of: From the value to the answer; a ValueError is the stranger's fault, and its message is the answer.
     """
 
     shape: Any

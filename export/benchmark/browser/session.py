@@ -22,7 +22,7 @@ from .facts import Facts, name_of, readable
 from .server import Answer
 
 REJOINING = 10.0  # seconds that a page has to come back after it was left, as by a reload
-LONGEST_SILENCE = 300.0  # seconds: a phone that sleeps goes on when it wakes up
+LONGEST_SILENCE = 300.0  # seconds: a phone that sleeps continues when it wakes up
 _LONGEST_PAUSE = 90.0  # seconds without a word of a page that waits; in the background they speak once a minute
 _MOST_DEVICES = 50
 _MOST_STARTS = 3  # of a pair without a block between them
@@ -122,7 +122,7 @@ class Device:
     left: bool = False
     state: str = ""
     task: Task | None = None
-    ending: str | None = None  # what it is told at the end
+    ending: str | None = None  # what its page shows at the end
 
     @property
     def name(self) -> str:
